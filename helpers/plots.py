@@ -1,0 +1,164 @@
+"""Figures that look right in light and dark, say what they show, and need no network.
+
+Each `show_*` puts one `<figure>` with its caption into the cell's output. Lines and letters of static
+figures are drawn in `INK`, which becomes the page's own text colour. The scripts behind interactive
+figures (plotly's and CircuitsVis') are shipped once with the site; in JupyterLab, started by `make lab`,
+each figure carries its own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import plotly.graph_objects
+    from jaxtyping import Float
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+INK = "#010203"  # a colour that nothing else uses
+BLUE, ORANGE, GREEN, PINK, GREY = "#3c8dd0", "#d1791f", "#2f9e76", "#c06aa8", "#8a8a8a"
+"""Distinguishable for colour-blind readers, with enough contrast on white and on near-black."""
+
+STYLE = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "svg.fonttype": "none",  # letters stay letters: searchable, and in the page's font
+    "svg.hashsalt": "book",  # the same figure gives the same file
+}
+
+
+@contextmanager
+def figure(
+    key: str, *, caption: str, alt: str, width: float = 7.0, height: float = 3.5, **subplots: Any
+) -> Iterator[tuple[matplotlib.figure.Figure, Any]]:
+    """Draw a static figure in the body of the `with`; it is shown as inline SVG when the body ends.
+
+    Args:
+        key: unique on the page; becomes the figure's anchor.
+        caption: the finding first, then how to read it, n and error bars. Plain text.
+        alt: what a reader who can't see the figure needs to know.
+        width, height: inches at 100 % zoom of a page column about 7 inches wide.
+        subplots: passed on to `matplotlib.pyplot.subplots`.
+
+    Yields:
+        The figure and its axes, as `subplots` gives them.
+    """
+    import matplotlib
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context(STYLE):
+        drawing, axes = pyplot.subplots(figsize=(width, height), layout="constrained", **subplots)
+        try:
+            yield drawing, axes
+            target = io.StringIO()
+            drawing.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+        finally:
+            pyplot.close(drawing)
+    svg = target.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    # Identifiers are unique within a figure only; a page may hold several.
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", svg)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
+    _show(key, svg, caption)
+
+
+def show_plotly(key: str, drawing: plotly.graph_objects.Figure, *, caption: str, alt: str) -> None:
+    """Show an interactive plotly figure. Texts that come from a model belong through `as_text`."""
+    drawing.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 60, "r": 20, "t": 30, "b": 50},
+    )
+    drawing.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")
+    drawing.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")
+    div = drawing.to_html(
+        include_plotlyjs=_live() and "inline",
+        full_html=False,
+        div_id=f"plotly-{key}",
+        config={"displaylogo": False},
+    )
+    _show(key, f'<div class="interactive" role="img" aria-label="{escape(alt)}">{div}</div>', caption)
+
+
+def show_attention(
+    key: str,
+    tokens: Sequence[str],
+    patterns: Float[Tensor, "head query key"] | NDArray,
+    names: Sequence[str],
+    *,
+    caption: str,
+    alt: str,
+) -> None:
+    """Show attention patterns of some heads, to be hovered over, drawn by CircuitsVis.
+
+    CircuitsVis' own Python side asks the network how to draw itself, so only its script is used.
+
+    Args:
+        tokens: one text for each position.
+        patterns: rows over keys sum to one.
+        names: one for each head.
+    """
+    properties = {
+        # CircuitsVis drops a token spelled like an HTML tag, so such a token gets a space inside.
+        "tokens": [re.sub(r"^<(?=[\w/|])", "< ", token) for token in tokens],
+        "attention": [[[round(float(weight), 4) for weight in row] for row in head] for head in patterns],
+        "attentionHeadNames": list(names),
+    }
+    data = json.dumps(properties).replace("<", "\\u003c")  # no text can end the script element
+    script = f"<script>{_circuitsvis_script()}</script>" if _live() else ""
+    div = (
+        f'<div class="interactive attention" role="img" aria-label="{escape(alt)}">'
+        f'<div id="attention-{key}"></div></div>'
+        f'{script}<script>CircuitsVis.render("attention-{key}", CircuitsVis.AttentionHeads, {data})</script>'
+    )
+    _show(key, div, caption)
+
+
+def as_text(text: str) -> str:
+    """A text from a model or a data set for plotly's labels, which would take it for HTML."""
+    return escape(text.replace("\n", "⏎"))
+
+
+def plain(text: str) -> str:
+    """A text from a model or a data set for matplotlib's labels, which would take dollar signs for mathematics."""
+    return text.replace("\n", "⏎").replace("$", r"\$")
+
+
+def _live() -> bool:
+    """Whether figures must carry their scripts: in JupyterLab, where no page has loaded them."""
+    return os.environ.get("BOOK_LIVE") == "1"
+
+
+def _circuitsvis_script() -> str:
+    import circuitsvis
+
+    bundle = Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js"
+    return bundle.read_text(encoding="utf-8").replace("</script", "<\\/script")
+
+
+def _show(key: str, content: str, caption: str) -> None:
+    from IPython.display import HTML, display
+
+    display(HTML(f'<figure id="{key}" class="book">{content}<figcaption>{escape(caption)}</figcaption></figure>'))

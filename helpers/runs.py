@@ -1,0 +1,256 @@
+"""What a chapter needs to be a run: checked parameters, seeds, and a record of what came out.
+
+The record (claims, values, parameters, provenance) travels inside the executed notebook, as one
+output of the cell that calls `Run.finish`; `read_record` takes it out again. So the numbers on a page
+and those in the JSON file can't differ, and stock papermill needs nothing besides.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from html import escape
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from helpers import ROOT, InputError, claims
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+    from helpers.models import LoadedModel
+
+Item = TypeVar("Item")
+RECORD = "book_record"
+"""The key under which the metadata of an output holds the record."""
+PACKAGES = (
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "nnsight",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+)
+
+
+def validate(**rules: tuple[Any, Any]) -> dict[str, Any]:
+    """Check a chapter's parameters and return them as a dictionary.
+
+    Each keyword is a parameter, with its value and what is legal: a type, a tuple of choices, or a
+    `range` for counts. A parameter that papermill injected and that is not among them is an error, as
+    papermill itself only warns.
+
+    Raises:
+        InputError: the first value that is not legal, with its name.
+
+    >>> validate(seed=(1, range(0, 100)), device=("cpu", ("cpu", "cuda")))
+    {'seed': 1, 'device': 'cpu'}
+    """
+    if unknown := sorted(_injected_names() - set(rules)):
+        raise InputError(f"unknown parameter {unknown[0]!r}: legal are {', '.join(rules)}")
+    for name, (value, legal) in rules.items():
+        if isinstance(legal, range):
+            if type(value) is not int:
+                raise InputError(f"parameter {name} must be a whole number, not {value!r}")
+            if value not in legal:
+                raise InputError(f"parameter {name} = {value} is out of range: legal are {legal[0]} to {legal[-1]}")
+        elif isinstance(legal, tuple):
+            if value not in legal:
+                raise InputError(f"parameter {name} = {value!r} is not legal: legal are {', '.join(map(repr, legal))}")
+        elif type(value) is not legal:
+            raise InputError(f"parameter {name} must be of type {legal.__name__}, not {value!r}")
+    return {name: value for name, (value, _) in rules.items()}
+
+
+def start(chapter: str, parameters: dict[str, Any]) -> Run:
+    """Seed everything, use all usable cores, and begin the record.
+
+    Args:
+        chapter: path of the notebook below `book/`, without suffix.
+        parameters: what `validate` returned; `seed` seeds Python, NumPy and torch where it is given.
+    """
+    import joblib
+    import torch
+    import transformers
+
+    torch.set_num_threads(joblib.cpu_count())
+    if "seed" in parameters:
+        transformers.set_seed(parameters["seed"])
+    return Run(chapter, parameters)
+
+
+@dataclass
+class Run:
+    """The record of one execution of a chapter, filled as its cells run."""
+
+    chapter: str
+    parameters: dict[str, Any]
+    claims: list[claims.Claim] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    def value(self, key: str, value: claims.Estimate | float | int | str) -> None:
+        """Record a value and glue it, so that prose can say {glue:text}`key`.
+
+        Raises:
+            InputError: the key is taken.
+        """
+        if key in self.values:
+            raise InputError(f"value {key!r} is recorded twice: keys are unique within a chapter")
+        self.values[key] = asdict(value) if isinstance(value, claims.Estimate) else value
+        _glue(key, _text(value))
+
+    def table(self, key: str, rows: list[dict[str, Any]], *, caption: str) -> None:
+        """Record a table, a dictionary for each row, and show it with every text escaped."""
+        import pandas
+        from IPython.display import HTML, display
+
+        self.values[key] = [
+            {name: asdict(cell) if isinstance(cell, claims.Estimate) else cell for name, cell in row.items()}
+            for row in rows
+        ]
+        frame = pandas.DataFrame(
+            [
+                {name: cell.brief() if isinstance(cell, claims.Estimate) else _text(cell) for name, cell in row.items()}
+                for row in rows
+            ]
+        )
+        html = frame.to_html(index=False, border=0, classes="table").replace(
+            "<thead>", f"<caption>{escape(caption)}</caption><thead>", 1
+        )
+        display(HTML(f'<div class="wide-table" id="{key}">{html}</div>'))
+
+    def claim(self, id: str, sentence: str, *, loaded: LoadedModel, **evidence: Any) -> None:
+        """Record a claim, decided by its rule (see `claims.decide`), and glue its verdict as `claim-<id>`.
+
+        Raises:
+            InputError: the id is taken, or the rule can't be decided.
+        """
+        if any(claim.id == id for claim in self.claims):
+            raise InputError(f"claim {id!r} is made twice: ids are unique within a chapter")
+        claim = claims.decide(id, sentence, model_name=loaded.card.name, **evidence)
+        self.claims.append(claim)
+        _glue(f"claim-{id}", " ".join(filter(None, (claim.verdict, claim.reason))))
+
+    def finish(self, loaded: LoadedModel) -> None:
+        """Show the claims and what made them, and leave the record in this cell's output."""
+        from IPython.display import display
+
+        record = {
+            "chapter": self.chapter,
+            "model": loaded.record(),
+            "parameters": self.parameters,
+            "values": self.values,
+            "claims": claims.as_record(self.claims),
+            "provenance": provenance(self.started),
+        }
+        model = record["model"]
+        _glue("model", ", ".join(filter(None, (model["title"], model["quantisation"], model["dtype"]))))
+        _glue("profile", record["provenance"]["profile"])
+        _glue("threads", str(record["provenance"]["hardware"]["threads"]))
+        _glue("seconds", f"{record['provenance']['seconds']:.0f}")
+        html = claims.as_html(self.claims) + _provenance_html(record)
+        display({"text/html": html}, metadata={RECORD: record}, raw=True)
+
+
+def read_record(notebook: NotebookNode) -> dict[str, Any]:
+    """The record that an executed notebook carries.
+
+    Raises:
+        InputError: it carries none, so it did not run to its end.
+    """
+    for cell in reversed(notebook.cells):
+        for output in cell.get("outputs", []):
+            if RECORD in output.get("metadata", {}):
+                return output["metadata"][RECORD]
+    raise InputError("the notebook carries no record: its last code cell must call run.finish(model)")
+
+
+def progress(items: Iterable[Item], step: str) -> Iterator[Item]:
+    """Go through `items` with a progress line on standard error that names the step."""
+    from tqdm import tqdm
+
+    return iter(tqdm(items, desc=step, mininterval=2, leave=False, file=sys.stderr))
+
+
+def provenance(started: float) -> dict[str, Any]:
+    """Where and when a run took place: commit, versions, hardware, seconds."""
+    import joblib
+    import torch
+
+    return {
+        "profile": os.environ.get("BOOK_PROFILE", "by hand"),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 1),
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cores": joblib.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "packages": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _text(value: Any) -> str:
+    return claims.short(value) if isinstance(value, float) else str(value)
+
+
+def _git(*command: str) -> str | None:
+    try:
+        result = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+    except OSError:  # no git on this machine
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _injected_names() -> set[str]:
+    """Names that the cell injected by papermill assigns, where this runs in such a notebook."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    sources = shell.user_ns.get("In", []) if shell else []
+    injected = next((source for source in sources if source.startswith("# Parameters\n")), "")
+    statements = ast.parse(injected).body
+    return {target.id for line in statements if isinstance(line, ast.Assign) for target in line.targets}
+
+
+def _glue(key: str, text: str) -> None:
+    """The output that `myst_nb.glue(key, text, display=False)` makes, without importing Sphinx."""
+    from IPython.display import display
+
+    prefix = "application/papermill.record/"
+    display(
+        {prefix + "text/plain": text},
+        metadata={"scrapbook": {"name": key, "mime_prefix": prefix}},
+        raw=True,
+    )
+
+
+def _provenance_html(record: dict[str, Any]) -> str:
+    model, origin = record["model"], record["provenance"]
+    hardware = origin["hardware"]
+    changed = ", with uncommitted changes" if origin["git_uncommitted_changes"] else ""
+    rows = {
+        "Model": f"{model['title']}" + (f"; {model['quantisation']}" if model["quantisation"] else ""),
+        "Weights": f"sha256 {model['weights_sha256'][:16]}…, {model['dtype']}, {model['device']}, {model['backend']}",
+        "Profile": origin["profile"],
+        "Parameters": ", ".join(f"{name} = {value}" for name, value in record["parameters"].items()),
+        "Commit": f"{(origin['git_commit'] or 'unknown')[:12]}{changed}",
+        "Ran": f"{origin['started']}, {origin['seconds']:.0f} s on {hardware['threads']} threads"
+        f" ({hardware['system']} {hardware['machine']}{', ' + hardware['gpu'] if hardware['gpu'] else ''})",
+        "Versions": ", ".join(f"{name} {version}" for name, version in origin["packages"].items()),
+    }
+    body = "".join(f'<tr><th scope="row">{name}</th><td>{escape(text)}</td></tr>' for name, text in rows.items())
+    return f'<details class="provenance"><summary>This run</summary><table>{body}</table></details>'

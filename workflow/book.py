@@ -1,0 +1,306 @@
+"""Execute chapters and build the site; the Makefile and the Snakefile call this.
+
+python -m workflow.book build [PROFILE]         run what is out of date, then the site
+python -m workflow.book run CHAPTER [PARAMS]    one chapter with other parameters, in its own folder
+python -m workflow.book record                  the `record` profile, copied to results/
+python -m workflow.book pair                    each chapter's .ipynb from its .py
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from helpers import ROOT, InputError
+from workflow import chapters
+
+BUILD = ROOT / "_build"
+RUNS = BUILD / "runs"
+SITE = BUILD / "html"
+
+
+def build(profile: str) -> None:
+    """Bring the runs of a profile and the site up to date, and print the path of its first page."""
+    chapters.profile_parameters(profile, "")
+    snakemake("site", profile)
+    print(SITE / "index.html")
+
+
+def record() -> None:
+    """Run the `record` profile and copy what each chapter recorded to `results/<model>/record/`."""
+    snakemake("runs", "record")
+    for chapter in chapters.all_chapters():
+        source = RUNS / "record" / f"{chapter}.json"
+        model = json.loads(source.read_text(encoding="utf-8"))["model"]["name"]
+        target = ROOT / "results" / model.replace("/", "--") / "record" / f"{chapter}.json"
+        write(target, source.read_text(encoding="utf-8"))
+        print(target)
+
+
+def run(name: str, text: str) -> None:
+    """Execute one chapter with other parameters in a folder of its own, and print its page's path."""
+    chapter, parameters = chapters.find_chapter(name), chapters.parse_parameters(text)
+    digest = hashlib.sha256(json.dumps([chapter, parameters], sort_keys=True).encode()).hexdigest()[:8]
+    folder = RUNS / f"custom-{digest}"
+    execute(chapter, parameters, folder, profile=f"custom-{digest}")
+    # Other chapters are shown as they are, so what they lack is no error here.
+    render(folder / "html", BOOK_CUSTOM_RUN=str(folder))
+    print(folder / "html" / "book" / f"{chapter}.html")
+
+
+def pair() -> None:
+    """Write the `.ipynb` beside each chapter anew where it does not hold what its `.py` says."""
+    for chapter in chapters.all_chapters():
+        target = ROOT / "book" / f"{chapter}.ipynb"
+        text = paired(chapter)
+        if not target.exists() or target.read_text(encoding="utf-8") != text:
+            write(target, text)
+            print(target)
+
+
+def paired(chapter: str) -> str:
+    """The stripped `.ipynb` that belongs to a chapter's `.py`, with cell ids that stay the same."""
+    import jupytext
+    import nbformat
+
+    notebook = jupytext.read(ROOT / "book" / f"{chapter}.py")
+    for index, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{index:03}"
+    return nbformat.writes(notebook) + "\n"
+
+
+def snakemake(target: str, profile: str) -> None:
+    """Let Snakemake bring a target up to date; one at a time in a checkout.
+
+    The lock is the operating system's, which a killed process can't leave behind; so Snakemake's own,
+    which it can, is switched off.
+    """
+    for chapter in chapters.all_chapters():  # what Snakemake will ask, so that an error is told in one sentence
+        chapters.profile_parameters(profile, chapter), chapters.helper_files(chapter)
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        target,
+        "--snakefile",
+        "workflow/Snakefile",
+        "--cores",
+        "all",
+    ]
+    command += [
+        "--nolock",
+        "--rerun-incomplete",
+        "--quiet",
+        "all",
+        "--config",
+        f"profile={profile}",
+    ]
+    with only_one():
+        result = subprocess.run(command, cwd=ROOT)
+    if result.returncode:
+        raise InputError(f"the {target} of profile {profile!r} could not be made: see above, and .snakemake/log/")
+
+
+@contextmanager
+def only_one() -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    BUILD.mkdir(exist_ok=True)
+    lock = FileLock(BUILD / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("another build is running in this checkout; waiting for it to end")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: str) -> None:
+    """Run a chapter through papermill; its notebook and its record appear in `folder` when both are whole.
+
+    Raises:
+        InputError: a cell raised; the sentence names chapter, section and error.
+    """
+    import jupytext
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    from helpers import runs
+
+    os.environ |= {"BOOK_PROFILE": profile, "PYTHONWARNINGS": "ignore:IProgress not found"}
+    notebook = jupytext.read(ROOT / "book" / f"{chapter}.py")
+    started = time.time()
+    with tempfile.TemporaryDirectory(prefix="run-", dir=BUILD) as work:
+        source, result = Path(work, "source.ipynb"), Path(work, "executed.ipynb")
+        nbformat.write(notebook, source)
+        try:
+            executed = papermill.execute_notebook(
+                source,
+                result,
+                parameters,
+                engine_name=register_engine(chapter),
+                progress_bar=False,
+                cwd=ROOT,
+                stderr_file=sys.stderr,
+                request_save_on_cell_execute=False,
+                extra_arguments=["--log-level=40"],
+            )
+        except papermill.PapermillExecutionError as error:
+            section = section_of(notebook, error.source)
+            kept = BUILD / "failed" / f"{chapter}.ipynb"
+            if result.exists():
+                write(kept, result.read_text(encoding="utf-8"))
+            raise InputError(
+                f"chapter {chapter}, section {section!r}: {error.ename}: {error.evalue} (traceback in {kept})"
+            ) from None
+        except DeadKernelError:
+            raise InputError(f"chapter {chapter}: its process was killed, most likely for lack of memory") from None
+    record = runs.read_record(executed)
+    write(
+        folder / f"{chapter}.json",
+        json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n",
+    )
+    write(folder / f"{chapter}.ipynb", nbformat.writes(executed))
+    say(f"{chapter}: done in {time.time() - started:.0f} s")
+
+
+def register_engine(chapter: str) -> str:
+    """Papermill's own engine, which besides says which chapter and which section it is at."""
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class SpokenEngine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, manager: Any, kernel_name: str, **options: Any) -> Any:
+            start_cell, said = manager.cell_start, []
+
+            def start_aloud(cell: Any, cell_index: int, **more: Any) -> None:
+                section = section_of(manager.nb, cell.source)
+                if cell.cell_type == "code" and said[-1:] != [section]:
+                    say(f"{chapter}: {section} (cell {cell_index + 1} of {len(manager.nb.cells)})")
+                    said.append(section)
+                start_cell(cell, cell_index, **more)
+
+            manager.cell_start = start_aloud
+            return super().execute_managed_notebook(manager, kernel_name, **options)
+
+    papermill_engines.register("spoken", SpokenEngine)
+    return "spoken"
+
+
+def section_of(notebook: Any, source: str) -> str:
+    """The last heading before the cell with this source."""
+    heading = "parameters"
+    for cell in notebook.cells:
+        if cell.source == source:
+            break
+        if cell.cell_type == "markdown":
+            heading = next(
+                (line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")),
+                heading,
+            )
+    return heading
+
+
+def render(target: Path, *options: str, **environment: str) -> None:
+    """Build the site with stock Jupyter Book; `target` is replaced when all of it is there.
+
+    Raises:
+        InputError: Jupyter Book failed, or warned and `options` make that an error.
+    """
+    with tempfile.TemporaryDirectory(prefix="site-", dir=BUILD) as work:
+        stock = "from jupyter_book.cli.main import main; main()"  # what the program `jupyter-book` is
+        command = [
+            sys.executable,
+            "-c",
+            stock,
+            "build",
+            ".",
+            "--all",
+            "--path-output",
+            work,
+            *options,
+        ]
+        result = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+        if result.returncode:
+            lines = [
+                line for line in (result.stdout + result.stderr).splitlines() if "WARNING" in line or "rror" in line
+            ]
+            raise InputError("the site could not be built: " + "\n".join(lines or [result.stderr[-500:]]))
+        old = Path(work, "old")
+        if target.exists():
+            target.rename(old)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Path(work, "_build", "html").rename(target)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file so that it is either whole or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.book")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in ("build", "site"):
+        commands.add_parser(command).add_argument("profile", nargs="?", default="embedded")
+    commands.add_parser("record")
+    commands.add_parser("pair")
+    for command, last in (("run", "parameters"), ("execute", "profile")):
+        added = commands.add_parser(command)
+        added.add_argument("chapter")
+        added.add_argument(last, nargs="?", default="")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "build":
+            build(options.profile)
+        elif options.command == "record":
+            record()
+        elif options.command == "pair":
+            pair()
+        elif options.command == "run":
+            run(options.chapter, options.parameters)
+        elif options.command == "execute":
+            parameters = chapters.profile_parameters(options.profile, options.chapter)
+            execute(options.chapter, parameters, RUNS / options.profile, profile=options.profile)
+        else:
+            render(SITE, "-W", "--keep-going", BOOK_PROFILE=options.profile)
+    except (InputError, OSError) as error:
+        say(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
