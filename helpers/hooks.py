@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,28 @@ def ablate_heads(
         for layer in by_layer:
             hooks.enter_context(_on_input(projections[layer], lambda z, layer=layer: ablate(layer, z)))
         yield
+
+
+def layer_matched_sets(loaded: LoadedModel, heads: Sequence[Head], *, n_sets: int, seed: int) -> list[list[Head]]:
+    """Random sets to compare with: as many heads in every layer as `heads` has there, none of them in `heads`.
+
+    Returns no set at all where a layer has too few other heads.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    taken = {layer: [head for other, head in heads if other == layer] for layer, _ in heads}
+    free = {layer: np.setdiff1d(np.arange(loaded.n_heads), taken[layer]) for layer in taken}
+    if any(len(free[layer]) < len(taken[layer]) for layer in taken):
+        return []
+    return [
+        [
+            (layer, int(head))
+            for layer in sorted(taken)
+            for head in generator.choice(free[layer], len(taken[layer]), replace=False)
+        ]
+        for _ in range(n_sets)
+    ]
 
 
 def output_projections(loaded: LoadedModel) -> list[Module]:

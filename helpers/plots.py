@@ -89,7 +89,7 @@ def show_plotly(key: str, drawing: plotly.graph_objects.Figure, *, caption: str,
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 60, "r": 20, "t": 30, "b": 50},
+        margin={"l": 70, "r": 20, "t": 20, "b": 70},
     )
     drawing.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")
     drawing.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")

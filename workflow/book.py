@@ -69,13 +69,13 @@ def pair() -> None:
 
 
 def paired(chapter: str) -> str:
-    """The stripped `.ipynb` that belongs to a chapter's `.py`, with cell ids that stay the same."""
+    """The `.ipynb` that belongs to a chapter's `.py`, as nbstripout leaves it."""
     import jupytext
     import nbformat
+    from nbstripout import strip_output
 
     notebook = jupytext.read(ROOT / "book" / f"{chapter}.py")
-    for index, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{index:03}"
+    notebook = strip_output(notebook, keep_output=False, keep_count=False, keep_id=False)
     return nbformat.writes(notebook) + "\n"
 
 

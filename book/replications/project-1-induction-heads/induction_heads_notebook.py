@@ -86,37 +86,35 @@ def draw(sample_seed):
 
 selection_repeated, _ = draw(2 * seed)
 repeated, unrepeated = draw(2 * seed + 1)
-start = (
-    repeated.shape[1] - 2 * segment_length
-)  # 1 where the model has a start token, else 0
+# 1 where the model has a start token, else 0.
+start = repeated.shape[1] - 2 * segment_length
 
 # %% [markdown]
 # ## See the loss fall
 #
 # **What we expect.** The loss of a token is $-\log p(x_t \mid x_{<t})$. Random tokens can't be predicted, so
-# in the first half it can't go below $\log V$ for a vocabulary of $V$ tokens. If the model copies, the loss
+# in the first half its mean can't go below $\log V$ for a vocabulary of $V$ tokens. If the model copies, the loss
 # drops as soon as the repetition begins, and not in the sequences without one.
 
 # %%
-loss_repeated = models.next_token_losses(
-    model, repeated
-)  # entry i is the loss of token i + 1
+# entry i is the loss of token i + 1
+loss_repeated = models.next_token_losses(model, repeated)
 loss_unrepeated = models.next_token_losses(model, unrepeated)
 
-first_half = slice(
-    start, start + segment_length - 1
-)  # tokens 2 to L: each has a token of its segment before it
+# tokens 2 to L: each has a token of its segment before it
+first_half = slice(start, start + segment_length - 1)
 second_half = slice(start + segment_length, start + 2 * segment_length - 1)
 
 
 def half_means(loss):
-    return loss[:, first_half].mean(dim=1).numpy(), loss[:, second_half].mean(
-        dim=1
-    ).numpy()
+    halves = loss[:, first_half], loss[:, second_half]
+    return [half.mean(dim=1).numpy() for half in halves]
 
 
 first, second = half_means(loss_repeated)
 control_first, control_second = half_means(loss_unrepeated)
+
+# %% tags=["hide-input"]
 run.value("loss_first_half", claims.mean(first, seed=seed))
 run.value("loss_second_half", claims.mean(second, seed=seed))
 run.value("loss_second_half_unrepeated", claims.mean(control_second, seed=seed))
@@ -224,17 +222,11 @@ control_scores = job_scores(unrepeated).mean(axis=0)
 # %%
 def top_heads(job_index, count):
     """The heads with the highest scores on the selection sample, best first."""
-    order = np.argsort(-selection_scores[job_index], axis=None, kind="stable")[
-        :count
-    ]
-    return [
-        tuple(
-            map(int, np.unravel_index(index, selection_scores[job_index].shape))
-        )
-        for index in order
-    ]
+    order = np.argsort(-selection_scores[job_index], axis=None, kind="stable")
+    return [divmod(int(place), model.n_heads) for place in order[:count]]
 
 
+# %% tags=["hide-input"]
 rows = []
 for job_index, job in enumerate(DISTANCE):
     for layer, head in top_heads(job_index, 4):
@@ -324,7 +316,7 @@ drawing = go.Figure(
         mode="markers",
         marker={
             "color": means[1],
-            "colorscale": "Viridis",
+            "colorscale": [[0, plots.GREY], [1, plots.ORANGE]],
             "cmin": 0,
             "cmax": 1,
             "size": 8,
@@ -400,44 +392,23 @@ def loss_increase(heads):
     return ablated_first - first, ablated_second - second
 
 
-def layer_matched(heads, generator):
-    """A random set with as many heads in every layer, none of them in `heads`; None where there are too few."""
-    drawn = []
-    for layer in {layer for layer, _ in heads}:
-        taken = [head for other, head in heads if other == layer]
-        free = np.setdiff1d(np.arange(model.n_heads), taken)
-        if len(free) < len(taken):
-            return None
-        drawn += [
-            (layer, int(head))
-            for head in generator.choice(free, len(taken), replace=False)
-        ]
-    return drawn
-
-
 # %%
-generator = np.random.default_rng(seed)
-sizes = [4**power for power in range(5) if 4**power <= max_ablated_heads]
-sets = {
-    size: [
-        layer_matched(top_heads(0, size), generator)
-        for _ in range(n_random_sets)
-    ]
-    for size in sizes
-}
-sizes = [
-    size for size in sizes if None not in sets[size]
-]  # small models run out of other heads
-
 increase, random_increase = {}, {}
-for size in sizes:
-    increase[size] = loss_increase(top_heads(0, size))
-    draws = runs.progress(sets[size], f"random sets of {size}")
-    random_increase[size] = np.array(
-        [[half.mean() for half in loss_increase(heads)] for heads in draws]
+for size in (4**power for power in range(5) if 4**power <= max_ablated_heads):
+    best = top_heads(0, size)
+    random_sets = hooks.layer_matched_sets(
+        model, best, n_sets=n_random_sets, seed=seed
     )
+    if random_sets:  # small models run out of other heads
+        increase[size] = loss_increase(best)
+        random_increase[size] = np.array(
+            [
+                [half.mean() for half in loss_increase(heads)]
+                for heads in runs.progress(random_sets, f"{size} random heads")
+            ]
+        )
 
-# %%
+# %% tags=["hide-input"]
 rows = [
     {
         "heads ablated": size,
@@ -446,7 +417,7 @@ rows = [
         "random, largest": float(random_increase[size][:, 1].max()),
         "best heads, first half": claims.mean(increase[size][0], seed=seed),
     }
-    for size in sizes
+    for size in increase
 ]
 run.table(
     "ablation",
@@ -454,12 +425,12 @@ run.table(
     caption=f"Rise of the loss (nats) in the second half, and in the first for comparison: mean over {n_sequences} "
     "sequences, 95 % bootstrap interval in brackets.",
 )
-largest = sizes[-1] if sizes else 0
+largest = max(increase, default=0)
 run.value("largest_set", largest)
 run.value(
     "loss_second_half_ablated",
     claims.mean(second + increase[largest][1], seed=seed)
-    if sizes
+    if increase
     else "not measured",
 )
 run.claim(
@@ -467,8 +438,8 @@ run.claim(
     "Ablating the best induction heads costs more in the repeated half than any random set of the same layers.",
     loaded=model,
     rule="value > baseline",
-    estimate=claims.mean(increase[largest][1], seed=seed) if sizes else None,
-    baseline=float(random_increase[largest][:, 1].max()) if sizes else None,
+    estimate=claims.mean(increase[largest][1], seed=seed) if increase else None,
+    baseline=float(random_increase[largest][:, 1].max()) if increase else None,
     baseline_is=f"the largest of {n_random_sets} layer-matched random sets of {largest}",
     tolerance=0.05,
 )
@@ -478,9 +449,11 @@ run.claim(
     loaded=model,
     rule="value > baseline",
     estimate=claims.mean(increase[largest][1] - increase[largest][0], seed=seed)
-    if sizes
+    if increase
     else None,
-    baseline=float(np.diff(random_increase[largest]).max()) if sizes else None,
+    baseline=float(np.diff(random_increase[largest]).max())
+    if increase
+    else None,
     baseline_is="the largest difference for a random set",
     tolerance=0.05,
 )
@@ -493,8 +466,8 @@ with plots.figure(
     "is their median).",
     alt="Loss increase against number of ablated heads: the best induction heads lie far above random sets.",
 ) as (_, axes):
-    places = np.arange(len(sizes))
-    for place, size in zip(places, sizes, strict=True):
+    places = np.arange(len(increase))
+    for place, size in enumerate(increase):
         estimate = claims.mean(increase[size][1], seed=seed)
         error = [
             [estimate.value - estimate.low],
@@ -531,7 +504,7 @@ with plots.figure(
         xlabel="heads ablated",
         ylabel="rise of the loss (nats)",
         xticks=places,
-        xticklabels=sizes,
+        xticklabels=list(increase),
     )
     axes.legend(loc="upper left")
 
@@ -656,6 +629,5 @@ run.finish(model)
 # %% [markdown]
 # ## References
 #
-# ```{bibliography}
-# :filter: docname in docnames
-# ```
+# {cite:t}`olsson2022context` and {cite:t}`wang2022interpretability`, in full in the
+# [bibliography](../../reference/bibliography).

@@ -1,0 +1,116 @@
+"""The chapters as files: pairs, stripped, listed, with parameters that are literals and claims that are cited."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import yaml
+
+from helpers import ROOT
+from workflow import book, chapters
+
+CHAPTERS = chapters.all_chapters()
+every_chapter = pytest.mark.parametrize("chapter", CHAPTERS)
+
+
+def notebook(chapter):
+    return nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4)
+
+
+def code_cells(chapter):
+    return [cell for cell in notebook(chapter).cells if cell.cell_type == "code"]
+
+
+def test_the_contents_list_every_page_once_and_only_pages_that_exist():
+    entries = re.findall(r"(?:file|root):\s*(\S+)", (ROOT / "_toc.yml").read_text())
+    assert len(entries) == len(set(entries))
+    pages = [path for suffix in ("*.py", "*.md") for path in (ROOT / "book").rglob(suffix)]
+    pages = {path.relative_to(ROOT).with_suffix("").as_posix() for path in pages if "_ext" not in path.parts}
+    assert set(entries) == pages
+
+
+@every_chapter
+def test_the_ipynb_is_what_its_py_says(chapter):
+    text = (ROOT / "book" / f"{chapter}.ipynb").read_text(encoding="utf-8")
+    assert text == book.paired(chapter), "run `make pair`"
+
+
+@every_chapter
+def test_nbstripout_finds_nothing_to_strip(chapter):
+    path = ROOT / "book" / f"{chapter}.ipynb"
+    keys = "metadata.papermill metadata.language_info"
+    command = [sys.executable, "-m", "nbstripout", "--verify", "--extra-keys", keys, str(path)]
+    assert subprocess.run(command, capture_output=True, text=True).returncode == 0
+    assert not [cell for cell in code_cells(chapter) if cell.outputs or cell.execution_count]
+
+
+def test_no_notebook_is_larger_than_five_megabytes():
+    notebooks = [*(ROOT / "book").rglob("*.ipynb"), *(ROOT / "_build" / "runs").rglob("*.ipynb")]
+    assert notebooks
+    assert not [path for path in notebooks if path.stat().st_size > 5e6]
+
+
+@every_chapter
+def test_parameters_are_typed_literals_with_a_comment_and_come_first(chapter):
+    first, second = code_cells(chapter)[:2]
+    assert first.metadata.tags == ["parameters"]
+    for statement, line in zip(ast.parse(first.source).body, first.source.splitlines(), strict=True):
+        assert isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Constant), line
+        assert re.search(r"  # \S", line), f"{line!r} does not say what is legal"
+    assert "runs.validate(" in second.source
+    names = {statement.target.id for statement in ast.parse(first.source).body}
+    assert names == set(re.findall(r"^\s+(\w+)=\(\1\b", second.source, re.MULTILINE)), "a parameter is not validated"
+
+
+@every_chapter
+def test_profiles_set_only_parameters_that_the_chapter_has(chapter):
+    names = {statement.target.id for statement in ast.parse(code_cells(chapter)[0].source).body}
+    for profile in chapters.profiles():
+        assert set(chapters.profile_parameters(profile, chapter)) <= names
+    for profile in ("ci", "record"):
+        assert chapters.profile_parameters(profile, chapter), f"{profile}.yaml gives {chapter} no size"
+
+
+def test_profiles_name_only_chapters_that_exist():
+    for profile in chapters.profiles():
+        settings = yaml.safe_load((chapters.PROFILES / f"{profile}.yaml").read_text()) or {}
+        assert set(settings) <= set(CHAPTERS)
+
+
+@every_chapter
+def test_the_summary_cites_every_claim_and_no_other(chapter):
+    source = "\n".join(cell.source for cell in code_cells(chapter))
+    made = set(re.findall(r'run\.claim\(\s*"([\w-]+)"', source))
+    texts = [cell.source for cell in notebook(chapter).cells if cell.cell_type == "markdown"]
+    summary = next(text for text in texts if "## Summary" in text).split("## Summary")[1]
+    assert made and made == set(re.findall(r"`claim-([\w-]+)`", summary))
+
+
+@every_chapter
+def test_the_chapter_has_the_sections_and_exercises_of_the_house_style(chapter):
+    text = "\n".join(cell.source for cell in notebook(chapter).cells if cell.cell_type == "markdown")
+    for heading in ("## Check it", "## Where this breaks", "## Summary", "## Exercises", "## References"):
+        assert heading in text
+    exercises = text.split("## Exercises")[1].split("## References")[0]
+    count = len(re.findall(r"^\*\*\d\. .*\(\d+ minutes\)", exercises, re.MULTILINE))
+    assert 2 <= count <= 4
+    assert exercises.count("*Hint:") == exercises.count("```{dropdown} Solution") == count
+
+
+def test_every_project_has_a_readme_and_names_follow_the_convention():
+    for folder in (ROOT / "book" / "replications").iterdir():
+        assert re.fullmatch(r"project-\d+-[a-z0-9-]+", folder.name)
+        assert (folder / "README.md").is_file()
+
+
+def test_records_belong_to_chapters_and_hold_what_a_record_must():
+    for path in (ROOT / "results").rglob("*.json"):
+        record = json.loads(path.read_text())
+        assert record["chapter"] in CHAPTERS
+        assert path.as_posix().endswith(f"record/{record['chapter']}.json")
+        assert len(record["model"]["weights_sha256"]) == 64
+        assert record["provenance"]["profile"] == "record"
