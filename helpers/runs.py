@@ -231,11 +231,9 @@ def _glue(key: str, text: str) -> None:
     from IPython.display import display
 
     prefix = "application/papermill.record/"
-    display(
-        {prefix + "text/plain": text},
-        metadata={"scrapbook": {"name": key, "mime_prefix": prefix}},
-        raw=True,
-    )
+    # As a literal: a bare 2.80 would be read as a number and shown as 2.8.
+    output = {prefix + "text/plain": repr(text)}
+    display(output, metadata={"scrapbook": {"name": key, "mime_prefix": prefix}}, raw=True)
 
 
 def _provenance_html(record: dict[str, Any]) -> str:

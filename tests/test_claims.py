@@ -1,0 +1,284 @@
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import claims
+from helpers.claims import Estimate, Published
+
+SAMPLES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30)
+MIDDLE = Estimate(0.5, 0.4, 0.6, 10)
+ELSEWHERE = Published(0.5, model="gpt2-small", protocol="as published", citation="someone2022")
+
+
+def decide(rule, estimate=MIDDLE, **evidence):
+    return claims.decide("an-id", "A sentence.", rule=rule, estimate=estimate, **evidence)
+
+
+# Means and their intervals
+
+
+def test_the_interval_covers_the_true_mean_about_95_times_in_100():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        estimate = claims.mean(generator.exponential(size=20) + generator.normal(2, 1, size=20), seed=seed)
+        covered += estimate.low <= 3 <= estimate.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_the_interval_is_as_wide_as_the_standard_error_says():
+    samples = np.random.default_rng(0).normal(5, 2, size=400)
+    estimate = claims.mean(samples, seed=0)
+    error = samples.std() / 20
+    assert estimate.value == pytest.approx(samples.mean())
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert (estimate.n, estimate.of) == (400, "sequences")
+
+
+def test_the_seed_alone_decides_the_interval():
+    samples = np.random.default_rng(0).normal(size=20)
+    np.random.seed(1)
+    first = claims.mean(samples, seed=3)
+    np.random.seed(2)
+    assert claims.mean(samples, seed=3) == first
+    assert claims.mean(samples, seed=4) != first
+
+
+@given(samples=SAMPLES)
+def test_the_mean_lies_in_its_interval_and_the_interval_in_the_samples(samples):
+    estimate = claims.mean(samples, seed=0)
+    slack = 1e-9 * max(map(abs, samples))
+    assert min(samples) - slack <= estimate.low <= estimate.value + slack
+    assert estimate.value - slack <= estimate.high <= max(samples) + slack
+
+
+@given(number=st.floats(-1e6, 1e6), n=st.integers(2, 50))
+def test_constants_give_an_interval_of_no_width(number, n):
+    estimate = claims.mean([number] * n, seed=0)
+    assert estimate.low == estimate.value == estimate.high == number
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_sample_that_is_not_finite_is_refused(bad, refused):
+    with refused("NaN or infinite"):
+        claims.mean([1.0, bad, 2.0], seed=0)
+
+
+@pytest.mark.parametrize(("samples", "shape"), [([], "(0,)"), ([1.0], "(1,)"), ([[1.0, 2.0]], "(1, 2)"), (1.0, "()")])
+def test_fewer_than_two_samples_in_a_row_are_refused(samples, shape, refused):
+    with refused("at least two samples", shape):
+        claims.mean(samples, seed=0)
+
+
+@pytest.mark.parametrize("numbers", [(math.nan, 0, 1), (0, -math.inf, 1), (0, 0, math.inf)])
+def test_an_estimate_that_is_not_finite_is_refused(numbers, refused):
+    with refused("must be finite", *numbers):
+        Estimate(*numbers, n=2)
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict"),
+    [
+        ("value > 0.3", "holds"),
+        ("value > 0.45", "depends"),
+        ("value > 0.55", "depends"),
+        ("value > 0.6", "fails"),
+        ("value >= 0.4", "holds"),
+        ("value < 0.4", "fails"),
+        ("0.3 < value < 0.7", "holds"),
+        ("0.45 < value < 0.7", "depends"),
+        ("value > baseline", "holds"),
+        ("value > 2 * baseline + 0.1", "depends"),
+        ("value - baseline > 0.5", "fails"),
+        ("abs(value - published) < 0.2", "holds"),
+        ("abs(value - published) < 0.05", "depends"),
+        ("value > baseline and value > published", "depends"),
+        ("value > 0.9 or value < 0.7", "holds"),
+        ("not value > 0.7", "holds"),
+    ],
+)
+def test_a_rule_is_tried_on_the_estimate_and_both_ends_of_its_interval(rule, verdict):
+    claim = decide(rule, baseline=0.2, published=ELSEWHERE, model_name="gpt2-small")
+    assert claim.verdict == verdict
+    assert ("straddles" in claim.reason) == (verdict == "depends")
+
+
+def test_without_an_estimate_a_claim_is_not_run():
+    assert decide("value > 0.3", estimate=None).verdict == "not run"
+
+
+def test_a_figure_published_for_another_model_is_not_comparable():
+    rule = "abs(value - published) < 0.2"
+    other = decide(rule, published=ELSEWHERE, model_name="smollm2-135m-instruct-q4")
+    assert (other.verdict, other.reason) == ("not comparable", "published for gpt2-small")
+    assert decide(rule, estimate=None, published=ELSEWHERE, model_name="other").verdict == "not comparable"
+    assert decide(rule, published=ELSEWHERE, model_name="gpt2-small").verdict == "holds"
+    # A rule that does not ask for the figure is decided all the same.
+    assert decide("value > 0.3", published=ELSEWHERE, model_name="other").verdict == "holds"
+
+
+@given(
+    value=st.floats(-10, 10),
+    below=st.floats(0, 5),
+    above=st.floats(0, 5),
+    bound=st.floats(-10, 10),
+)
+def test_the_verdict_is_what_comparing_the_three_numbers_gives(value, below, above, bound):
+    estimate = Estimate(value, value - below, value + above, 5)
+    outcomes = [number > bound for number in (estimate.low, estimate.value, estimate.high)]
+    expected = "holds" if all(outcomes) else "depends" if any(outcomes) else "fails"
+    assert decide("value > baseline", estimate, baseline=bound).verdict == expected
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "",
+        "value >",
+        "valu > 0.3",
+        "value > 'a'",
+        "value = 3",
+        "value > 0.1\nvalue > 0.2",
+        "lambda: 1",
+        "@value > 0.1",
+        "__import__('os').getcwd()",
+        "open('/etc/passwd')",
+        "value.__class__",
+        "value.hex()",
+        "value.is_integer()",
+        "value.__class__.__mro__[1].__subclasses__()",
+        "().__class__.__base__.__subclasses__() == 1",
+        "value.__class__.__base__.__subclasses__().__len__() > 3",
+        "value > baseline.real",
+    ],
+)
+def test_a_rule_that_is_no_plain_comparison_is_refused(rule, refused):
+    with refused(repr(rule), "comparisons of value, baseline and published"):
+        decide(rule, baseline=0.2)
+
+
+@pytest.mark.parametrize("rule", ["value", "value + 1", "1", "'a'", "True", "None", "[value]"])
+def test_a_rule_that_compares_nothing_is_refused(rule, refused):
+    with refused(repr(rule), "comparisons of value, baseline and published"):
+        decide(rule)
+
+
+def test_a_rule_runs_no_code(tmp_path, refused):
+    marker = tmp_path / "marker"
+    importer = "[c for c in value.__class__.__base__.__subclasses__() if c.__name__ == 'BuiltinImporter'][0]"
+    for rule in (
+        f"open('{marker}', 'w')",
+        f"__import__('os').mkdir('{marker}')",
+        f"{importer}.load_module('os').mkdir('{marker}')",
+    ):
+        with refused("can't be decided"):
+            decide(rule)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("word", ["baseline", "published"])
+def test_a_rule_that_asks_for_a_number_that_is_missing_is_refused(word, refused):
+    with refused(f"'value > {word}'"):
+        decide(f"value > {word}")
+
+
+@pytest.mark.parametrize("rule", ["value > baseline", "value < baseline", "not value < baseline"])
+def test_a_baseline_that_is_nan_is_refused_and_gives_no_verdict(rule, refused):
+    with refused("nan"):
+        decide(rule, baseline=math.nan)
+
+
+# What is written
+
+
+def test_a_record_of_claims_is_plain_json_with_all_that_was_decided():
+    claim = decide("value > published", published=ELSEWHERE, model_name="gpt2-small", baseline=0.1, tolerance=0.01)
+    (record,) = json.loads(json.dumps(claims.as_record([claim])))
+    assert record["estimate"] == {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "of": "sequences"}
+    assert record["published"]["model"] == "gpt2-small"
+    expected = {"id": "an-id", "rule": "value > published", "verdict": "depends", "baseline": 0.1, "tolerance": 0.01}
+    assert record | expected == record
+
+
+class Page(HTMLParser):
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.texts, self.ids = [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.ids += [value for name, value in attributes if name == "id"]
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+
+def test_the_table_shows_every_text_and_none_of_it_as_html():
+    evil = "<script>alert('&amp;')</script>\"><b onclick='x'>"
+    published = Published(0.5, model=evil, protocol=evil, citation=evil)
+    claim = claims.decide(
+        evil,
+        evil,
+        rule="value < published",
+        estimate=Estimate(0.5, 0.4, 0.6, 10, of=evil),
+        baseline=0.25,
+        baseline_is=evil,
+        published=published,
+        model_name="other",
+    )
+    page = Page(claims.as_html([claim, decide("value < 3")]))
+    assert set(page.tags) <= {"div", "table", "thead", "tbody", "tr", "th", "td", "strong", "br", "small"}
+    assert page.ids == [f"claim-{evil}", "claim-an-id"]
+    text = "\n".join(page.texts)
+    for part in (evil, f"0.250 ({evil})", f"n = 10 {evil}", f"published for {evil}", "not comparable", "value < 3"):
+        assert part in text
+    assert "holds" in page.texts
+
+
+def test_a_claim_that_was_not_run_is_shown_without_numbers():
+    page = Page(claims.as_html([decide("value > 0.3", estimate=None)]))
+    assert "not run" in page.texts
+    assert "None" not in "".join(page.texts)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0.00"),
+        (0.5, "0.500"),
+        (-3.14159, "-3.14"),
+        (12.345, "12.3"),
+        (123.4, "123"),
+        (45678.9, "45679"),
+        (0.001, "0.00100"),
+        (0.00012345, "1.23e-04"),
+        (1234567, "1.23e+06"),
+    ],
+)
+def test_short_gives_three_digits_and_an_exponent_only_where_needed(number, text):
+    assert claims.short(number) == text
+
+
+@given(st.floats(-1e12, 1e12))
+def test_short_is_right_to_half_a_percent(number):
+    text = claims.short(number)
+    assert float(text) == pytest.approx(number, rel=0.005, abs=0)
+    assert len(text) <= 10
+    digits = re.sub(r"e.*|[-.]", "", text).lstrip("0")
+    assert number == 0 or len(digits) >= 3
+
+
+def test_estimates_are_written_with_their_interval_and_count():
+    estimate = Estimate(0.91567, 0.9061, 0.9221, 16, of="heads")
+    assert str(estimate) == "0.916 (95 % interval 0.906 to 0.922, n = 16 heads)"
+    assert estimate.brief() == "0.916 [0.906, 0.922]"

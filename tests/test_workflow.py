@@ -1,0 +1,293 @@
+"""What is run when, and what bad input does: in a copy of the checkout, at a path with a space, on a tiny model."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from helpers import ROOT, InputError
+from workflow import book, chapters
+
+CHAPTER = """# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Chapter {name}
+# The answer is {{glue:text}}`answer`, from {{glue:text}}`model`.
+
+# %% tags=["parameters"]
+model_name: str = {model!r}  # a folder
+count: int = 2  # 1 to 9
+seed: int = 0  # 0 to 99
+
+# %%
+import time
+import numpy as np
+from helpers import models, {helper}, runs
+run = runs.start(
+    "{name}", runs.validate(model_name=(model_name, str), count=(count, range(1, 10)), seed=(seed, range(100)))
+)
+model = models.load(model_name)
+
+# %% [markdown]
+# ## The middle part
+
+# %%
+run.value("answer", float(np.random.rand()) + count)
+
+# %%
+run.finish(model)
+"""
+
+
+class Checkout:
+    """A copy of the project with two small chapters, and the commands of the Makefile on it."""
+
+    def __init__(self, folder, model):
+        self.folder = folder
+        ignored = shutil.ignore_patterns(".venv", "_build", ".git", ".snakemake", "*cache*", "results", "__pycache__")
+        shutil.copytree(ROOT, folder, ignore=ignored)
+        shutil.rmtree(folder / "book" / "replications")
+        for name, helper in (("first", "plots"), ("second", "prompts")):
+            text = CHAPTER.format(name=name, helper=helper, model=str(model))
+            (folder / "book" / f"{name}.py").write_text(text)
+        (folder / "book" / "index.md").write_text("# Cover\n\nOld prose.\n")
+        toc = "format: jb-book\nroot: book/index\nchapters:\n- file: book/first\n- file: book/second\n"
+        (folder / "_toc.yml").write_text(toc)
+        for profile in (folder / "workflow" / "profiles").glob("*.yaml"):
+            profile.write_text("{}\n")
+
+    def start(self, *command):
+        # A session of its own, so that a kill reaches every process of the command and nothing else.
+        return subprocess.Popen(
+            [sys.executable, "-m", "workflow.book", *command],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command):
+        process = self.start(*command)
+        output, errors = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+    def built(self):
+        result = self.run("build")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[-1] == str(self.folder / "_build" / "html" / "index.html")
+        return [name for name in ("first", "second") if f"{name}: done" in result.stderr]
+
+    def edit(self, path, old, new):
+        file = self.folder / path
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+
+    def page(self, name):
+        return (self.folder / "_build" / "html" / "book" / f"{name}.html").read_text()
+
+    def record(self, name, run="embedded"):
+        return json.loads((self.folder / "_build" / "runs" / run / f"{name}.json").read_text())
+
+    def snapshot(self):
+        files = [path for path in (self.folder / "_build").rglob("*") if path.suffix in (".ipynb", ".json", ".html")]
+        return {path: path.read_bytes() for path in files if "failed" not in path.parts}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("a model")
+    GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=64)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, model):
+    checkout = Checkout(tmp_path_factory.mktemp("work") / "a check out", model)
+    assert checkout.built() == ["first", "second"]
+    return checkout
+
+
+def test_a_second_build_runs_nothing_and_is_quick(checkout):
+    started = time.monotonic()
+    assert checkout.built() == []
+    assert time.monotonic() - started < 15
+
+
+def test_prose_runs_nothing_and_shows_on_the_page(checkout):
+    checkout.edit("book/index.md", "Old prose.", "New prose.")
+    checkout.edit("book/first.py", "# The answer is", "# The one answer is")
+    assert checkout.built() == []
+    assert "New prose." in checkout.page("index")
+    assert "The one answer is" in checkout.page("first")
+
+
+def test_a_helper_runs_the_chapters_that_import_it(checkout):
+    checkout.edit("helpers/prompts.py", '"""The data sets', '"""All data sets')
+    assert checkout.built() == ["second"]
+    checkout.edit("helpers/claims.py", '"""Numbers with', '"""All numbers with')  # through runs
+    assert checkout.built() == ["first", "second"]
+
+
+def test_code_and_profile_run_one_chapter(checkout):
+    checkout.edit("book/first.py", '"answer", float', '"answer", 0.25 + float')
+    assert checkout.built() == ["first"]
+    (checkout.folder / "workflow" / "profiles" / "embedded.yaml").write_text("second:\n  count: 5\n")
+    assert checkout.built() == ["second"]
+    assert checkout.record("second")["parameters"]["count"] == 5
+
+
+def test_the_page_shows_the_numbers_of_the_record(checkout):
+    checkout.built()
+    from helpers.claims import short
+
+    for name in ("first", "second"):
+        assert short(checkout.record(name)["values"]["answer"]) in checkout.page(name)
+        assert checkout.record(name)["model"]["weights_sha256"][:16] in checkout.page(name)
+
+
+def test_another_run_goes_to_its_own_folder_and_leaves_the_book_alone(checkout):
+    before = checkout.snapshot()
+    result = checkout.run("run", "first", "count=7 seed=3")
+    assert result.returncode == 0, result.stderr
+    page = result.stdout.strip()
+    assert "/runs/custom-" in page and "count = 7" in open(page).read()
+    after = checkout.snapshot()
+    assert {path: after[path] for path in before} == before
+    assert checkout.built() == []
+    assert "count = 7" not in checkout.page("first")
+
+
+def test_the_same_seed_gives_the_same_record(checkout):
+    checkout.run("run", "first", "seed=5")
+    (folder,) = [
+        path.parent
+        for path in (checkout.folder / "_build" / "runs").glob("custom-*/first.json")
+        if json.loads(path.read_text())["parameters"]["seed"] == 5
+    ]
+    first = json.loads((folder / "first.json").read_text())
+    checkout.run("run", "first", "seed=5")
+    second = json.loads((folder / "first.json").read_text())
+    for record in (first, second):
+        for varying in ("started", "seconds", "git_commit", "git_uncommitted_changes", "hardware"):
+            del record["provenance"][varying]
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (("run", "frist"), "there is no chapter 'frist': did you mean 'first'? legal are first, second"),
+        (("run", "first", "cuont=3"), "unknown parameter 'cuont': legal are model_name, count, seed"),
+        (("run", "first", "count=many"), "parameter count must be a whole number, not 'many'"),
+        (("run", "first", "count=99"), "parameter count = 99 is out of range: legal are 1 to 9"),
+        (("run", "first", "count"), "'count' is no parameter"),
+        (("run", "first", "model_name=gpt2-smal"), "unknown model 'gpt2-smal': did you mean 'gpt2-small'?"),
+        (("build", "huge"), "there is no profile 'huge': legal are ci, embedded"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_leaves_earlier_results_intact(checkout, command, sentence):
+    before = checkout.snapshot()
+    result = checkout.run(*command)
+    assert result.returncode != 0
+    assert sentence in result.stderr.splitlines()[-1]
+    assert checkout.snapshot() == before
+
+
+def test_a_cell_that_raises_is_named_and_earlier_results_stay(checkout):
+    before = checkout.snapshot()
+    checkout.edit("book/first.py", 'run.value("answer"', 'raise KeyError("nothing here")\nrun.value("answer"')
+    result = checkout.run("build")
+    assert result.returncode != 0
+    assert "chapter first, section 'The middle part': KeyError: 'nothing here'" in result.stderr
+    assert checkout.snapshot() == before
+    checkout.edit("book/first.py", 'raise KeyError("nothing here")\n', "")
+    checkout.built()
+
+
+def test_code_that_cannot_be_read_is_named(checkout):
+    checkout.edit("book/first.py", "count: int = 2", "count: int = = 2")
+    result = checkout.run("build")
+    assert result.returncode != 0 and "book/first.py can't be parsed" in result.stderr
+    checkout.edit("book/first.py", "count: int = = 2", "count: int = 2")
+
+
+def test_a_killed_build_leaves_nothing_half_written_and_the_next_goes_on(checkout):
+    before = checkout.snapshot()
+    for name in ("first", "second"):
+        checkout.edit(f"book/{name}.py", "run.finish(model)", "time.sleep(4 * (seed == 0))\nrun.finish(model)")
+    process = checkout.start("build")
+    done = None
+    for line in process.stderr:
+        name = line.split(":")[0]
+        if done and name != done:  # one chapter is done, the other under way
+            break
+        done = name if ": done" in line else done
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    after = checkout.snapshot()
+    assert {path.name for path in before if before[path] != after.get(path)} == {f"{done}.ipynb", f"{done}.json"}
+    assert checkout.built() == [({"first", "second"} - {done}).pop()]
+
+
+def test_stock_papermill_runs_a_pair(checkout, tmp_path):
+    assert checkout.run("pair").returncode == 0
+    command = [sys.executable, "-m", "papermill", "book/first.ipynb", str(tmp_path / "out.ipynb"), "-p", "seed", "1"]
+    result = subprocess.run(command, cwd=checkout.folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    import nbformat
+
+    from helpers import runs
+
+    record = runs.read_record(nbformat.read(tmp_path / "out.ipynb", as_version=4))
+    assert record["parameters"]["seed"] == 1 and record["provenance"]["profile"] == "by hand"
+
+
+def test_stock_jupyter_book_builds_what_was_run(checkout, tmp_path):
+    stock = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", stock, "build", ".", "-W", "--keep-going", "--path-output", str(tmp_path)]
+    result = subprocess.run(command, cwd=checkout.folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert 'class="provenance"' in (tmp_path / "_build" / "html" / "book" / "first.html").read_text()
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+    target = tmp_path / "record.json"
+    book.write(target, "old")
+
+    def full(self, text, encoding):
+        with open(self, "w") as file:
+            file.write(text[:1])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        book.write(target, "new")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"] and target.read_text() == "old"
+
+
+def test_a_chapter_is_found_by_any_of_its_names():
+    whole = chapters.all_chapters()[0]
+    short = whole.rsplit("/", 1)[-1]
+    for name in (whole, short, f"book/{whole}.py", f"./book/{whole}.ipynb"):
+        assert chapters.find_chapter(name) == whole
+    with pytest.raises(InputError, match="there is no chapter"):
+        chapters.find_chapter("")
