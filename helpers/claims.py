@@ -11,14 +11,22 @@ A claim's verdict is never typed. Its rule is a comparison in the words `value`,
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from types import CodeType
 from typing import Any
 
 from helpers import InputError
 
+RULE_NAMES = {"value", "baseline", "published", "abs"}
+RULE_NODES = (
+    *(ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant),
+    *(ast.And, ast.Or, ast.Not, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.Div),
+    *(ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq),
+)
 VERDICTS = ("holds", "fails", "depends", "not comparable", "not run")
 
 
@@ -98,12 +106,12 @@ def mean(samples: Sequence[float], *, seed: int, of: str = "sequences") -> Estim
         raise InputError(f"an interval needs at least two samples in one row, not shape {numbers.shape}")
     if not np.isfinite(numbers).all():
         raise InputError("a sample is NaN or infinite, so no mean can be given: the model's weights may be damaged")
-    if np.ptp(numbers) == 0:
-        low = high = numbers[0]
+    if np.ptp(numbers) == 0:  # exactly, where a mean would round
+        middle = low = high = numbers[0]
     else:
         interval = bootstrap((numbers,), np.mean, n_resamples=10_000, method="percentile", rng=seed)
-        low, high = interval.confidence_interval
-    return Estimate(float(numbers.mean()), float(low), float(high), len(numbers), of)
+        middle, (low, high) = numbers.mean(), interval.confidence_interval
+    return Estimate(float(middle), float(low), float(high), len(numbers), of)
 
 
 def decide(
@@ -135,31 +143,53 @@ def decide(
 
 
 def _verdict(
-    rule: str,
-    estimate: Estimate | None,
-    baseline: float | None,
-    published: Published | None,
-    model_name: str,
+    rule: str, estimate: Estimate | None, baseline: float | None, published: Published | None, model_name: str
 ) -> tuple[str, str]:
-    import pandas
-
-    if published is not None and "published" in rule and published.model != model_name:
+    compared = _compile(rule)
+    if published is not None and "published" in compared.co_names and published.model != model_name:
         return "not comparable", f"published for {published.model}"
     if estimate is None:
         return "not run", ""
-    names = {"baseline": baseline, "published": published.value if published else None}
+    names = {"baseline": baseline, "published": published.value if published else None, "abs": abs, "__builtins__": {}}
+    for name in compared.co_names:
+        if name != "value" and not callable(names[name]) and (names[name] is None or not math.isfinite(names[name])):
+            raise InputError(f"rule {rule!r} needs a finite {name}, not {names[name]}")
     try:
-        outcomes = {
-            bool(pandas.eval(rule, engine="python", local_dict=names | {"value": value}, global_dict={}))
-            for value in (estimate.value, estimate.low, estimate.high)
-        }
-    except Exception as error:
-        raise InputError(
-            f"rule {rule!r} can't be decided ({error}): legal are comparisons of value, baseline and published"
-        ) from None
+        outcomes = {eval(compared, names | {"value": value}) for value in (estimate.value, estimate.low, estimate.high)}
+    except (ArithmeticError, TypeError) as error:
+        raise InputError(f"rule {rule!r} can't be decided ({error})") from None
     if len(outcomes) > 1:
         return "depends", "on the sample: the interval straddles the bound"
     return ("holds" if outcomes.pop() else "fails"), ""
+
+
+def _compile(rule: str) -> CodeType:
+    """A rule as code that can do nothing but compare: every node of its syntax tree is one of `RULE_NODES`."""
+    try:
+        tree = ast.parse(rule, mode="eval")
+    except (SyntaxError, ValueError):
+        tree = None
+    if (
+        tree is None
+        or not _is_truth(tree.body)
+        or not all(isinstance(node, RULE_NODES) for node in ast.walk(tree))
+        or not {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} <= RULE_NAMES
+        or not all(type(node.value) in (int, float) for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    ):
+        raise InputError(
+            f"rule {rule!r} can't be decided: legal are comparisons of value, baseline and published, "
+            "with numbers, + - * /, abs(), and, or, not"
+        )
+    return compile(tree, "<rule>", "eval")
+
+
+def _is_truth(node: ast.expr) -> bool:
+    """Whether an expression is true or false, and no number."""
+    if isinstance(node, ast.BoolOp):
+        return all(map(_is_truth, node.values))
+    if isinstance(node, ast.UnaryOp):
+        return isinstance(node.op, ast.Not) and _is_truth(node.operand)
+    return isinstance(node, ast.Compare)
 
 
 def as_record(claims: Iterable[Claim]) -> list[dict[str, Any]]:

@@ -34,10 +34,12 @@ def attention_patterns(
     """
     import torch
 
+    base = _base_model(loaded)
     for batch in token_batches(token_ids.to(loaded.device)):
         with torch.inference_mode():
-            patterns = loaded.model.base_model(batch, output_attentions=True, use_cache=False).attentions
-        if not patterns or len(patterns) != loaded.n_layers or patterns[0] is None:
+            outputs = base(batch, output_attentions=True, use_cache=False)
+        patterns = [pattern for pattern in getattr(outputs, "attentions", None) or [] if pattern is not None]
+        if len(patterns) != loaded.n_layers:
             raise InputError(f"architecture {loaded.config.model_type!r} gives no attention pattern for every layer")
         yield from torch.stack(patterns, dim=1).float().cpu()
 
@@ -55,7 +57,7 @@ def mean_head_z(loaded: LoadedModel, token_ids: Int[Tensor, "sequence position"]
         for layer, projection in enumerate(output_projections(loaded)):
             hooks.enter_context(_on_input(projection, lambda z, layer=layer: add_up(layer, z)))
         for batch in token_batches(token_ids.to(loaded.device)):
-            loaded.model.base_model(batch, use_cache=False)
+            _base_model(loaded)(batch, use_cache=False)
     return torch.stack([totals[layer] for layer in range(loaded.n_layers)]) / token_ids.numel()
 
 
@@ -122,7 +124,7 @@ def output_projections(loaded: LoadedModel) -> list[Module]:
     Raises:
         InputError: an architecture that is laid out otherwise, with its name.
     """
-    base = loaded.model.base_model
+    base = _base_model(loaded)
     layers = getattr(base, "layers", None) or getattr(base, "h", None) or []
     names = (
         "self_attn.o_proj",
@@ -139,6 +141,12 @@ def output_projections(loaded: LoadedModel) -> list[Module]:
             "and GPT-NeoX families"
         )
     return found
+
+
+def _base_model(loaded: LoadedModel) -> Module:
+    if loaded.backend != "huggingface":
+        raise InputError(f"backend {loaded.backend!r} can't be hooked here: legal is 'huggingface'")
+    return loaded.model.base_model
 
 
 @contextmanager

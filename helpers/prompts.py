@@ -53,7 +53,7 @@ def with_start_token(
     if loaded.start_token_id is not None:
         start = torch.full((token_ids.shape[0], 1), loaded.start_token_id)
         token_ids = torch.cat([start, token_ids], dim=1)
-    if token_ids.shape[1] > loaded.context_length:
+    if loaded.context_length is not None and token_ids.shape[1] > loaded.context_length:
         raise InputError(
             f"sequences of {token_ids.shape[1]} tokens are longer than the {loaded.context_length} "
             f"that {loaded.card.name!r} takes"

@@ -8,6 +8,7 @@ and those in the JSON file can't differ, and stock papermill needs nothing besid
 from __future__ import annotations
 
 import ast
+import math
 import os
 import platform
 import subprocess
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from helpers.models import LoadedModel
 
 Item = TypeVar("Item")
+STARTED = time.time()
 RECORD = "book_record"
 """The key under which the metadata of an output holds the record."""
 PACKAGES = (
@@ -63,19 +65,20 @@ def validate(**rules: tuple[Any, Any]) -> dict[str, Any]:
             if value not in legal:
                 raise InputError(f"parameter {name} = {value} is out of range: legal are {legal[0]} to {legal[-1]}")
         elif isinstance(legal, tuple):
-            if value not in legal:
+            if (type(value), value) not in [(type(choice), choice) for choice in legal]:  # True is no 1 here
                 raise InputError(f"parameter {name} = {value!r} is not legal: legal are {', '.join(map(repr, legal))}")
         elif type(value) is not legal:
             raise InputError(f"parameter {name} must be of type {legal.__name__}, not {value!r}")
     return {name: value for name, (value, _) in rules.items()}
 
 
-def start(chapter: str, parameters: dict[str, Any]) -> Run:
+def start(chapter: str, parameters: dict[str, Any], loaded: LoadedModel) -> Run:
     """Seed everything, use all usable cores, and begin the record.
 
     Args:
         chapter: path of the notebook below `book/`, without suffix.
         parameters: what `validate` returned; `seed` seeds Python, NumPy and torch where it is given.
+        loaded: the model that the chapter's numbers come from.
     """
     import joblib
     import torch
@@ -84,80 +87,75 @@ def start(chapter: str, parameters: dict[str, Any]) -> Run:
     torch.set_num_threads(joblib.cpu_count())
     if "seed" in parameters:
         transformers.set_seed(parameters["seed"])
-    return Run(chapter, parameters)
+    return Run(chapter, parameters, loaded)
 
 
 @dataclass
 class Run:
-    """The record of one execution of a chapter, filled as its cells run."""
+    """The record of one execution of a chapter, filled as its cells run.
+
+    A cell may be run again, as one does while writing: what it records replaces what it had recorded.
+    """
 
     chapter: str
     parameters: dict[str, Any]
-    claims: list[claims.Claim] = field(default_factory=list)
+    loaded: LoadedModel
+    claims: dict[str, claims.Claim] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
-    started: float = field(default_factory=time.time)
 
     def value(self, key: str, value: claims.Estimate | float | int | str) -> None:
         """Record a value and glue it, so that prose can say {glue:text}`key`.
 
         Raises:
-            InputError: the key is taken.
+            InputError: a number that is not finite.
         """
-        if key in self.values:
-            raise InputError(f"value {key!r} is recorded twice: keys are unique within a chapter")
-        self.values[key] = asdict(value) if isinstance(value, claims.Estimate) else value
+        self.values[key] = _plain(key, value)
         _glue(key, _text(value))
 
     def table(self, key: str, rows: list[dict[str, Any]], *, caption: str) -> None:
-        """Record a table, a dictionary for each row, and show it with every text escaped."""
+        """Record a table, a dictionary for each row, and show it with every text escaped.
+
+        Raises:
+            InputError: a number that is not finite.
+        """
         import pandas
         from IPython.display import HTML, display
 
-        self.values[key] = [
-            {name: asdict(cell) if isinstance(cell, claims.Estimate) else cell for name, cell in row.items()}
-            for row in rows
-        ]
-        frame = pandas.DataFrame(
-            [
-                {name: cell.brief() if isinstance(cell, claims.Estimate) else _text(cell) for name, cell in row.items()}
-                for row in rows
-            ]
-        )
+        self.values[key] = [{name: _plain(name, cell) for name, cell in row.items()} for row in rows]
+        frame = pandas.DataFrame([{name: _text(cell, brief=True) for name, cell in row.items()} for row in rows])
         html = frame.to_html(index=False, border=0, classes="table").replace(
             "<thead>", f"<caption>{escape(caption)}</caption><thead>", 1
         )
         display(HTML(f'<div class="wide-table" id="table-{key}">{html}</div>'))
 
-    def claim(self, id: str, sentence: str, *, loaded: LoadedModel, **evidence: Any) -> None:
+    def claim(self, id: str, sentence: str, **evidence: Any) -> None:
         """Record a claim, decided by its rule (see `claims.decide`), and glue its verdict as `claim-<id>`.
 
         Raises:
-            InputError: the id is taken, or the rule can't be decided.
+            InputError: the rule can't be decided.
         """
-        if any(claim.id == id for claim in self.claims):
-            raise InputError(f"claim {id!r} is made twice: ids are unique within a chapter")
-        claim = claims.decide(id, sentence, model_name=loaded.card.name, **evidence)
-        self.claims.append(claim)
+        claim = claims.decide(id, sentence, model_name=self.loaded.card.name, **evidence)
+        self.claims[id] = claim
         _glue(f"claim-{id}", " ".join(filter(None, (claim.verdict, claim.reason))))
 
-    def finish(self, loaded: LoadedModel) -> None:
+    def finish(self) -> None:
         """Show the claims and what made them, and leave the record in this cell's output."""
         from IPython.display import display
 
         record = {
             "chapter": self.chapter,
-            "model": loaded.record(),
+            "model": self.loaded.record(),
             "parameters": self.parameters,
             "values": self.values,
-            "claims": claims.as_record(self.claims),
-            "provenance": provenance(self.started),
+            "claims": claims.as_record(self.claims.values()),
+            "provenance": provenance(),
         }
-        model = record["model"]
+        model, origin = record["model"], record["provenance"]
         _glue("model", ", ".join(filter(None, (model["title"], model["quantisation"], model["dtype"]))))
-        _glue("profile", record["provenance"]["profile"])
-        _glue("threads", str(record["provenance"]["hardware"]["threads"]))
-        _glue("seconds", f"{record['provenance']['seconds']:.0f}")
-        html = claims.as_html(self.claims) + _provenance_html(record)
+        _glue("profile", origin["profile"])
+        _glue("threads", str(origin["hardware"]["threads"]))
+        _glue("seconds", f"{origin['seconds']:.0f}")
+        html = claims.as_html(self.claims.values()) + _provenance_html(record)
         display({"text/html": html}, metadata={RECORD: record}, raw=True)
 
 
@@ -171,7 +169,7 @@ def read_record(notebook: NotebookNode) -> dict[str, Any]:
         for output in cell.get("outputs", []):
             if RECORD in output.get("metadata", {}):
                 return output["metadata"][RECORD]
-    raise InputError("the notebook carries no record: its last code cell must call run.finish(model)")
+    raise InputError("the notebook carries no record: its last code cell must call run.finish()")
 
 
 def progress(items: Iterable[Item], step: str) -> Iterator[Item]:
@@ -181,8 +179,8 @@ def progress(items: Iterable[Item], step: str) -> Iterator[Item]:
     return iter(tqdm(items, desc=step, mininterval=2, leave=False, file=sys.stderr))
 
 
-def provenance(started: float) -> dict[str, Any]:
-    """Where and when a run took place: commit, versions, hardware, seconds."""
+def provenance() -> dict[str, Any]:
+    """Where and when a run took place: commit, versions, hardware, seconds since this module was imported."""
     import joblib
     import torch
 
@@ -190,8 +188,8 @@ def provenance(started: float) -> dict[str, Any]:
         "profile": os.environ.get("BOOK_PROFILE", "by hand"),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 1),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(STARTED)),
+        "seconds": round(time.time() - STARTED, 1),
         "hardware": {
             "machine": platform.machine(),
             "system": platform.system(),
@@ -203,7 +201,21 @@ def provenance(started: float) -> dict[str, Any]:
     }
 
 
-def _text(value: Any) -> str:
+def _plain(key: str, value: Any) -> Any:
+    """A value as JSON holds it."""
+    if isinstance(value, claims.Estimate):
+        return asdict(value)
+    value = value.item() if hasattr(value, "item") else value  # NumPy's and torch's numbers as Python's
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"value {key!r} must be finite, not {value}")
+    return value
+
+
+def _text(value: Any, *, brief: bool = False) -> str:
+    """A value as a page shows it."""
+    if isinstance(value, claims.Estimate):
+        return value.brief() if brief else str(value)
+    value = value.item() if hasattr(value, "item") else value
     return claims.short(value) if isinstance(value, float) else str(value)
 
 

@@ -6,9 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import hypothesis
 import pytest
 
 from helpers import InputError, models
+
+# The same examples on every machine, however slow it is.
+hypothesis.settings.register_profile("book", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("book")
 
 VOCABULARY = 300  # larger than the tokenizer's, as in real models whose embeddings are padded
 SIZES = {

@@ -91,6 +91,13 @@ def test_the_summary_cites_every_claim_and_no_other(chapter):
 
 
 @every_chapter
+def test_no_key_is_recorded_twice(chapter):
+    source = "\n".join(cell.source for cell in code_cells(chapter))
+    keys = re.findall(r'run\.(?:value|claim|table)\(\s*"([\w-]+)"', source)
+    assert len(keys) == len(set(keys))
+
+
+@every_chapter
 def test_the_chapter_has_the_sections_and_exercises_of_the_house_style(chapter):
     text = "\n".join(cell.source for cell in notebook(chapter).cells if cell.cell_type == "markdown")
     for heading in ("## Check it", "## Where this breaks", "## Summary", "## Exercises", "## References"):

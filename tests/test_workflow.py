@@ -36,10 +36,8 @@ seed: int = 0  # 0 to 99
 import time
 import numpy as np
 from helpers import models, {helper}, runs
-run = runs.start(
-    "{name}", runs.validate(model_name=(model_name, str), count=(count, range(1, 10)), seed=(seed, range(100)))
-)
-model = models.load(model_name)
+parameters = runs.validate(model_name=(model_name, str), count=(count, range(1, 10)), seed=(seed, range(100)))
+run = runs.start("{name}", parameters, models.load(model_name))
 
 # %% [markdown]
 # ## The middle part
@@ -48,7 +46,7 @@ model = models.load(model_name)
 run.value("answer", float(np.random.rand()) + count)
 
 # %%
-run.finish(model)
+run.finish()
 """
 
 
@@ -232,7 +230,7 @@ def test_code_that_cannot_be_read_is_named(checkout):
 def test_a_killed_build_leaves_nothing_half_written_and_the_next_goes_on(checkout):
     before = checkout.snapshot()
     for name in ("first", "second"):
-        checkout.edit(f"book/{name}.py", "run.finish(model)", "time.sleep(4 * (seed == 0))\nrun.finish(model)")
+        checkout.edit(f"book/{name}.py", "run.finish()", "time.sleep(4 * (seed == 0))\nrun.finish()")
     process = checkout.start("build")
     done = None
     for line in process.stderr:

@@ -44,19 +44,21 @@ import numpy as np
 import torch
 from helpers import claims, hooks, models, plots, prompts, runs
 
-run = runs.start(
-    "replications/project-1-induction-heads/induction_heads_notebook",
-    runs.validate(
-        model_name=(model_name, str),
-        n_sequences=(n_sequences, range(2, 1001)),
-        segment_length=(segment_length, range(8, 1001)),
-        max_ablated_heads=(max_ablated_heads, range(1, 257)),
-        n_random_sets=(n_random_sets, range(10, 201)),
-        seed=(seed, range(1_000_000)),
-        device=(device, str),
-    ),
+parameters = runs.validate(
+    model_name=(model_name, str),
+    n_sequences=(n_sequences, range(2, 1001)),
+    segment_length=(segment_length, range(8, 1001)),
+    max_ablated_heads=(max_ablated_heads, range(1, 257)),
+    n_random_sets=(n_random_sets, range(10, 201)),
+    seed=(seed, range(1_000_000)),
+    device=(device, str),
 )
 model = models.load(model_name, device=device)
+run = runs.start(
+    "replications/project-1-induction-heads/induction_heads_notebook",
+    parameters,
+    model,
+)
 
 # %% [markdown]
 # ## Make sequences that can't be memorised
@@ -122,7 +124,6 @@ run.value("uniform_loss", float(np.log(model.config.vocab_size)))
 run.claim(
     "repetition-lowers-loss",
     "The loss falls from the first half to the second because the second repeats the first.",
-    loaded=model,
     rule="value > baseline",
     estimate=claims.mean(first - second, seed=seed),
     baseline=float((control_first - control_second).mean()),
@@ -264,7 +265,6 @@ run.value(
 run.claim(
     "induction-heads-exist",
     "At least one head spends more than half of its attention on the token after the earlier copy.",
-    loaded=model,
     rule="value > 0.5 and value > baseline",
     estimate=claims.mean(scores[:, 0, best_layer, best_head], seed=seed),
     baseline=float(control_scores[0].max()),
@@ -436,7 +436,6 @@ run.value(
 run.claim(
     "induction-heads-cause-copying",
     "Ablating the best induction heads costs more in the repeated half than any random set of the same layers.",
-    loaded=model,
     rule="value > baseline",
     estimate=claims.mean(increase[largest][1], seed=seed) if increase else None,
     baseline=float(random_increase[largest][:, 1].max()) if increase else None,
@@ -446,7 +445,6 @@ run.claim(
 run.claim(
     "ablation-spares-first-half",
     "The damage is to copying: the repeated half loses more than the first half does.",
-    loaded=model,
     rule="value > baseline",
     estimate=claims.mean(increase[largest][1] - increase[largest][0], seed=seed)
     if increase
@@ -536,7 +534,6 @@ if model.card.name == "gpt2-small":
 run.claim(
     "published-induction-heads",
     "The induction heads named for GPT-2 small are among the five with the highest induction score.",
-    loaded=model,
     rule="value >= published",
     estimate=in_top_five,
     published=claims.Published(
@@ -591,7 +588,7 @@ assert difference < 1e-4
 # - The heads published for GPT-2 small (`published-induction-heads`): {glue:text}`claim-published-induction-heads`.
 
 # %%
-run.finish(model)
+run.finish()
 
 # %% [markdown]
 # ## Exercises

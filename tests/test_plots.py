@@ -1,0 +1,264 @@
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import pyplot
+
+from helpers import plots
+
+matplotlib.use("agg")
+
+HOSTILE = ["</script><script>alert(1)</script>", "<s>", "$x$", "&lt;", '"><img src=x onerror=alert(1)>', "<|end|>"]
+HOSTILE += [r"\$x$", "$", "é$_$", "<!--", "]]>", "'", "`x`", r"\alpha", "a_b^c{}", "%"]
+CAPTION = "<b>bold</b> & \"quoted\" '$x$' </figcaption>"
+NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+class Page(HTMLParser):
+    """The elements of a piece of HTML, as (tag, attributes), and the text in each."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self.open = [], {}, []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def draw(key="fig", labels=("one", "two"), **options):
+    """A figure with lines, a clipped area, an image and a legend: all that gives SVG identifiers and references."""
+    with plots.figure(key, **({"caption": CAPTION, "alt": CAPTION} | options)) as (_, axes):
+        axes.plot([1, 2, 3], marker="o", label=labels[0])
+        axes.fill_between([0, 1, 2], [0, 1, 0], [1, 2, 1], color=plots.BLUE, alpha=0.2)
+        axes.imshow(np.eye(3), extent=(0, 1, 0, 1))
+        axes.set_title(labels[1])
+        axes.legend()
+
+
+def svg_texts(figure_html):
+    svg = figure_html[figure_html.index("<svg") : figure_html.index("</svg>") + 6]
+    return [element.text for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def hosts(text):
+    return set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\"'\s<>)]*", text)) - NAMESPACES
+
+
+@pytest.fixture(autouse=True)
+def not_live(monkeypatch):
+    monkeypatch.delenv("BOOK_LIVE", raising=False)
+
+
+# Static figures
+
+
+def test_ink_becomes_the_colour_of_the_pages_text(shown):
+    draw()
+    assert plots.INK not in shown[0].html
+    for drawn in ("stroke: currentColor", "fill: currentColor"):  # lines and letters
+        assert drawn in shown[0].html
+    assert not re.search(r"(?:fill|stroke): #(?:000000|ffffff)", shown[0].html)  # would vanish in dark or light
+
+
+def test_caption_and_alternative_text_are_shown_as_they_are_and_not_as_html(shown):
+    draw()
+    plots.show_plotly("bars", go.Figure(go.Bar(y=[1])), caption=CAPTION, alt=CAPTION)
+    plots.show_attention("heads", ["a"], np.eye(1)[None], ["0.1"], caption=CAPTION, alt=CAPTION)
+    for output, key in zip(shown, ("fig", "bars", "heads"), strict=True):
+        page = Page(output.html)
+        assert page.elements[0] == ("figure", {"id": key, "class": "book"})
+        assert "".join(page.texts["figcaption"]) == CAPTION
+        (described,) = [attributes for _, attributes in page.elements if "aria-label" in attributes]
+        assert described["aria-label"] == CAPTION
+        assert described["role"] == "img"
+        assert not page.all("b")
+
+
+def test_two_figures_on_a_page_share_no_identifier(shown):
+    draw("first")
+    draw("second")
+    pages = [Page(output.html) for output in shown]
+    found = [[attributes["id"] for _, attributes in page.elements if "id" in attributes] for page in pages]
+    for identifiers in found:
+        assert len(identifiers) > 10
+        assert len(set(identifiers)) == len(identifiers)
+    assert set(found[0]).isdisjoint(found[1])
+
+
+def test_every_reference_in_a_figure_is_to_an_identifier_in_it(shown):
+    draw()
+    referred = set(re.findall(r"url\(#([^)]+)\)", shown[0].html)) | set(re.findall(r'href="#([^"]+)"', shown[0].html))
+    identifiers = set(re.findall(r'\bid="([^"]+)"', shown[0].html))
+    assert len(referred) > 2
+    assert referred <= identifiers
+
+
+def test_the_same_figure_gives_the_same_bytes(shown):
+    patterns = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 4))
+    for _ in range(2):
+        draw()
+        plots.show_plotly("bars", go.Figure(go.Bar(y=[1, 2])), caption="", alt="")
+        plots.show_attention("heads", list("abcd"), patterns, ["0.1", "0.2"], caption="", alt="")
+    first, second = shown[:3], shown[3:]
+    assert [output.html for output in first] == [output.html for output in second]
+    assert len({output.html for output in first}) == 3
+
+
+def test_a_body_that_fails_shows_nothing_and_leaves_nothing_open(shown):
+    before = dict(matplotlib.rcParams)
+    with pytest.raises(ZeroDivisionError), plots.figure("fig", caption="", alt=""):
+        _ = 1 / 0
+    draw()
+    assert len(shown) == 1
+    assert pyplot.get_fignums() == []
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_axes_are_those_that_were_asked_for(shown):
+    with plots.figure("fig", caption="", alt="", width=5, height=2, ncols=3, sharey=True) as (drawing, axes):
+        assert axes.shape == (3,)
+        assert tuple(drawing.get_size_inches()) == (5, 2)
+
+
+@pytest.mark.parametrize("label", ['id="a"', "url(#a)", 'href="#a"', "#010203"])
+def test_a_label_that_looks_like_svg_is_shown_as_it_is(label, shown):
+    draw(labels=(label, "title"))
+    assert label in svg_texts(shown[0].html)
+
+
+# Texts from a model or a data set
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_token_is_a_plain_label_in_a_static_figure(text, shown):
+    draw(labels=(plots.plain(text), "title"))
+    assert text in svg_texts(shown[0].html)
+    assert not {"script", "img", "s"} & {tag for tag, _ in Page(shown[0].html).elements}
+
+
+@given(text=st.text(alphabet="$\\x_^{}<>&;%#'\"", min_size=1, max_size=8))
+def test_plain_is_never_taken_for_mathematics(text):
+    drawing = pyplot.figure()
+    label = drawing.text(0, 0, plots.plain(text))
+    shown, is_mathematics = label._preprocess_math(label.get_text())
+    pyplot.close(drawing)
+    assert (shown, is_mathematics) == (text, False)
+
+
+def as_plotly_shows(label):
+    """What plotly.js makes of a label: it knows numbers and these names, and leaves all others as they stand."""
+    names = {"mu": "μ", "amp": "&", "lt": "<", "gt": ">", "nbsp": "\xa0", "times": "×", "plusmn": "±", "deg": "°"}
+
+    def character(match):
+        code = match[1]
+        if code.startswith("#"):
+            return chr(int(code[2:], 16) if code[1] == "x" else int(code[1:]))
+        return names.get(code, match[0])
+
+    return re.sub(r"&(#\d+|#x[\da-fA-F]+|[a-z]+);", character, label)
+
+
+@given(text=st.text() | st.text(alphabet="<>&;#\"'$/amplt39 \n"))
+def test_plotly_shows_as_text_as_it_is_and_finds_no_html_in_it(text):
+    assert as_plotly_shows(plots.as_text(text)) == text.replace("\n", "⏎")
+    assert not set(plots.as_text(text)) & set("<>\n")
+
+
+def test_a_line_break_is_shown_and_breaks_no_label():
+    assert plots.plain("a\nb") == plots.as_text("a\nb") == "a⏎b"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_token_is_a_plain_label_in_a_plotly_figure(text, shown):
+    label = plots.as_text(text)
+    plots.show_plotly("bars", go.Figure(go.Bar(x=[label], y=[1], text=[label])), caption="", alt="")
+    page = Page(shown[0].html)
+    assert len(page.all("script")) == 1
+    assert not page.all("img")
+    (call,) = page.texts["script"]
+    found = re.search(r'"x":\[("(?:[^"\\]|\\.)*")\]', call)[1]
+    assert as_plotly_shows(json.loads(found)) == text
+
+
+def test_plotly_does_not_typeset_dollar_signs_on_a_page_with_mathematics(shown):
+    plots.show_plotly("bars", go.Figure(go.Bar(x=[plots.as_text("$x$")], y=[1])), caption="", alt="")
+    assert '"$x$"' not in shown[0].html or re.search(r'"typesetMath":\s*false', shown[0].html)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_token_is_a_plain_token_in_an_attention_figure(text, shown):
+    plots.show_attention("heads", [text, "b"], np.eye(2)[None], [text], caption="", alt="")
+    page = Page(shown[0].html)
+    assert [tag for tag, _ in page.elements] == ["figure", "div", "div", "script", "figcaption"]
+    (call,) = page.texts["script"]
+    data = json.loads(re.fullmatch(r".*?CircuitsVis\.AttentionHeads, (.*)\)", call, re.DOTALL)[1])
+    assert [token.replace("< ", "<") for token in data["tokens"]] == [text, "b"]
+    assert not re.match(r"<[\w/|]", data["tokens"][0])  # CircuitsVis would drop it
+    assert data["attentionHeadNames"] == [text]
+
+
+def test_an_attention_figure_carries_the_patterns_of_each_head(shown):
+    patterns = np.tril(np.random.default_rng(0).random((3, 4, 4)))
+    patterns /= patterns.sum(-1, keepdims=True)
+    plots.show_attention("heads", list("abcd"), patterns, ["0.1", "0.2", "1.0"], caption="", alt="")
+    call = re.search(r"AttentionHeads, (\{.*?\})\)</script>", shown[0].html)[1]
+    data = json.loads(call)
+    np.testing.assert_allclose(data["attention"], patterns, atol=1e-4)
+    assert data["attentionHeadNames"] == ["0.1", "0.2", "1.0"]
+    assert f'"{"attention-heads"}"' in shown[0].html
+    assert [div["id"] for div in Page(shown[0].html).all("div") if "id" in div] == ["attention-heads"]
+
+
+# No network
+
+
+def test_no_figure_names_a_host(shown):
+    draw()
+    plots.show_plotly("bars", go.Figure(go.Bar(y=[1])), caption="", alt="")
+    plots.show_attention("heads", ["a"], np.eye(1)[None], ["0.1"], caption="", alt="")
+    assert [hosts(output.html) for output in shown] == [set(), set(), set()]
+
+
+def test_a_page_ships_the_scripts_once_and_a_live_notebook_with_each_figure(shown, monkeypatch):
+    def show():
+        plots.show_plotly("bars", go.Figure(go.Bar(y=[1])), caption="A caption", alt="")
+        plots.show_attention("heads", ["a"], np.eye(1)[None], ["0.1"], caption="A caption", alt="")
+
+    show()
+    monkeypatch.setenv("BOOK_LIVE", "1")
+    show()
+    page_bars, page_heads, live_bars, live_heads = (output.html for output in shown)
+    assert len(page_bars) + len(page_heads) < 10_000
+    assert len(live_bars) > 1_000_000
+    assert len(live_heads) > 100_000
+    for live in (live_bars, live_heads):
+        page = Page(live)
+        sources = [attributes["src"] for attributes in page.all("script") if "src" in attributes]
+        assert sources == []
+        assert page.texts["figcaption"] == ["A caption"]
+        assert {tag for tag, _ in page.elements} == {"figure", "div", "script", "figcaption"}  # no script ended early
+    calls = Page(live_heads).texts["script"]
+    assert calls[-1].startswith('CircuitsVis.render("attention-heads"')
