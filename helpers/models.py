@@ -297,6 +297,8 @@ def verify(card: ModelCard, folder: Path) -> str:
     Raises:
         InputError: a file is missing, unreadable or not the one that was registered; it is named.
     """
+    from safetensors import SafetensorError, safe_open
+
     hashes = {path.name: _sha256(path) for path in weight_files(folder)}
     known: dict[str, Any] = {}
     if card.embedded:
@@ -314,6 +316,12 @@ def verify(card: ModelCard, folder: Path) -> str:
                 f"`python -m helpers.models fetch {card.name}`"
             )
     weights = {file: digest for file, digest in hashes.items() if file.endswith(".safetensors")}
+    for file in weights:
+        try:
+            with safe_open(folder / file, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"file {folder / file} is no intact safetensors file ({_first_line(error)})") from None
     if len(weights) == 1:
         return next(iter(weights.values()))
     listing = "".join(f"{file} {digest}\n" for file, digest in sorted(weights.items()))
@@ -326,8 +334,6 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         InputError: the folder is not a usable Hugging Face model folder; the sentence says why.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not folder.is_dir() or not any(folder.iterdir()):
         raise InputError(f"model folder {folder} is empty: it needs config.json and *.safetensors")
     config = _read_json(folder / "config.json")
@@ -343,11 +349,6 @@ def weight_files(folder: Path) -> list[Path]:
             pickled = next((path.name for end in ("bin", "pt", "pth") for path in folder.glob(f"*.{end}")), None)
             found = f"; it has pickled weights ({pickled}), which are never loaded" if pickled else ""
             raise InputError(f"model folder {folder} has no weights {name}{found}: save_pretrained writes them")
-        try:
-            with safe_open(folder / name, "pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"file {folder / name} is no intact safetensors file ({_first_line(error)})") from None
     return [folder / name for name in names]
 
 

@@ -147,7 +147,8 @@ def _inline_svg(svg: str, key: str, alt: str) -> str:
     """An SVG file as an element of a page: ink in the page's colour, identifiers unique on the page."""
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-    root = ElementTree.fromstring(svg)
+    # Byte-level vocabularies have tokens of control characters, which XML forbids.
+    root = ElementTree.fromstring(re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", svg))
     for metadata in root.findall(f"{{{SVG}}}metadata"):
         root.remove(metadata)
     for element in root.iter():

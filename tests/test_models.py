@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -621,11 +622,15 @@ def test_a_snapshot_in_the_cache_loads_without_network_and_records_its_commit(na
     assert loaded.weights_sha256 == sha256(tiny_folders["llama"] / "model.safetensors")
 
 
-def test_a_tampered_blob_is_refused_by_name_and_the_advice_removes_it(hub, refused):
+@pytest.mark.parametrize("damage", ["one bit", "half"])
+def test_a_damaged_blob_is_refused_by_name_and_the_advice_removes_it(damage, hub):
     blob = (hub.snapshot / "model.safetensors").resolve()
-    content = bytearray(blob.read_bytes())
-    content[-1] ^= 1
-    blob.write_bytes(content)
+    if damage == "half":
+        truncate(blob)
+    else:
+        content = bytearray(blob.read_bytes())
+        content[-1] ^= 1
+        blob.write_bytes(content)
     with pytest.raises(models.InputError) as caught:
         models.load("org/name")
     message = str(caught.value)
@@ -671,6 +676,26 @@ def test_a_name_that_the_hub_does_not_have_gives_one_sentence(hub, monkeypatch, 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     with refused("'org/absent'"):
         models.load("org/absent")
+
+
+def test_a_hub_model_is_downloaded_once_at_its_revision_without_pickles_and_code(hub, monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot_download(hub_id, *, revision, allow_patterns, local_files_only=False, **_):
+        if local_files_only and not downloads:
+            raise LocalEntryNotFoundError("not here")
+        if not local_files_only:
+            downloads.append((hub_id, revision))
+        files = ("model.safetensors", "config.json", "tokenizer.json", "pytorch_model.bin", "evil.py", "model.gguf")
+        wanted = [name for name in files if any(fnmatch(name, pattern) for pattern in allow_patterns)]
+        assert wanted == ["model.safetensors", "config.json", "tokenizer.json"]
+        return str(hub.snapshot)
+
+    downloads = []
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", Mock())
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert models.fetch("org/name@v1.0") == models.fetch("org/name@v1.0") == hub.snapshot
+    assert downloads == [("org/name", "v1.0")]
 
 
 def test_a_hub_model_without_safetensors_is_refused(hub, monkeypatch, refused):

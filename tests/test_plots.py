@@ -59,8 +59,10 @@ def draw(key="fig", labels=("one", "two"), **options):
 
 
 def svg_texts(figure_html):
+    """The letters of a figure, as (text, style)."""
     svg = figure_html[figure_html.index("<svg") : figure_html.index("</svg>") + 6]
-    return [element.text for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    elements = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    return [(element.text, element.get("style")) for element in elements]
 
 
 def hosts(text):
@@ -78,8 +80,10 @@ def not_live(monkeypatch):
 def test_ink_becomes_the_colour_of_the_pages_text(shown):
     draw()
     assert plots.INK not in shown[0].html
-    for drawn in ("stroke: currentColor", "fill: currentColor"):  # lines and letters
-        assert drawn in shown[0].html
+    assert "stroke: currentColor" in shown[0].html
+    texts = svg_texts(shown[0].html)
+    assert {"one", "two"} <= {text for text, _ in texts}
+    assert all("fill: currentColor" in style for _, style in texts)  # without a fill letters would be black
     assert not re.search(r"(?:fill|stroke): #(?:000000|ffffff)", shown[0].html)  # would vanish in dark or light
 
 
@@ -146,7 +150,7 @@ def test_the_axes_are_those_that_were_asked_for(shown):
 @pytest.mark.parametrize("label", ['id="a"', "url(#a)", 'href="#a"', "#010203"])
 def test_a_label_that_looks_like_svg_is_shown_as_it_is(label, shown):
     draw(labels=(label, "title"))
-    assert label in svg_texts(shown[0].html)
+    assert label in dict(svg_texts(shown[0].html))
 
 
 # Texts from a model or a data set
@@ -155,8 +159,14 @@ def test_a_label_that_looks_like_svg_is_shown_as_it_is(label, shown):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_token_is_a_plain_label_in_a_static_figure(text, shown):
     draw(labels=(plots.plain(text), "title"))
-    assert text in svg_texts(shown[0].html)
+    assert text in dict(svg_texts(shown[0].html))
     assert not {"script", "img", "s"} & {tag for tag, _ in Page(shown[0].html).elements}
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x0b", "\x1b", "\r", "\t", "\x7f", "\x85", "\ufffd", "\uffff"])
+def test_a_token_with_a_control_character_breaks_no_figure(character, shown):
+    draw(labels=(plots.plain(f"a{character}b"), "title"))
+    assert any(text.startswith("a") and text.endswith("b") for text, _ in svg_texts(shown[0].html))
 
 
 @given(text=st.text(alphabet="$\\x_^{}<>&;%#'\"", min_size=1, max_size=8))
