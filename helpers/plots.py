@@ -155,7 +155,7 @@ def _inline_svg(svg: str, key: str, alt: str) -> str:
         for name, text in element.attrib.items():
             text = text.replace(INK, "currentColor")
             text = re.sub(r"url\(#", f"url(#{key}-", text)
-            if name == "id" or name.endswith("href"):
+            if name == "id" or (text.startswith("#") and name.endswith("href")):  # other links hold images
                 text = re.sub(r"^(#?)", rf"\g<1>{key}-", text)
             element.set(name, text)
     root.set("role", "img")

@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_text", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"record\.json could not be written \(No space left on device\)"):
         book.write(target, "new")
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"] and target.read_text() == "old"

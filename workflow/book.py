@@ -255,12 +255,18 @@ def render(target: Path, *options: str, **environment: str) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file so that it is either whole or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that it is either whole or as it was.
+
+    Raises:
+        InputError: the disk is full or the place can't be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} could not be written ({error.strerror}); what was there is as it was") from None
     finally:
         partial.unlink(missing_ok=True)
 

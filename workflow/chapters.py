@@ -6,6 +6,7 @@ import ast
 import difflib
 import hashlib
 import re
+import shlex
 from typing import Any
 
 import yaml
@@ -54,15 +55,18 @@ def profile_parameters(profile: str, chapter: str) -> dict[str, Any]:
 
 
 def parse_parameters(text: str) -> dict[str, Any]:
-    """Read "n_sequences=8 seed=1" into a dictionary.
+    """Read "n_sequences=8 seed=1" into a dictionary; a value with a space goes between quotation marks.
 
     Raises:
-        InputError: a word without an equals sign.
+        InputError: a word without an equals sign, or a quotation mark without its other half.
 
-    >>> parse_parameters("n_sequences=8 model_name=gpt2-small")
-    {'n_sequences': 8, 'model_name': 'gpt2-small'}
+    >>> parse_parameters("n_sequences=8 model_name='a folder'")
+    {'n_sequences': 8, 'model_name': 'a folder'}
     """
-    words = text.split()
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"parameters {text!r} can't be read ({error})") from None
     if broken := [word for word in words if not re.match(r"[A-Za-z_]\w*=.", word)]:
         raise InputError(f"{broken[0]!r} is no parameter: legal are words like n_sequences=8, separated by spaces")
     return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in words)}
