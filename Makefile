@@ -14,8 +14,8 @@ PARAMS ?=
 TESTS ?=
 # Where Linux finds torch without CUDA, when the package index at hand has no such build.
 export TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
-# The newest Python here that is new enough; else python3, which then says what is wrong.
-SYSTEM_PYTHON = $(shell for python in python3.13 python3.12 python3.11 python3.14 python3; do \
+# The newest Python for which all packages come as wheels; else python3, which then says what is wrong.
+SYSTEM_PYTHON = $(shell for python in python3.13 python3.12 python3.11 python3; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
 
 .PHONY: book test run lab record pair lint clean environment model

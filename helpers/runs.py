@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 STARTED = time.time()
+"""When the run began: a chapter imports this module first of all."""
 RECORD = "book_record"
 """The key under which the metadata of an output holds the record."""
 PACKAGES = (
@@ -102,6 +103,8 @@ class Run:
     loaded: LoadedModel
     claims: dict[str, claims.Claim] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+    code: dict[str, Any] = field(default_factory=lambda: code_version())
+    """Taken when the run starts, since files may be edited while it lasts."""
 
     def value(self, key: str, value: claims.Estimate | float | int | str) -> None:
         """Record a value and glue it, so that prose can say {glue:text}`key`.
@@ -148,7 +151,7 @@ class Run:
             "parameters": self.parameters,
             "values": self.values,
             "claims": claims.as_record(self.claims.values()),
-            "provenance": provenance(),
+            "provenance": provenance() | self.code,
         }
         model, origin = record["model"], record["provenance"]
         _glue("model", ", ".join(filter(None, (model["title"], model["quantisation"], model["dtype"]))))
@@ -180,14 +183,12 @@ def progress(items: Iterable[Item], step: str) -> Iterator[Item]:
 
 
 def provenance() -> dict[str, Any]:
-    """Where and when a run took place: commit, versions, hardware, seconds since this module was imported."""
+    """Where and when a run took place: versions, hardware, seconds since this module was imported."""
     import joblib
     import torch
 
     return {
         "profile": os.environ.get("BOOK_PROFILE", "by hand"),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(STARTED)),
         "seconds": round(time.time() - STARTED, 1),
         "hardware": {
@@ -198,6 +199,14 @@ def provenance() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "packages": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def code_version() -> dict[str, Any]:
+    """The commit that is checked out, and whether files differ from it; None where there is no git."""
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
 
 

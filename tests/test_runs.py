@@ -244,7 +244,7 @@ def test_provenance_says_where_when_and_with_what(monkeypatch):
     monkeypatch.setattr(runs, "STARTED", time.time() - 100)
     found = runs.provenance()
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    assert found["git_commit"] == (head or None)
+    assert runs.code_version()["git_commit"] == (head or None)
     assert found["profile"] == "ci"
     assert 100 <= found["seconds"] < 110
     started = time.strptime(found["started"], "%Y-%m-%dT%H:%M:%SZ")
@@ -262,7 +262,7 @@ def test_provenance_says_where_when_and_with_what(monkeypatch):
 def test_a_machine_without_git_gives_a_record_that_claims_no_commit(run, shown, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("BOOK_PROFILE", raising=False)
-    run.finish()
+    runs.Run(run.chapter, run.parameters, run.loaded).finish()
     found = shown[-1].metadata[runs.RECORD]["provenance"]
     assert found["git_commit"] is None
     assert not found["git_uncommitted_changes"]

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,6 @@ SITE = BUILD / "html"
 
 def build(profile: str) -> None:
     """Bring the runs of a profile and the site up to date, and print the path of its first page."""
-    chapters.profile_parameters(profile, "")
     snakemake("site", profile)
     print(SITE / "index.html")
 
@@ -80,13 +80,13 @@ def paired(chapter: str) -> str:
 
 
 def snakemake(target: str, profile: str) -> None:
-    """Let Snakemake bring a target up to date; one at a time in a checkout.
+    """Let Snakemake bring a target up to date.
 
-    The lock is the operating system's, which a killed process can't leave behind; so Snakemake's own,
-    which it can, is switched off.
+    Its own lock, which a killed process leaves behind, is switched off: `only_one` holds one that does not.
     """
     for chapter in chapters.all_chapters():  # what Snakemake will ask, so that an error is told in one sentence
-        chapters.profile_parameters(profile, chapter), chapters.helper_files(chapter)
+        chapters.profile_parameters(profile, chapter)
+        chapters.helper_files(chapter)
     command = [
         sys.executable,
         "-m",
@@ -105,14 +105,17 @@ def snakemake(target: str, profile: str) -> None:
         "--config",
         f"profile={profile}",
     ]
-    with only_one():
-        result = subprocess.run(command, cwd=ROOT)
+    result = subprocess.run(command, cwd=ROOT)
     if result.returncode:
         raise InputError(f"the {target} of profile {profile!r} could not be made: see above, and .snakemake/log/")
 
 
 @contextmanager
 def only_one() -> Iterator[None]:
+    """Wait until no other build runs in this checkout, and clear away what a killed one left.
+
+    The lock is the operating system's, which goes with the process that holds it.
+    """
     from filelock import FileLock, Timeout
 
     BUILD.mkdir(exist_ok=True)
@@ -123,6 +126,8 @@ def only_one() -> Iterator[None]:
         say("another build is running in this checkout; waiting for it to end")
         lock.acquire()
     try:
+        for rest in (*BUILD.glob("run-*"), *BUILD.glob("site-*")):
+            shutil.rmtree(rest, ignore_errors=True)
         yield
     finally:
         lock.release()
@@ -169,6 +174,8 @@ def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: 
             ) from None
         except DeadKernelError:
             raise InputError(f"chapter {chapter}: its process was killed, most likely for lack of memory") from None
+        except RuntimeError as error:
+            raise InputError(f"chapter {chapter}: its process could not be started ({error})") from None
     record = runs.read_record(executed)
     write(
         folder / f"{chapter}.json",
@@ -289,19 +296,21 @@ def main(arguments: list[str] | None = None) -> int:
         added.add_argument(last, nargs="?", default="")
     options = parser.parse_args(arguments)
     try:
-        if options.command == "build":
-            build(options.profile)
-        elif options.command == "record":
-            record()
-        elif options.command == "pair":
+        if options.command == "pair":
             pair()
-        elif options.command == "run":
-            run(options.chapter, options.parameters)
         elif options.command == "execute":
             parameters = chapters.profile_parameters(options.profile, options.chapter)
             execute(options.chapter, parameters, RUNS / options.profile, profile=options.profile)
-        else:
+        elif options.command == "site":
             render(SITE, "-W", "--keep-going", BOOK_PROFILE=options.profile)
+        else:
+            with only_one():
+                if options.command == "build":
+                    build(options.profile)
+                elif options.command == "record":
+                    record()
+                else:
+                    run(options.chapter, options.parameters)
     except (InputError, OSError) as error:
         say(f"error: {error}")
         return 1

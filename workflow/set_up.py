@@ -43,6 +43,8 @@ def main(arguments):
     started = time.time()
     make_venv()
     make_importable()
+    if len(installed) == 2 and installed[1] != build:
+        pip("uninstall", "--yes", "torch")  # else pip would take the one build for the other
     install_torch(build, torch_version())
     say("installing the packages of %s" % LOCK)
     failure = pip("install", "-r", LOCK)
@@ -71,7 +73,9 @@ def make_importable():
 
 
 def install_torch(build, version):
-    if build == "cuda" or platform.system() != "Linux":  # elsewhere the plain package is the CPU build
+    if build == "cuda":
+        attempts = [["torch===" + version]]  # three: exactly this, not 2.13.0+cpu
+    elif platform.system() != "Linux":  # where the plain package is the CPU build
         attempts = [["torch==" + version]]
     else:
         attempts = [["torch==%s+cpu" % version]]

@@ -171,10 +171,10 @@ with plots.figure(
     axes.legend()
 
 # %% [markdown]
-# **What it means.** In the first half the loss is {glue:text}`loss_first_half` nats. That is *worse* than a
-# uniform guess, {glue:text}`uniform_loss` nats: the model expects language and is confidently wrong. In
-# the repeated half it is {glue:text}`loss_second_half`. Where the second half is new it stays at
-# {glue:text}`loss_second_half_unrepeated`, so it is the repetition that helps and not the position.
+# **What it means.** In the first half the loss is {glue:text}`loss_first_half` nats. A uniform guess would have
+# {glue:text}`uniform_loss`; a model that does worse expects language and is confidently wrong. In
+# the repeated half it is {glue:text}`loss_second_half`. Where the second half is new it is
+# {glue:text}`loss_second_half_unrepeated`: what is lost from one to the other is owed to the repetition, not the position.
 # Verdict: **{glue:text}`claim-repetition-lowers-loss`**.
 
 # %% [markdown]
@@ -301,40 +301,31 @@ with plots.figure(
     drawing.colorbar(image, label="induction score")
 
 # %% tags=["hide-input"]
-import plotly.graph_objects as go
+import pandas as pd
+import plotly.express as px
 
-names = [
-    f"head {layer}.{head}"
+heads = pd.DataFrame(scores.mean(axis=0).reshape(3, -1).T, columns=DISTANCE)
+heads["head"] = [
+    f"{layer}.{head}"
     for layer in range(model.n_layers)
     for head in range(model.n_heads)
 ]
-means = scores.mean(axis=0).reshape(3, -1)
-drawing = go.Figure(
-    go.Scatter(
-        x=means[2],
-        y=means[0],
-        customdata=means[1],
-        text=names,
-        mode="markers",
-        marker={
-            "color": means[1],
-            "colorscale": [[0, plots.GREY], [1, plots.ORANGE]],
-            "cmin": 0,
-            "cmax": 1,
-            "size": 8,
-            "line": {"width": 0.5},
-        },
-        hovertemplate="%{text}<br>induction %{y:.2f}<br>previous token %{x:.2f}"
-        "<br>duplicate token %{customdata:.2f}<extra></extra>",
-    )
+drawing = px.scatter(
+    heads.sort_values("duplicate token"),  # rare high ones are drawn on top
+    x="previous token",
+    y="induction",
+    color="duplicate token",
+    range_color=(0, 1),
+    color_continuous_scale=[plots.GREY, plots.ORANGE],
+    hover_name="head",
+    hover_data={name: ":.2f" for name in DISTANCE},
+    height=420,
 )
-drawing.update_traces(
-    marker_colorbar={"title": {"text": "duplicate-<br>token score"}}
-)
+drawing.update_traces(marker={"size": 8, "line": {"width": 0.5}})
 drawing.update_layout(
     xaxis_title="previous-token score",
     yaxis_title="induction score",
-    height=420,
+    coloraxis_colorbar_title_text="duplicate-<br>token score",
 )
 plots.show_plotly(
     "jobs-of-heads",
