@@ -302,7 +302,8 @@ def main(arguments: list[str] | None = None) -> int:
             parameters = chapters.profile_parameters(options.profile, options.chapter)
             execute(options.chapter, parameters, RUNS / options.profile, profile=options.profile)
         elif options.command == "site":
-            render(SITE, "-W", "--keep-going", BOOK_PROFILE=options.profile)
+            write(BUILD / "profile", options.profile)  # which runs the pages show, by stock Jupyter Book too
+            render(SITE, "-W", "--keep-going")
         else:
             with only_one():
                 if options.command == "build":

@@ -1,8 +1,8 @@
 """Show chapters as they were run: `jupyter-book build .` reads the sources, this adds the outputs.
 
 The page of a chapter is its present source with the outputs of its executed copy below the code cells, so
-prose can change without a run, while a changed code cell is reported. The copy is taken from
-`_build/runs/<BOOK_PROFILE>/`, or from the folder `BOOK_CUSTOM_RUN` where that has the chapter. The
+prose can change without a run, while a changed code cell is reported. The copy is that of the profile
+that was built last (`_build/runs/<profile>/`), or that in the folder `BOOK_CUSTOM_RUN` where it has one. The
 scripts behind the figures are copied into the site once, as no page may ask the network for anything.
 """
 
@@ -35,7 +35,10 @@ NOT_RUN = """
 
 def executed_copy(chapter: str) -> Path | None:
     """The executed notebook of a chapter (its path below `book/`, without suffix), if there is one."""
-    profile = os.environ.get("BOOK_PROFILE", "embedded")
+    shown = ROOT / "_build" / "profile"
+    profile = (
+        shown.read_text(encoding="utf-8") if shown.is_file() else "embedded"
+    )
     folders = [os.environ.get("BOOK_CUSTOM_RUN", ""), f"_build/runs/{profile}"]
     copies = [
         ROOT / folder / f"{chapter}.ipynb" for folder in folders if folder
