@@ -88,6 +88,7 @@ def show_plotly(key: str, drawing: plotly.graph_objects.Figure, *, caption: str,
         plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 70, "r": 20, "t": 20, "b": 70},
     )
+    drawing.update_xaxes(automargin=True, title_standoff=10)
     drawing.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")
     drawing.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")
     div = drawing.to_html(

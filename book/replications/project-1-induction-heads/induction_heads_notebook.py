@@ -564,8 +564,8 @@ print(f"difference between the two libraries: {difference}")
 # %% [markdown]
 # ## Where this breaks
 #
-# - **A score is no proof.** The best heads by score were also the ones whose removal hurt, but that is a finding about
-#   this model: a head may match prefixes and write nothing.
+# - **A score is no proof.** A head may match prefixes and write nothing. Whether the heads with the best scores are
+#   also those whose removal hurts is a finding about one model (here: {glue:text}`claim-induction-heads-cause-copying`).
 # - **Ablation has side effects.** With several heads gone, later layers see a residual stream that they never
 #   met in training. The random sets bound how much of the damage that explains, and no more.
 # - **Random tokens are not language.** The scores say what heads *can* do on bare repetitions, not what they
