@@ -27,7 +27,6 @@ RULE_NODES = (
     *(ast.And, ast.Or, ast.Not, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.Div),
     *(ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq),
 )
-VERDICTS = ("holds", "fails", "depends", "not comparable", "not run")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SVG = "http://www.w3.org/2000/svg"
 INK = "#010203"  # a colour that nothing else uses
-BLUE, ORANGE, GREEN, PINK, GREY = "#3c8dd0", "#d1791f", "#2f9e76", "#c06aa8", "#8a8a8a"
+BLUE, ORANGE, GREY = "#3c8dd0", "#d1791f", "#8a8a8a"
 """Distinguishable for colour-blind readers, with enough contrast on white and on near-black."""
 
 STYLE = {
