@@ -203,10 +203,11 @@ def provenance() -> dict[str, Any]:
 
 
 def code_version() -> dict[str, Any]:
-    """The commit that is checked out, and whether files differ from it; None where there is no git."""
+    """The commit that is checked out, and whether files differ from it; both None where there is no git."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_uncommitted_changes": None if changes is None else bool(changes),
     }
 
 

@@ -265,7 +265,7 @@ def test_a_machine_without_git_gives_a_record_that_claims_no_commit(run, shown, 
     runs.Run(run.chapter, run.parameters, run.loaded).finish()
     found = shown[-1].metadata[runs.RECORD]["provenance"]
     assert found["git_commit"] is None
-    assert not found["git_uncommitted_changes"]
+    assert found["git_uncommitted_changes"] is None
     assert found["profile"] == "by hand"
     assert "unknown" in Page(shown[-1].html).texts
 
