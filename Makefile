@@ -2,7 +2,7 @@
 #   make book [PROFILE=embedded|ci|gpt2] [TORCH=cpu|cuda]
 #   make test
 #   make run CHAPTER=induction_heads_notebook PARAMS="n_sequences=8 seed=1"
-#   make lab | record | pair | lint | clean
+#   make lab | record | bench | pair | lint | clean
 
 VENV_PYTHON := .venv/bin/python
 # With an environment of your own (conda, say): make book PY=python
@@ -18,7 +18,7 @@ export TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SYSTEM_PYTHON = $(shell for python in python3.13 python3.12 python3.11 python3; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
 
-.PHONY: book test run lab record pair lint clean environment model
+.PHONY: book test run lab record bench pair lint clean environment model
 .DEFAULT_GOAL := book
 
 book: environment model
@@ -36,6 +36,10 @@ lab: environment
 
 record: environment model
 	@$(PY) -m workflow.book record
+
+# Ratios to other tools, side by side; on two cores about a quarter of an hour.
+bench: environment model
+	@$(PY) -m benchmarks
 
 # Write each .ipynb anew from its .py, stripped.
 pair: environment

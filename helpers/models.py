@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +32,8 @@ from typing import TYPE_CHECKING, Any
 from helpers import InputError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOKENS_PER_BATCH = 1024
 BACKENDS = ("huggingface", "transformer_lens", "nnsight")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model", "*.jinja"]
 HUB_ID = re.compile(r"(?P<hub_id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -568,33 +565,6 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         raise InputError(
             f"the tokenizer in {folder} can't be loaded ({type(error).__name__}: {_first_line(error)})"
         ) from None
-
-
-def next_token_losses(
-    loaded: LoadedModel, token_ids: Int[Tensor, "sequence position"]
-) -> Float[Tensor, "sequence position-1"]:
-    """Cross-entropy of each token given those before it, in nats; entry i belongs to token i + 1.
-
-    Batches hold a fixed number of tokens, so that the same call gives the same bits on every machine
-    of a kind, whatever memory is free.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    losses = []
-    with torch.inference_mode():
-        for batch in token_batches(token_ids.to(loaded.device)):
-            output = loaded.model(batch, use_cache=False)
-            logits = getattr(output, "logits", output)[:, :-1].float()  # the bridge gives them bare
-            losses.append(cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").cpu())
-    return torch.cat(losses)
-
-
-def token_batches(
-    token_ids: Int[Tensor, "sequence position"],
-) -> Sequence[Int[Tensor, "batch position"]]:
-    """Split equally long sequences into batches of about a thousand tokens, each at least one sequence."""
-    return token_ids.split(max(1, TOKENS_PER_BATCH // token_ids.shape[1]))
 
 
 def _start_token_id(card: ModelCard, tokenizer: PreTrainedTokenizerBase | None) -> int | None:

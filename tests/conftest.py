@@ -140,6 +140,17 @@ def tiny(request, load_tiny):
     return load_tiny(request.param)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Several threads only wait for each other at these sizes: up to ten times the time on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def copy_of(tiny_folders, tmp_path):
     """Copies a tiny model's folder, to be damaged."""

@@ -15,8 +15,6 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import START, save_tiny, tiny_tokenizer
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from helpers import ROOT, models
@@ -706,34 +704,11 @@ def test_a_hub_model_without_safetensors_is_refused(hub, monkeypatch, refused):
         models.load("org/name")
 
 
-# Losses and backends
-
-
-def naive_losses(loaded, sequence):
-    with torch.inference_mode():
-        logits = loaded.model(sequence[None]).logits[0]
-    log_probabilities = logits.double().log_softmax(dim=-1)
-    return torch.stack([-log_probabilities[i, sequence[i + 1]] for i in range(len(sequence) - 1)])
-
-
-def test_losses_are_those_of_a_plain_log_softmax_for_each_sequence(tiny, token_ids):
-    naive = torch.stack([naive_losses(tiny, sequence) for sequence in token_ids])
-    losses = models.next_token_losses(tiny, token_ids)
-    assert naive.std() > 0.5
-    torch.testing.assert_close(losses.double(), naive, atol=1e-4, rtol=1e-5)
-
-
-@given(n_sequences=st.integers(1, 200), length=st.integers(1, 3000))
-def test_batches_keep_all_sequences_in_order_and_hold_about_a_thousand_tokens(n_sequences, length):
-    tokens = torch.arange(n_sequences)[:, None].expand(n_sequences, length)
-    batches = models.token_batches(tokens)
-    assert torch.equal(torch.cat(batches)[:, 0], torch.arange(n_sequences))
-    assert all(len(batch) == 1 or batch.numel() <= models.TOKENS_PER_BATCH for batch in batches)
-    assert all(batch.numel() > models.TOKENS_PER_BATCH - length for batch in batches[:-1])
+# Backends
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma3_text", "gpt_neox"])
-def test_the_three_backends_give_the_same_logits_and_losses(family, load_tiny, token_ids):
+def test_the_three_backends_give_the_same_logits(family, load_tiny, token_ids):
     def logits(loaded):
         output = loaded.model(token_ids)
         return getattr(output, "logits", output)
@@ -743,8 +718,6 @@ def test_the_three_backends_give_the_same_logits_and_losses(family, load_tiny, t
         other = load_tiny(family, backend)
         assert other.record() == plain.record() | {"backend": backend}
         torch.testing.assert_close(logits(other), logits(plain), atol=1e-4, rtol=1e-4)
-        losses = models.next_token_losses(other, token_ids)
-        torch.testing.assert_close(losses, models.next_token_losses(plain, token_ids), atol=1e-4, rtol=1e-4)
 
 
 # The command line

@@ -100,8 +100,8 @@ start = repeated.shape[1] - 2 * segment_length
 
 # %%
 # entry i is the loss of token i + 1
-loss_repeated = models.next_token_losses(model, repeated)
-loss_unrepeated = models.next_token_losses(model, unrepeated)
+loss_repeated = hooks.next_token_losses(model, repeated)
+loss_unrepeated = hooks.next_token_losses(model, unrepeated)
 
 # tokens 2 to L: each has a token of its segment before it
 first_half = slice(start, start + segment_length - 1)
@@ -206,14 +206,12 @@ DISTANCE = {
 
 def job_scores(token_ids):
     """Attention in the second half to the place of each job: array of sequence, job, layer, head."""
+    captured = hooks.capture(model, token_ids, "pattern", positions="all")
     scores = [
-        [
-            pattern.diagonal(-distance, -2, -1)[..., -segment_length:].mean(-1)
-            for distance in DISTANCE.values()
-        ]
-        for pattern in hooks.attention_patterns(model, token_ids)
+        captured["pattern"].diagonal(-distance, -2, -1)[..., -segment_length:]
+        for distance in DISTANCE.values()
     ]
-    return np.array([[job.numpy() for job in sequence] for sequence in scores])
+    return np.stack([score.mean(-1).numpy() for score in scores], axis=1)
 
 
 selection_scores = job_scores(selection_repeated).mean(axis=0)
@@ -351,11 +349,11 @@ plots.show_plotly(
 shown = [*top_heads(0, 2), *top_heads(1, 1), *top_heads(2, 1)]
 segment = selection_repeated[:1, start : start + 12]
 example = prompts.with_start_token(model, torch.cat([segment, segment], dim=1))
-pattern = next(hooks.attention_patterns(model, example))
+pattern = hooks.capture(model, example, "pattern", positions="all")["pattern"]
 plots.show_attention(
     "attention-of-best-heads",
     model.token_labels(example[0].tolist()),
-    torch.stack([pattern[layer, head] for layer, head in shown]),
+    torch.stack([pattern[0, layer, head] for layer, head in shown]),
     [f"{layer}.{head}" for layer, head in shown],
     caption="The stripe of an induction head lies one place to the right of that of a duplicate-token head. From left "
     "to right: two induction heads, a duplicate-token head, a previous-token head, each the best by score. Rows "
@@ -374,14 +372,20 @@ plots.show_attention(
 # second half far more than taking out $k$ other heads *of the same layers*, and does not touch the first half.
 
 # %%
-mean_z = hooks.mean_head_z(model, selection_repeated)
+z = hooks.capture(model, selection_repeated, "head_z", positions="mean")
+
+
+def ablation(layer, head):
+    return hooks.ablation(
+        model, "head_z", layer, head=head, how="mean", reference=z
+    )
 
 
 def loss_increase(heads):
     """How much the loss of each half rises when `heads` are ablated, for each sequence."""
-    with hooks.ablate_heads(model, heads, mean_z):
+    with hooks.intervene(model, *(ablation(*head) for head in heads)):
         ablated_first, ablated_second = half_means(
-            models.next_token_losses(model, repeated)
+            hooks.next_token_losses(model, repeated)
         )
     return ablated_first - first, ablated_second - second
 
@@ -610,11 +614,11 @@ run.finish()
 # of one fixed length: for that, vary the length of the segment.
 # ```
 #
-# **3. Zero instead of mean** (10 minutes). Replace `mean_z` by zeros in `loss_increase`. Which ablation does more harm
+# **3. Zero instead of mean** (10 minutes). Let `ablation` put zeros there instead. Which ablation does more harm
 # with random heads, and why? *Hint: think of heads whose output is nearly constant.*
 #
 # ```{dropdown} Solution
-# `hooks.ablate_heads(model, heads, torch.zeros_like(mean_z))`. Some heads write a nearly constant vector, which
+# `hooks.ablation(model, "head_z", layer, head=head, how="zero")`. Some heads write a nearly constant vector, which
 # later layers rely on like a bias. Zero ablation takes it away and hurts for a reason that has nothing to do with
 # copying; mean ablation leaves it. On the default model zero ablation of random heads costs more for most
 # sets, and the difference is plainest in the first half, where there is nothing to copy.

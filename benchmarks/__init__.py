@@ -1,0 +1,1 @@
+"""How fast the helpers are, beside the tools that others use: `make bench`."""

@@ -1,0 +1,54 @@
+"""Print the table of ratios and write it to `_build/bench.md` and `_build/bench.json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+import joblib
+import torch
+
+from benchmarks import capturing, patching
+from benchmarks.pairs import Row
+from helpers import ROOT
+
+HEADINGS = ("work", "ours", "peer", "its time", "ratio", "to reach", "", "floor", "ours / floor", "remarks")
+
+
+def line(row: Row) -> str:
+    floor = ("", "") if row.floor is None else (f"{row.floor:.2f}", f"{row.ours / row.floor:.2f}")
+    cells = (row.work, f"{row.ours:.2f}", row.peer, f"{row.peer_seconds:.2f}", f"{row.ratio:.2f}×", row.target)
+    return "| " + " | ".join((*cells, "yes" if row.reached else "**no**", *floor, row.note)) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("--quick", action="store_true", help="smaller samples, one pair each")
+    parser.add_argument("--only", choices=("patching", "capturing"), help="one part of the table")
+    options = parser.parse_args()
+    torch.set_num_threads(joblib.cpu_count())
+    intro = (
+        f"Seconds on {torch.get_num_threads()} threads, torch {torch.__version__}; medians of paired runs. A peer's "
+        "sweep that is too long is timed on a random sample of its patches and scaled."
+    )
+    table = [intro, "", "| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
+    print("\n".join(table), flush=True)
+    rows = []
+    for part in (capturing, patching):
+        if options.only in (None, part.__name__.split(".")[-1]):
+            for row in part.rows(options.quick):
+                rows.append(row)
+                table.append(line(row))
+                print(table[-1], flush=True)
+    folder = ROOT / "_build"
+    folder.mkdir(exist_ok=True)
+    (folder / "bench.md").write_text("\n".join(table) + "\n", encoding="utf-8")
+    (folder / "bench.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    missed = [row.work for row in rows if not row.reached]
+    print(f"{len(rows) - len(missed)} of {len(rows)} targets reached", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Times of two ways to do the same work, taken in turn, so that a machine's moods touch both."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. All figures are medians over the pairs."""
+
+    work: str
+    ours: float
+    """In seconds."""
+    peer: str
+    peer_seconds: float
+    ratio: float
+    """Peer's time over ours, pair by pair."""
+    target: str
+    reached: bool
+    floor: float | None = None
+    """Seconds that must be spent at the least."""
+    note: str = ""
+
+
+def timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def paired(
+    work: str,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    *,
+    named: str,
+    at_least: float,
+    n_pairs: int,
+    scale: float = 1.0,
+    once: Callable[[], object] | None = None,
+    floor: Callable[[], float] | None = None,
+    note: str = "",
+) -> Row:
+    """Run ours and the peer in turn.
+
+    Args:
+        at_least: the ratio to reach.
+        scale: the peer's whole work over what `peer` runs of it.
+        once: what the peer does once besides, whatever the sample.
+        floor: measured in each pair.
+    """
+    ours_seconds, peer_seconds, floors = [], [], []
+    for _ in range(n_pairs):
+        ours_seconds.append(timed(ours))
+        peer_seconds.append(scale * timed(peer) + (timed(once) if once else 0))
+        if floor:
+            floors.append(floor())
+    ratio = statistics.median(b / a for a, b in zip(ours_seconds, peer_seconds, strict=True))
+    return Row(
+        work=work,
+        ours=statistics.median(ours_seconds),
+        peer=named,
+        peer_seconds=statistics.median(peer_seconds),
+        ratio=ratio,
+        target=f"≥ {at_least:g}×",
+        reached=ratio >= at_least,
+        floor=statistics.median(floors) if floors else None,
+        note=note,
+    )

@@ -1,0 +1,545 @@
+"""One forward pass, watched and changed at named sites, on each of the three backends.
+
+A `Tap` sees a site's tensor, in the same layout on every backend, and may return another one to go on with.
+Each backend is asked in its own way: plain Hugging Face by module hooks and its attention interface,
+TransformerLens by its hook points, nnsight by edits of the traced model.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from helpers import InputError
+from helpers.architectures import FAMILIES, Layer, family_of, is_parallel, layers
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+    from helpers.models import LoadedModel
+
+    Tap = Callable[[Tensor], Tensor | None]
+    """Axes `example position …` as in `hooks.SITES`, but a pattern as `example query head key`."""
+
+
+FORWARD_ORDER = (
+    *("resid_pre", "q", "k", "v", "rot_q", "rot_k", "pattern", "head_z"),
+    *("attn_out", "resid_mid", "mlp_out", "resid_post"),
+)
+_ACTIVE: WeakKeyDictionary[Module, _Active] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts as one rectangle of token ids."""
+
+    input_ids: Int[Tensor, "example column"]
+    attention_mask: Int[Tensor, "example column"] | None
+    """None where nothing is padded."""
+    position_ids: Int[Tensor, "example column"] | None
+    """None where the first column is position 0."""
+    pads: Int[Tensor, " example"]
+    """Columns before the first token."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a forward pass in progress is about to process: its last `new` columns of `total`."""
+
+    new: int
+    total: int
+    """Columns so far, those in the key/value cache and padding included."""
+    pads: Int[Tensor, " example"]
+    lengths: Int[Tensor, " example"]
+    """Tokens so far, without padding."""
+
+
+def make_batch(rows: Sequence[Sequence[int]], device: str, padding_side: str = "right") -> Batch:
+    """Pad token ids to one width; what stands in the padding has no effect."""
+    import torch
+
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    padding = width - lengths
+    before = padding if padding_side == "left" else torch.zeros_like(padding)
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, before[i] : before[i] + len(row)] = torch.tensor(row)
+    column = torch.arange(width)
+    mask = (column >= before[:, None]) & (column < (before + lengths)[:, None])
+    positions = (column - before[:, None]).clamp(min=0).to(device)
+    return Batch(
+        input_ids=ids.to(device),
+        attention_mask=mask.long().to(device) if padding.any() else None,
+        position_ids=positions if before.any() else None,
+        pads=before.to(device),
+    )
+
+
+def missing(loaded: LoadedModel, site: str) -> str | None:
+    """Why a model on its backend can't give a site, or None where it can."""
+    family, model_type = family_of(loaded.config), loaded.config.model_type
+    if site == "resid_mid" and is_parallel(loaded.config):
+        return f"{model_type} has parallel blocks, so there is no resid_mid: legal are resid_pre, resid_post"
+    if site in ("rot_q", "rot_k") and not family.rotary:
+        return f"{model_type} has no rotary embedding, so there is no {site}: legal is {site[-1]}"
+    if site in ("rot_q", "rot_k") and loaded.backend == "transformer_lens" and family.interleaved:
+        return f"TransformerLens has no hook at {site} of {model_type}: legal are the backends huggingface, nnsight"
+    return None
+
+
+def huggingface_model(loaded: LoadedModel) -> PreTrainedModel:
+    """The plain model inside any backend's."""
+    return {
+        "huggingface": lambda: loaded.model,
+        "transformer_lens": lambda: loaded.model.original_model,
+        "nnsight": lambda: loaded.model._module,
+    }[loaded.backend]()
+
+
+@contextmanager
+def tapped(loaded: LoadedModel, taps: Sequence[tuple[str, int, Tap]]) -> Iterator[None]:
+    """While the context lasts, each (site, layer, tap) is called in every pass; always removed.
+
+    Taps see each other's changes in the order of the forward pass; at one site, those of an outer context
+    come first.
+    """
+    active = _ACTIVE.setdefault(huggingface_model(loaded), _Active())
+    before = list(active.taps)
+    try:
+        active.put_in(loaded, before + list(taps))
+        yield
+    finally:
+        active.put_in(loaded, before)
+
+
+class _Active:
+    """The taps of a model in all contexts that are open; put in anew whenever they change."""
+
+    def __init__(self) -> None:
+        self.taps: list[tuple[str, int, Tap]] = []
+        self.installed = ExitStack()
+
+    def put_in(self, loaded: LoadedModel, taps: list[tuple[str, int, Tap]]) -> None:
+        self.installed.close()
+        self.installed, self.taps = ExitStack(), taps
+        in_order = sorted(taps, key=lambda tap: (tap[1], FORWARD_ORDER.index(tap[0])))
+        with ExitStack() as stack:
+            if loaded.backend == "transformer_lens":
+                pairs = [pair for tap in in_order for pair in _bridge_hooks(loaded, *tap)]
+                stack.enter_context(loaded.model.hooks(fwd_hooks=pairs))
+            elif loaded.backend == "nnsight":
+                found = layers(huggingface_model(loaded)) if taps else []
+                for site, layer, tap in in_order:
+                    with _new_edits(loaded.model, stack):
+                        _edit_nnsight(loaded.model, found[layer], site, tap)
+            else:
+                found = layers(loaded.model) if taps else []
+                for site, layer, tap in in_order:
+                    _hook_huggingface(stack, loaded.model, found[layer], site, tap)
+            self.installed = stack.pop_all()
+
+
+@contextmanager
+def watched(loaded: LoadedModel, began: Callable[[Pass], None]) -> Iterator[None]:
+    """Call `began` at the start of every forward pass."""
+    import torch
+
+    def hook(_: Module, inputs: tuple, options: dict[str, Any]) -> None:
+        tokens = options.get("input_ids", inputs[0] if inputs else options.get("inputs_embeds"))
+        past, mask = options.get("past_key_values"), options.get("attention_mask")
+        n_rows, new = tokens.shape[:2]
+        total = new + (past.get_seq_length() if past is not None else 0)
+        if mask is None:
+            mask = torch.ones((n_rows, total), dtype=torch.long, device=tokens.device)
+        elif not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+            raise InputError("edits need the attention mask as one row of zeros and ones for each prompt")
+        began(Pass(new, total, (mask.cumsum(1) == 0).sum(1), mask.sum(1)))
+
+    handle = huggingface_model(loaded).base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def forward(
+    loaded: LoadedModel,
+    batch: Batch,
+    *,
+    stop_after: int | None = None,
+    logits_at: Int[Tensor, "example selected"] | None = None,
+) -> Float[Tensor, "example selected token"] | None:
+    """One pass, as far as layer `stop_after`, or to the logits of the columns `logits_at`."""
+    import torch
+
+    with torch.inference_mode():
+        hidden_or_logits = {
+            "huggingface": _forward_huggingface,
+            "transformer_lens": _forward_bridge,
+            "nnsight": _forward_nnsight,
+        }[loaded.backend](loaded, batch, stop_after)
+        if logits_at is None:
+            return None
+        rows = torch.arange(len(logits_at), device=logits_at.device)[:, None]
+        chosen = hidden_or_logits[rows, logits_at]
+        return unembed(loaded.model, chosen) if _ends_in_unembedding(loaded) else chosen
+
+
+def _ends_in_unembedding(loaded: LoadedModel) -> bool:
+    """Whether the base model's output goes into the unembedding as it is; other families run whole."""
+    return loaded.backend == "huggingface" and loaded.config.model_type in FAMILIES
+
+
+def unembed(model: PreTrainedModel, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... token"]:
+    """Logits of what left the final norm."""
+    return cap_logits(model, model.get_output_embeddings()(normed))
+
+
+def cap_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """Gemma's soft bound on logits, where a model has one."""
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
+def generate(
+    loaded: LoadedModel, input_ids: Int[Tensor, "example position"], max_new_tokens: int
+) -> Int[Tensor, "example longer"]:
+    """The most likely token, again and again; equally long prompts."""
+    import torch
+
+    if loaded.backend == "transformer_lens":
+        with torch.inference_mode():
+            return loaded.model.generate(
+                input_ids,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                stop_at_eos=False,
+                return_type="tokens",
+                verbose=False,
+            )
+    options = {"attention_mask": torch.ones_like(input_ids), "max_new_tokens": max_new_tokens, "do_sample": False}
+    if loaded.model.generation_config.pad_token_id is None:
+        options["pad_token_id"] = 0  # else transformers warns; a finished prompt is cut at its end token
+    if loaded.backend == "huggingface":
+        with torch.inference_mode():
+            return loaded.model.generate(input_ids, **options)
+    import nnsight
+
+    with _open_loops_end(), loaded.model.generate({"input_ids": input_ids} | options) as tracer:
+        result = nnsight.save(tracer.result)
+    return result
+
+
+# Plain Hugging Face
+
+
+class _Stop(Exception):
+    """Raised in a hook to end a forward pass."""
+
+
+def _stop(*_: Any, **__: Any) -> None:
+    raise _Stop
+
+
+def _forward_huggingface(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor | None:
+    base = loaded.model.base_model
+    handle = None
+    if stop_after is not None:
+        block = layers(loaded.model)[stop_after].block
+        handle = block.register_forward_hook(_stop)
+    try:
+        if not _ends_in_unembedding(loaded):
+            return loaded.model(**_inputs(batch), use_cache=False).logits
+        return base(**_inputs(batch), use_cache=False).last_hidden_state
+    except _Stop:
+        return None
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+    }
+    return {name: tensor for name, tensor in inputs.items() if tensor is not None}
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A module's input or output that holds a site, maybe among other things."""
+
+    module: Module
+    side: str
+    """`input` or `output`"""
+    read: Callable[[Tensor], Tensor]
+    merge: Callable[[Tensor, Tensor], Tensor]
+    """(what was there, the changed site) to what goes on"""
+
+
+def _point(layer: Layer, site: str) -> _Point:
+    """Where a site is found in Hugging Face's modules; not the sites inside the attention function."""
+    block, attention, family = layer.block, layer.attention, layer.family
+
+    def whole(module: Module, side: str) -> _Point:
+        return _Point(module, side, lambda raw: raw, lambda _, new: new)
+
+    def per_head(module: Module, side: str) -> _Point:
+        return _Point(module, side, lambda raw: raw.unflatten(-1, (-1, layer.d_head)), lambda _, new: new.flatten(-2))
+
+    if site == "resid_pre":
+        return whole(block, "input")
+    if site == "resid_post":
+        return whole(block, "output")
+    if site == "attn_out":
+        return whole(getattr(block, family.after_attention) if family.after_attention else attention, "output")
+    if site == "mlp_out":
+        return whole(getattr(block, family.after_mlp) if family.after_mlp else block.mlp, "output")
+    if site == "head_z":
+        return per_head(getattr(attention, family.out), "input")
+    number = "qkv".index(site)
+    if family.head_norms and number < 2:
+        norm = getattr(attention, family.head_norms[number])
+        return _Point(norm, "output", lambda raw: raw.transpose(1, 2), lambda _, new: new.transpose(1, 2))
+    if len(family.projections) == 3:
+        return per_head(getattr(attention, family.projections[number]), "output")
+
+    def merge(raw: Tensor, new: Tensor) -> Tensor:
+        parts = layer.split_qkv(raw)
+        parts[number] = new.flatten(-2)
+        return layer.join_qkv(parts)
+
+    fused = getattr(attention, family.projections[0])
+    return _Point(fused, "output", lambda raw: layer.split_qkv(raw)[number].unflatten(-1, (-1, layer.d_head)), merge)
+
+
+def _through(point: _Point, tap: Tap) -> Callable[[Any], Any]:
+    """Hand a point's site to a tap; returns what goes on, or None for no change."""
+
+    def change(raw: Any) -> Any:
+        first = raw[0] if isinstance(raw, tuple) else raw  # attention modules give a tuple, layers a tensor
+        new = tap(point.read(first))
+        if new is None:
+            return None
+        new = point.merge(first, new)
+        return (new, *raw[1:]) if isinstance(raw, tuple) else new
+
+    return change
+
+
+def _hook_huggingface(stack: ExitStack, model: PreTrainedModel, layer: Layer, site: str, tap: Tap) -> None:
+    if site in ("rot_q", "rot_k", "pattern"):
+        stack.enter_context(_attention_tapped(model, layer.attention, site, tap))
+        return
+    if site == "resid_mid":
+        before: list[Tensor] = []
+        _hook_huggingface(stack, model, layer, "resid_pre", lambda resid: before.__setitem__(slice(None), [resid]))
+        site, tap = "attn_out", _as_attn_out(before, tap)
+    point = _point(layer, site)
+    change = _through(point, tap)
+    if point.side == "input":
+        handle = point.module.register_forward_pre_hook(lambda _, inputs: change(inputs))
+    else:
+        handle = point.module.register_forward_hook(lambda _, inputs, output: change(output))
+    stack.callback(handle.remove)
+
+
+def _as_attn_out(resid_pre: list[Tensor], tap: Tap) -> Tap:
+    """resid_mid is no module's output: it is resid_pre + attn_out, and changed by changing the latter."""
+
+    def on_attn_out(attn_out: Tensor) -> Tensor | None:
+        new = tap(resid_pre[0] + attn_out)
+        return None if new is None else new - resid_pre[0]
+
+    return on_attn_out
+
+
+_ATTENTION_TAPS: WeakKeyDictionary[Module, list[tuple[str, Tap]]] = WeakKeyDictionary()
+
+
+@contextmanager
+def _attention_tapped(model: PreTrainedModel, attention: Module, site: str, tap: Tap) -> Iterator[None]:
+    """Tap queries, keys and pattern where they meet, through transformers' attention interface."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register("tapped", _tapped_attention)
+    AttentionMaskInterface.register("tapped", eager_mask)
+    config, mine = attention.config, (site, tap)
+    before = config._attn_implementation
+    _ATTENTION_TAPS.setdefault(attention, []).append(mine)
+    config._attn_implementation = "tapped"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _ATTENTION_TAPS[attention].remove(mine)
+
+
+def _tapped_attention(
+    module: Module, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The architecture's own attention, with taps; query, key, value are `example head position d_head`."""
+    taps = _ATTENTION_TAPS.get(module, [])
+    query = _tapped_rotary(taps, query, key)
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    mixed, pattern = eager(module, query, key, value, *arguments, **options)
+    return _tapped_pattern(taps, mixed, pattern, value)
+
+
+def _tapped_rotary(taps: Sequence[tuple[str, Tap]], query: Tensor, key: Tensor) -> Tensor:
+    """Returns the queries; new keys are written in place, so that they stay changed in a key/value cache."""
+    new_keys = key[:, :, key.shape[2] - query.shape[2] :]
+    for site, tap in taps:
+        if site == "rot_q" and (new := tap(query.transpose(1, 2))) is not None:
+            query = new.transpose(1, 2)
+        if site == "rot_k" and (new := tap(new_keys.transpose(1, 2))) is not None:
+            new_keys[:] = new.transpose(1, 2)
+    return query
+
+
+def _tapped_pattern(
+    taps: Sequence[tuple[str, Tap]], mixed: Tensor, pattern: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    for site, tap in taps:
+        if site == "pattern" and (new := tap(pattern.transpose(1, 2))) is not None:
+            pattern = new.transpose(1, 2)
+            values = value.repeat_interleave(pattern.shape[1] // value.shape[1], dim=1)
+            mixed = (pattern @ values).transpose(1, 2)
+    return mixed, pattern
+
+
+# The TransformerLens bridge, in raw mode
+
+
+def _bridge_hooks(loaded: LoadedModel, site: str, layer: int, tap: Tap) -> list[tuple[str, Callable]]:
+    block = f"blocks.{layer}."
+    if site == "resid_mid":  # its own hook changes what the MLP reads, but not the residual stream
+        before: list[Tensor] = []
+        return [
+            (block + "hook_in", lambda resid, hook: before.__setitem__(slice(None), [resid])),
+            *_bridge_hooks(loaded, "attn_out", layer, _as_attn_out(before, tap)),
+        ]
+    family = family_of(loaded.config)
+    if (site in ("q", "k") and family.head_norms) or site == "pattern":
+
+        def swapped(tensor: Tensor, hook: Any) -> Tensor | None:
+            new = tap(tensor.transpose(1, 2))
+            return None if new is None else new.transpose(1, 2)
+
+        return [(block + ("attn.hook_pattern" if site == "pattern" else f"attn.{site}_norm.hook_out"), swapped)]
+    name = {
+        "resid_pre": "hook_in",
+        "resid_post": "hook_out",
+        "attn_out": "ln1_post.hook_out" if family.after_attention else "attn.hook_out",
+        "mlp_out": "ln2_post.hook_out" if family.after_mlp else "mlp.hook_out",
+        "head_z": "attn.o.hook_in",
+        "rot_q": "attn.hook_rot_q",
+        "rot_k": "attn.hook_rot_k",
+    }.get(site, f"attn.{site}.hook_out")
+    return [(block + name, lambda tensor, hook: tap(tensor))]
+
+
+def _forward_bridge(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor | None:
+    inputs = _inputs(batch)
+    # Its own `stop_at_layer` goes on to the unembedding where that is the number of layers.
+    stops = [] if stop_after is None else [(f"blocks.{stop_after}.hook_out", _stop)]
+    try:
+        with loaded.model.hooks(fwd_hooks=stops):
+            return loaded.model(inputs.pop("input_ids"), **inputs)
+    except _Stop:
+        return None
+
+
+# nnsight
+
+
+def _edit_nnsight(model: Any, layer: Layer, site: str, tap: Tap) -> None:
+    """Store an edit that is replayed in every pass of every later trace."""
+    names = {module: name for name, module in model._module.named_modules()}
+
+    def envoy_of(module: Module) -> Any:
+        return model.get(names[module])
+
+    if site in ("rot_q", "rot_k", "pattern"):
+        # The call of the attention function; `attention_interface_0` is the line that chooses it.
+        call = envoy_of(layer.attention).source.attention_interface_1
+        with model.edit(inplace=True) as tracer:
+            for _ in tracer.iter[:]:
+                (module, query, key, value, *rest), options = call.inputs
+                new_query = _tapped_rotary([(site, tap)], query, key)
+                if new_query is not query:
+                    call.inputs = ((module, new_query, key, value, *rest), options)
+                if site == "pattern":
+                    mixed, pattern = call.output
+                    new_mixed, new_pattern = _tapped_pattern([(site, tap)], mixed, pattern, value)
+                    if new_mixed is not mixed:
+                        call.output = (new_mixed, new_pattern)
+        return
+    before: list[Tensor] = []
+    if site == "resid_mid":
+        block = envoy_of(layer.block)
+        with model.edit(inplace=True) as tracer:
+            for _ in tracer.iter[:]:
+                before[:] = [block.input]
+        site, tap = "attn_out", _as_attn_out(before, tap)
+    point = _point(layer, site)
+    change, envoy = _through(point, tap), envoy_of(point.module)
+    if point.side == "input":
+        with model.edit(inplace=True) as tracer:
+            for _ in tracer.iter[:]:
+                new = change(envoy.input)
+                if new is not None:
+                    envoy.input = new
+    else:
+        with model.edit(inplace=True) as tracer:
+            for _ in tracer.iter[:]:
+                new = change(envoy.output)
+                if new is not None:
+                    envoy.output = new
+
+
+def _forward_nnsight(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor | None:
+    from nnsight.intervention.interleaver import OutOfOrderError
+
+    model, inputs = loaded.model, _inputs(batch) | {"use_cache": False}
+    with ExitStack() as stack:
+        stack.enter_context(_open_loops_end())
+        if stop_after is None:
+            return model.trace(inputs, trace=False).logits
+        names = {module: name for name, module in model._module.named_modules()}
+        last = model.get(names[layers(model._module)[stop_after].block])
+        with _new_edits(model, stack), model.edit(inplace=True) as tracer:
+            _ = last.output
+            tracer.stop()
+        with suppress(OutOfOrderError):  # taps of layers after the stop wait in vain, which is right
+            model.trace(inputs, trace=False)
+    return None
+
+
+@contextmanager
+def _new_edits(model: Any, stack: ExitStack) -> Iterator[None]:
+    """What is added inside, and nothing else, is removed when `stack` ends."""
+    before = list(model._edits)
+    yield
+    added = [edit for edit in model._edits if edit not in before]
+    stack.callback(lambda: setattr(model, "_edits", [edit for edit in model._edits if edit not in added]))
+
+
+@contextmanager
+def _open_loops_end() -> Iterator[None]:
+    """nnsight warns whenever a loop over an open number of passes ends, which here is always right."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".* was never reached: the loop")
+        yield

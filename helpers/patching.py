@@ -1,0 +1,544 @@
+"""Exact activation patching and ablation of many sites, at the cost of what a patch can change.
+
+Activations of a `source` prompt are put into the run on a `base` prompt of the same token length, one
+patch at a time, and a metric is read from the logits of the last position. (Denoising: base is the
+corrupted prompt, source the clean one. Noising: the other way round.)
+
+Every patch is exact: the numbers are those of a full forward pass with a hook. What makes it fast is what
+is left out. A patch in layer l at position p changes nothing in the layers before l, nor at the positions
+before p; so only the rest is computed again, with the keys and values of the positions before p taken
+from the unpatched run. And all patches go through the model together: at each layer those that begin
+there join the batch. Positions before the first token in which base and source differ hold the same
+activations in both, so that a patch there has no effect and is not run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from helpers import InputError, backends, hooks
+from helpers.architectures import Layer, family_of, layers
+from helpers.propagation import Change, Part, Patch, cut, propagate, senders, tokens_per_step
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from helpers.hooks import Prompt
+    from helpers.models import LoadedModel
+
+    Prompts = Sequence[Prompt] | Int[Tensor, "example position"]
+    Answers = Sequence[tuple[str | int, str | int]]
+    """For each prompt the right and the wrong next token, as text that is one token, or as its id."""
+    Metric = Callable[[Float[Tensor, "example token"], Int[Tensor, " example"]], Float[Tensor, " example"]]
+    """One number for each example, from the logits of its last position and its number among the prompts."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A site of one layer that a patch replaces: whole, or one head of it, or one position."""
+
+    site: str
+    layer: int
+    head: int | None = None
+    """A query head; of `k`, `rot_k`, `v` a key/value head."""
+    position: int | None = None
+    """A number in the prompt, negative ones from the end; of a pattern, the query. None: all positions."""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What each patch does, example by example, in units of the metric (logits, by default).
+
+    `transformer_lens.utilities.statistics` takes `effect` as it is: the last axis is the examples.
+    """
+
+    values: Float[Tensor, "*patch example"]
+    """The metric of each patched run; NaN where a prompt has no such position."""
+    axes: tuple[str, ...]
+    base: Float[Tensor, " example"]
+    """The metric of the unpatched runs."""
+    source: Float[Tensor, " example"] | None
+    """The metric of the runs that the activations come from; None for an ablation."""
+    positions: tuple[str, ...] = ()
+
+    @property
+    def effect(self) -> Float[Tensor, "*patch example"]:
+        """The change that each patch makes."""
+        return self.values - self.base
+
+    @property
+    def recovered(self) -> Float[Tensor, "*patch"]:
+        """The mean effect as a share of the mean difference between source and base: 1 is all of it."""
+        if self.source is None:
+            raise InputError("an ablation has no source run, so no share of a difference: legal is `effect`")
+        return self.effect.nanmean(-1) / (self.source - self.base).mean()
+
+
+def patch_positions(
+    loaded: LoadedModel,
+    base: Prompts,
+    source: Prompts,
+    *,
+    site: str = "resid_pre",
+    answers: Answers | None = None,
+    metric: Metric | None = None,
+    positions: Mapping[str, int | Sequence[int]] | None = None,
+) -> Effects:
+    """Patch a site of every layer at every position, or at named ones; axes `layer position example`.
+
+    Args:
+        site: of the residual stream, `attn_out` or `mlp_out`; or a site of heads, all of them together.
+        answers: the metric is the logit of the first less that of the second.
+        metric: or any function of the last position's logits.
+        positions: name → number, or a number for each prompt; by default all, counted from the first token.
+
+    Raises:
+        InputError: prompts of unequal token lengths, an answer that is not one token, NaN in an activation.
+    """
+    import torch
+
+    sweep = _Sweep(loaded, base, source, answers, metric)
+    names, columns = hooks.positions_of("all" if positions is None else positions, sweep.lengths)
+    nodes = [[Node(site, layer)] for layer in range(loaded.n_layers) for _ in names]
+    at = columns.T.expand(loaded.n_layers, -1, -1).flatten(0, 1)
+    values = sweep.run(nodes, at).view(loaded.n_layers, len(names), -1)
+    values = torch.where((columns >= 0).T, values, torch.nan)
+    return Effects(values, ("layer", "position", "example"), sweep.base, sweep.source, names)
+
+
+def patch_heads(
+    loaded: LoadedModel,
+    base: Prompts,
+    source: Prompts,
+    *,
+    site: str = "head_z",
+    answers: Answers | None = None,
+    metric: Metric | None = None,
+    positions: Mapping[str, int | Sequence[int]] | None = None,
+) -> Effects:
+    """Patch every head of every layer; axes `layer head example`, with positions `layer head position example`.
+
+    Args:
+        site: `head_z`, `pattern`, `q` or `rot_q` (query heads); `k`, `rot_k` or `v` (key/value heads, so
+            that all query heads that share one are changed).
+        positions: as for `patch_positions`; by default all positions of a prompt are patched together.
+    """
+    import torch
+
+    sweep = _Sweep(loaded, base, source, answers, metric)
+    shape = (loaded.n_layers, hooks.heads_of(loaded, site))
+    heads = [(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
+    if positions is None:
+        values = sweep.run([[Node(site, *head)] for head in heads]).view(*shape, -1)
+        return Effects(values, ("layer", "head", "example"), sweep.base, sweep.source)
+    names, columns = hooks.positions_of(positions, sweep.lengths)
+    at = columns.T.expand(len(heads), -1, -1).flatten(0, 1)
+    values = sweep.run([[Node(site, *head)] for head in heads for _ in names], at).view(*shape, len(names), -1)
+    values = torch.where((columns >= 0).T, values, torch.nan)
+    return Effects(values, ("layer", "head", "position", "example"), sweep.base, sweep.source, names)
+
+
+def patch_sets(
+    loaded: LoadedModel,
+    base: Prompts,
+    source: Prompts,
+    sets: Sequence[Sequence[Node]],
+    *,
+    answers: Answers | None = None,
+    metric: Metric | None = None,
+) -> Effects:
+    """Patch all nodes of a set together, for each set; axes `set example`."""
+    sweep = _Sweep(loaded, base, source, answers, metric)
+    return Effects(sweep.run(sets), ("set", "example"), sweep.base, sweep.source)
+
+
+def ablate(
+    loaded: LoadedModel,
+    prompts: Prompts,
+    sets: Sequence[Sequence[Node]] | None = None,
+    *,
+    how: str = "mean",
+    reference: Prompts | None = None,
+    seed: int = 0,
+    answers: Answers | None = None,
+    metric: Metric | None = None,
+) -> Effects:
+    """Take sets of nodes away; axes `set example`. Without sets each head alone, `layer head example`.
+
+    Args:
+        how: "zero"; "mean" over all tokens of the reference prompts; or "resample", the activations of another
+            prompt of the same token length, drawn with `seed`.
+        reference: by default the prompts themselves.
+
+    Raises:
+        InputError: unknown kind, or a prompt for which there is no other one of its length.
+    """
+    if how not in ("zero", "mean", "resample"):
+        raise InputError(f"unknown ablation {how!r}: legal are zero, mean, resample")
+    every_head = sets is None
+    if sets is None:
+        sets = [[Node("head_z", layer, head)] for layer in range(loaded.n_layers) for head in range(loaded.n_heads)]
+    reference = prompts if reference is None else reference
+    if how == "resample":
+        rows = hooks.token_ids(loaded, prompts)
+        source = _others(rows, hooks.token_ids(loaded, reference), seed)
+    else:
+        source = _constants(loaded, reference, sets, how)
+    sweep = _Sweep(loaded, prompts, source, answers, metric)
+    values = sweep.run(sets)
+    axes = ("set", "example")
+    if every_head:
+        values, axes = values.view(loaded.n_layers, loaded.n_heads, -1), ("layer", "head", "example")
+    return Effects(values, axes, sweep.base, None)
+
+
+def patch_paths(
+    loaded: LoadedModel,
+    base: Prompts,
+    source: Prompts,
+    receivers: Sequence[Node] | str,
+    *,
+    answers: Answers | None = None,
+    metric: Metric | None = None,
+) -> Effects:
+    """Path patching from every head to a set of receivers; axes `layer head example`.
+
+    As Wang et al. (2023) do it: (1) on the base prompt the sender's `head_z` is that of the source, all other
+    heads are frozen to what they are on the base prompt, MLPs and norms are recomputed, and what then reaches
+    the receivers is written down; (2) the base prompt runs again with just that put into the receivers.
+
+    Args:
+        receivers: "logits", for the direct effect; or nodes at the sites `q`, `k`, `v`.
+    """
+    sweep = _Sweep(loaded, base, source, answers, metric)
+    return Effects(sweep.run_paths(receivers), ("layer", "head", "example"), sweep.base, sweep.source)
+
+
+def answer_tokens(loaded: LoadedModel, answers: Answers) -> Int[Tensor, "example 2"]:
+    """Token ids of (right, wrong) answers.
+
+    Raises:
+        InputError: an answer that is not a single token of this model, or that it does not have.
+    """
+    import torch
+
+    def token(answer: str | int) -> int:
+        if isinstance(answer, str):
+            if loaded.tokenizer is None:
+                raise InputError(f"answer {answer!r} can't be read without a tokenizer: legal are token ids")
+            ids = loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            if len(ids) != 1:
+                raise InputError(f"answer {answer!r} is {len(ids)} tokens here: legal is a text of one token")
+            return ids[0]
+        if not 0 <= int(answer) < loaded.config.vocab_size:
+            raise InputError(f"answer {answer} is no token: legal are 0 to {loaded.config.vocab_size - 1}")
+        return int(answer)
+
+    pairs = [tuple(pair) for pair in answers]
+    for pair in pairs:
+        if len(pair) != 2:
+            raise InputError(f"answers {pair!r}: legal is a right and a wrong one for each prompt")
+    return torch.tensor([[token(answer) for answer in pair] for pair in pairs])
+
+
+# How it is done
+
+
+class _Sweep:
+    """The prompts and the metric of one call; gathers the metric of the unpatched runs as it goes."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        base: Prompts,
+        source: Prompts | Mapping[tuple[str, int], Tensor],
+        answers: Answers | None,
+        metric: Metric | None,
+    ) -> None:
+        import torch
+
+        if loaded.backend != "huggingface":
+            raise InputError(f"backend {loaded.backend!r} can't be patched here: legal is 'huggingface'")
+        if (answers is None) == (metric is None):
+            raise InputError("the metric is missing or given twice: legal is either answers or metric")
+        self.loaded, self.metric = loaded, metric
+        self.layers = layers(loaded.model)
+        self.rows = hooks.token_ids(loaded, base)
+        self.lengths = torch.tensor([len(row) for row in self.rows])
+        self.constants = source if isinstance(source, Mapping) else None
+        self.source_rows = self.rows if self.constants is not None else hooks.token_ids(loaded, source)
+        _check_pairs(self.rows, self.source_rows)
+        self.answers = None if answers is None else answer_tokens(loaded, answers).to(loaded.device)
+        if self.answers is not None and len(self.answers) != len(self.rows):
+            raise InputError(f"{len(self.answers)} answers for {len(self.rows)} prompts: legal is a pair for each")
+        self.base, self.source = torch.full((2, len(self.rows)), torch.nan)
+
+    def run(self, sets: Sequence[Sequence[Node]], at: Int[Tensor, "patch example"] | None = None) -> Tensor:
+        """The metric of each patch, `patch example`; `at` gives all nodes of a patch a position in each example."""
+        import torch
+
+        _check_nodes(self.loaded, sets, int(self.lengths.min()))
+        sets = [[_as_resid_pre(node) for node in nodes] for nodes in sets]
+        keys = {(node.site, node.layer) for nodes in sets for node in nodes}
+        starts = {node.layer for nodes in sets for node in nodes}
+        values = torch.empty((len(sets), len(self.rows)))
+        for part in self._parts(starts, keys):
+            columns = [None] * len(sets) if at is None else at[:, part.examples].to(self.loaded.device)
+            patches = [_patch(part, *patch) for patch in zip(range(len(sets)), sets, columns, strict=True)]
+            self._fill(values, part, [patch for patch in patches if patch is not None])
+        return values
+
+    def run_paths(self, receivers: Sequence[Node] | str) -> Tensor:
+        """The metric of path patching from each head, `layer head example`."""
+        import torch
+
+        nodes = _check_receivers(self.loaded, receivers, int(self.lengths.min()))
+        n_layers, n_heads = self.loaded.n_layers, self.loaded.n_heads
+        values = torch.empty((n_layers * n_heads, len(self.rows)))
+        starts = {node.layer for node in nodes}
+        last = max((node.layer for node in nodes), default=n_layers)
+        frozen = {(site, layer) for site in ("resid_pre", "attn_out", "head_z") for layer in range(last)}
+        for part in self._parts(starts, {("head_z", layer) for layer in range(last)}, frozen):
+            if nodes:
+                self._fill(values, part, _through_receivers(self.layers, part, nodes))
+            else:
+                *_, (_, state) = senders(self.layers, part, slice(-1, None), n_layers)
+                values[:, part.examples] = self.read(state[:, :, 0], part)
+        return values.view(n_layers, n_heads, -1)
+
+    def read(self, final: Float[Tensor, "patch example d_model"], part: Part) -> Float[Tensor, "patch example"]:
+        """The metric, from the residual stream that leaves the last layer at the last position."""
+        import torch
+
+        model = self.loaded.model
+        normed = getattr(model.base_model, family_of(self.loaded.config).final_norm)(final)
+        if self.metric is None:
+            embedding, answers = model.get_output_embeddings(), self.answers[part.examples]
+            logits = torch.einsum("pnd,nad->pna", normed, embedding.weight[answers])
+            if embedding.bias is not None:
+                logits = logits + embedding.bias[answers]
+            logits = backends.cap_logits(model, logits).float().cpu()
+            return logits[..., 0] - logits[..., 1]
+        found = [self.metric(backends.unembed(model, one).float(), part.examples) for one in normed]
+        for values in found:
+            if values.shape != part.examples.shape:
+                raise InputError(f"the metric gave shape {list(values.shape)}: legal is {list(part.examples.shape)}")
+        return torch.stack(found).float().cpu()
+
+    def _fill(self, values: Float[Tensor, "patch example"], part: Part, patches: Sequence[Patch]) -> None:
+        import torch
+
+        values[:, part.examples] = self.base[part.examples]  # a patch that is not run has no effect
+        for batch in cut(sorted(patches, key=lambda patch: patch.layer), part):
+            final = propagate(self.loaded, self.layers, part, batch)
+            numbers = torch.tensor([patch.number for patch in batch])
+            values[numbers[:, None], part.examples] = self.read(final, part)
+
+    def _parts(
+        self, starts: set[int], source: set[tuple[str, int]], base: set[tuple[str, int]] = frozenset()
+    ) -> Iterator[Part]:
+        """Run the prompts unpatched, part by part; `starts` are the layers in which patches begin."""
+        import torch
+        from tqdm import tqdm
+
+        n_layers, key_site = self.loaded.n_layers, family_of(self.loaded.config).key_site
+        end = ("resid_pre", n_layers)
+        cached = {(site, layer) for site in (key_site, "v") for layer in range(min(starts, default=n_layers), n_layers)}
+        wanted = {("resid_pre", layer) for layer in starts} | cached | base | {end}
+        differ = torch.tensor([_first_difference(*pair) for pair in zip(self.rows, self.source_rows, strict=True)])
+        if self.constants is not None:
+            differ = torch.zeros_like(differ)
+        order = torch.tensor(sorted(range(len(self.rows)), key=lambda i: (len(self.rows[i]), int(differ[i]))))
+        parts = [
+            examples
+            for length in self.lengths.unique().tolist()
+            for examples in order[self.lengths[order] == length].split(
+                max(1, tokens_per_step(self.loaded.model.device) // length)
+            )
+        ]
+        for examples in tqdm(parts, desc="patch", delay=2, leave=False, file=sys.stderr):
+            chosen, n_rows = examples.tolist(), len(examples)
+            rows = [self.rows[i] for i in chosen]
+            if self.constants is None:  # base and source go through together
+                both = _record(self.loaded, rows + [self.source_rows[i] for i in chosen], wanted | source)
+                ran = {key: kept[:n_rows] for key, kept in both.items()}
+                origin = {key: kept[n_rows:] for key, kept in both.items()}
+            else:
+                ran = _record(self.loaded, rows, wanted)
+                origin = {key: one.expand(n_rows, len(rows[0]), *one.shape) for key, one in self.constants.items()}
+            part = Part(examples, len(rows[0]), int(differ[examples].min()), ran, origin)
+            self.base[examples] = self.read(ran[end][None, :, -1], part)[0]
+            if self.constants is None:
+                self.source[examples] = self.read(origin[end][None, :, -1], part)[0]
+            yield part
+
+
+def _record(
+    loaded: LoadedModel, rows: Sequence[Sequence[int]], keys: set[tuple[str, int]]
+) -> dict[tuple[str, int], Float[Tensor, "example position ..."]]:
+    """Run equally long prompts and keep sites whole, on the model's device."""
+    kept: dict[tuple[str, int], Tensor] = {}
+
+    def tap(site: str, layer: int) -> tuple[str, int, backends.Tap]:
+        def keep(tensor: Tensor) -> None:
+            if not tensor.isfinite().all():
+                raise InputError(
+                    f"{site} of layer {layer} holds NaN or infinity: legal are prompts whose activations are finite"
+                )
+            kept[site, layer] = tensor
+
+        return (site, layer, keep) if layer < loaded.n_layers else ("resid_post", layer - 1, keep)
+
+    with backends.tapped(loaded, [tap(*key) for key in sorted(keys)]):
+        backends.forward(
+            loaded, backends.make_batch(rows, loaded.device), stop_after=max(layer for _, layer in keys) - 1
+        )
+    return kept
+
+
+def _patch(part: Part, number: int, nodes: Sequence[Node], at: Int[Tensor, " example"] | None) -> Patch | None:
+    """The changes of a patch; None where it can have no effect."""
+    changes = [change for node in nodes if (change := _change(part, node, at)) is not None]
+    if not changes or (len(changes) == 1 and _changes_nothing(part, changes[0])):
+        return None
+    start = min(_first_written(change) for change in changes)
+    return Patch(number, min(change.layer for change in changes), start, tuple(changes))
+
+
+def _change(part: Part, node: Node, at: Int[Tensor, " example"] | None) -> Change | None:
+    import torch
+
+    values = part.source[node.site, node.layer]
+    if node.head is not None:
+        values = values[:, :, node.head]
+    if at is not None:
+        effective = at >= part.first
+        if not effective.any():
+            return None
+        values = values[torch.arange(len(at), device=at.device), at.clamp(min=0)][:, None]
+        return Change(node.site, node.layer, node.head, values, torch.where(effective, at, -1))
+    first, end = part.first, part.length
+    if node.position is not None:
+        position = node.position % part.length
+        first, end = max(first, position), position + 1
+    return Change(node.site, node.layer, node.head, values[:, first:end], first) if first < end else None
+
+
+def _changes_nothing(part: Part, change: Change) -> bool:
+    """Whether just these numbers stand there already, as at the start of layer 0 where the tokens are equal."""
+    import torch
+
+    before = part.base.get((change.site, change.layer))
+    if before is None or change.head is not None or not isinstance(change.first, int):
+        return False
+    return torch.equal(before[:, change.first : change.first + change.values.shape[1]], change.values)
+
+
+def _first_written(change: Change) -> int:
+    first = change.first
+    return first if isinstance(first, int) else int(first[first >= 0].min())
+
+
+def _through_receivers(found: Sequence[Layer], part: Part, receivers: Sequence[Node]) -> list[Patch]:
+    """What reaches the receivers from each sender, as patches of the receivers."""
+    nodes = [(node, None if node.position is None else node.position % part.length) for node in receivers]
+    nodes = [(node, position) for node, position in nodes if position is None or position >= part.first]
+    if not nodes:
+        return []
+    first = min(part.first if position is None else position for _, position in nodes)
+    end = max(part.length if position is None else position + 1 for _, position in nodes)
+    changes: dict[int, list[Change]] = defaultdict(list)
+    for number, state in senders(found, part, slice(first, end), max(node.layer for node, _ in nodes)):
+        here = [(node, position) for node, position in nodes if node.layer == number]
+        parts = found[number].qkv(state) if here and len(state) else ()
+        for node, position in here if parts else ():
+            values = parts["qkv".index(node.site)]
+            values = values if node.head is None else values[..., node.head, :]
+            at = first if position is None else position
+            written = values[:, :, at - first : None if position is None else at - first + 1]
+            for sender, one in enumerate(written):
+                changes[sender].append(Change(node.site, number, node.head, one, at))
+    return [
+        Patch(sender, min(c.layer for c in made), min(c.first for c in made), tuple(made))
+        for sender, made in changes.items()
+    ]
+
+
+# Small things
+
+
+def _as_resid_pre(node: Node) -> Node:
+    """The end of one layer is the beginning of the next; that of the last counts as one layer more."""
+    return replace(node, site="resid_pre", layer=node.layer + 1) if node.site == "resid_post" else node
+
+
+def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
+
+
+def _check_pairs(base: Sequence[Sequence[int]], source: Sequence[Sequence[int]]) -> None:
+    if len(base) != len(source):
+        raise InputError(f"{len(base)} base and {len(source)} source prompts: legal is one source for each base")
+    for i, (one, other) in enumerate(zip(base, source, strict=True)):
+        if len(one) != len(other):
+            raise InputError(
+                f"prompt {i} has {len(one)} tokens as base and {len(other)} as source: legal are equally long pairs"
+            )
+
+
+def _check_nodes(loaded: LoadedModel, sets: Sequence[Sequence[Node]], shortest: int) -> None:
+    for node in (node for nodes in sets for node in nodes):
+        hooks.check_site(loaded, node.site, node.layer, () if node.head is None else (node.head,))
+        if node.position is not None and not -shortest <= node.position < shortest:
+            raise InputError(f"position {node.position} is out of range: legal are {-shortest} to {shortest - 1}")
+
+
+def _check_receivers(loaded: LoadedModel, receivers: Sequence[Node] | str, shortest: int) -> list[Node]:
+    if receivers == "logits":
+        return []
+    if isinstance(receivers, str) or not receivers:
+        raise InputError(f"receivers {receivers!r} are none: legal are 'logits' or nodes at the sites q, k, v")
+    for node in receivers:
+        if node.site not in ("q", "k", "v"):
+            raise InputError(f"receiver at {node.site!r}: legal are the sites q, k, v")
+    _check_nodes(loaded, [receivers], shortest)
+    return list(receivers)
+
+
+def _others(rows: Sequence[Sequence[int]], reference: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+    """For each prompt a random other one of its token length."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for i, row in enumerate(rows):
+        others = [other for other in reference if len(other) == len(row) and list(other) != list(row)]
+        if not others:
+            raise InputError(
+                f"no other prompt has the {len(row)} tokens of prompt {i}: legal are at least two of a length"
+            )
+        chosen.append(list(others[generator.integers(len(others))]))
+    return chosen
+
+
+def _constants(
+    loaded: LoadedModel, reference: Prompts, sets: Sequence[Sequence[Node]], how: str
+) -> dict[tuple[str, int], Tensor]:
+    """For each site and layer what takes its place: zeros, or the mean over all tokens of the reference."""
+    keys = {(node.site, node.layer) for nodes in sets for node in nodes}
+    if any(site == "pattern" for site, _ in keys):
+        raise InputError("a pattern has no mean over tokens and is no pattern when zero: legal is resample")
+    sites = sorted({site for site, _ in keys})
+    found = hooks.capture(loaded, reference, sites, positions="mean")
+    share = found.lengths / found.lengths.sum()
+    constants = {}
+    for site, layer in keys:
+        mean = (found[site][:, layer, 0].movedim(0, -1) @ share).to(loaded.device, loaded.model.dtype)
+        node = _as_resid_pre(Node(site, layer))
+        constants[node.site, node.layer] = mean if how == "mean" else mean * 0
+    return constants

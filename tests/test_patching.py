@@ -1,0 +1,471 @@
+"""Sweeps equal hooked forward passes, patch for patch, and compute no more than a patch can change."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import FAMILIES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformer_lens import patching as transformer_lens
+from transformer_lens.utilities.statistics import bootstrap_ci, sign_flip_permutation_pvalue
+
+from helpers import backends, hooks, models, patching, propagation
+from helpers.hooks import SITES, Edit
+from helpers.patching import Node
+
+RESIDUAL = [site for site in SITES if SITES[site][-1] == "d_model"]
+OF_HEADS = [site for site in SITES if SITES[site][-1] != "d_model"]
+LENGTHS = (11, 11, 11, 6, 6, 11)  # longer than Gemma's sliding window of 8, and not
+# Where base and source differ: some only late, one from the start, one at the last token.
+DIFFER = ((3,), (3,), (5, 6), (0,), (2, 3), (10,))
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Base and source prompts of two lengths, with answers."""
+    generator = torch.Generator().manual_seed(0)
+    base = [torch.randint(250, (length,), generator=generator).tolist() for length in LENGTHS]
+    source = [list(row) for row in base]
+    for row, places in zip(source, DIFFER, strict=True):
+        for place in places:
+            row[place] = (row[place] + 1 + place) % 250
+    answers = [(int(a), int(b)) for a, b in torch.randint(250, (len(base), 2), generator=generator)]
+    return base, source, answers
+
+
+@pytest.fixture(scope="module")
+def pictures(load_tiny, data):
+    """Every site of the source prompts, by family."""
+    return {family: capture_all(load_tiny(family), data[1]) for family in FAMILIES}
+
+
+def given_sites(loaded):
+    return [site for site in SITES if backends.missing(loaded, site) is None]
+
+
+def capture_all(loaded, prompts):
+    return hooks.capture(loaded, prompts, given_sites(loaded), positions="all")
+
+
+def difference(loaded, prompts, answers):
+    """Logit of the right less that of the wrong answer, from plain forward passes."""
+    logits = hooks.capture(loaded, prompts, "logits")["logits"][:, 0]
+    chosen = logits.gather(1, torch.tensor(answers))
+    return chosen[:, 0] - chosen[:, 1]
+
+
+def as_edit(node, captured, i, length):
+    """The node's activations in example i, as an edit of that prompt alone."""
+    value = captured[node.site][i : i + 1, captured.layers.index(node.layer)]
+    value = value.transpose(1, 2)[:, :length, :, :length] if node.site == "pattern" else value[:, :length]
+    value = value if node.head is None else value[:, :, node.head]
+    value = value if node.position is None else value[:, node.position]
+    return Edit(node.site, node.layer, value, head=node.head, position=node.position)
+
+
+def naive(loaded, data, captured, *nodes):
+    """One hooked forward pass for each prompt; NaN where it has no such position."""
+    base, _, answers = data
+    values = []
+    for i, row in enumerate(base):
+        if any(node.position is not None and node.position >= len(row) for node in nodes):
+            values.append(torch.nan)
+            continue
+        with hooks.intervene(loaded, *(as_edit(node, captured, i, len(row)) for node in nodes)):
+            values.append(float(difference(loaded, [row], [answers[i]])))
+    return torch.tensor(values)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0, equal_nan=True)
+
+
+# Sweeps equal hooked passes
+
+
+@pytest.mark.parametrize("site", RESIDUAL)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patching_positions_equals_a_hooked_pass_for_each(family, site, load_tiny, data, pictures):
+    loaded = load_tiny(family)
+    if backends.missing(loaded, site):
+        pytest.skip("no such site")
+    base, source, answers = data
+    effects = patching.patch_positions(loaded, base, source, site=site, answers=answers)
+    assert effects.axes == ("layer", "position", "example")
+    assert effects.values.shape == (2, 11, 6)
+    for layer in range(2):
+        for position in range(11):
+            expected = naive(loaded, data, pictures[family], Node(site, layer, None, position))
+            close(effects.values[layer, position], expected)
+    assert effects.effect[effects.effect.isfinite()].abs().max() > 0.1
+    close(effects.base, difference(loaded, base, answers))
+    close(effects.source, difference(loaded, source, answers))
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "mlp_out", "q"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_named_positions_may_differ_between_prompts(family, site, load_tiny, data, pictures):
+    loaded = load_tiny(family)
+    base, source, answers = data
+    place = [3, 1, 6, 0, 2, 10]
+    positions = {"there": place, "END": -1}
+    effects = patching.patch_positions(loaded, base, source, site=site, answers=answers, positions=positions)
+    assert effects.positions == ("there", "END")
+    for layer in range(2):
+        there = [naive(loaded, data, pictures[family], Node(site, layer, None, p))[i] for i, p in enumerate(place)]
+        close(effects.values[layer, 0], torch.stack(there))
+        close(effects.values[layer, 1], naive(loaded, data, pictures[family], Node(site, layer, None, -1)))
+
+
+@pytest.mark.parametrize("site", OF_HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patching_heads_equals_a_hooked_pass_for_each(family, site, load_tiny, data, pictures):
+    loaded = load_tiny(family)
+    if backends.missing(loaded, site):
+        pytest.skip("no such site")
+    base, source, answers = data
+    whole = patching.patch_heads(loaded, base, source, site=site, answers=answers)
+    by_position = patching.patch_heads(
+        loaded, base, source, site=site, answers=answers, positions={"early": 3, "END": -1}
+    )
+    n_heads = hooks.heads_of(loaded, site)
+    assert whole.values.shape == (2, n_heads, 6)
+    assert by_position.axes == ("layer", "head", "position", "example")
+    for layer in range(2):
+        for head in range(n_heads):
+            close(whole.values[layer, head], naive(loaded, data, pictures[family], Node(site, layer, head)))
+            for i, position in enumerate((3, -1)):
+                expected = naive(loaded, data, pictures[family], Node(site, layer, head, position))
+                close(by_position.values[layer, head, i], expected)
+
+
+NODES = st.builds(
+    Node,
+    st.sampled_from(["resid_pre", "resid_post", "attn_out", "mlp_out"]),
+    st.integers(0, 1),
+    st.none(),
+    st.sampled_from([None, 0, 2, 3, 5, -1, -2]),
+) | st.builds(
+    Node,
+    st.sampled_from(["q", "k", "v", "pattern", "head_z"]),
+    st.integers(0, 1),
+    st.sampled_from([None, 0, 1]),
+    st.sampled_from([None, 0, 2, 3, 5, -1, -2]),
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=15, print_blob=False, report_multiple_bugs=False)
+@given(sets=st.lists(st.lists(NODES, max_size=4, unique_by=lambda node: (node.site, node.layer)), max_size=4))
+def test_any_joint_set_equals_a_pass_with_all_its_hooks(family, sets, load_tiny, data, pictures):
+    loaded = load_tiny(family)
+    base, source, answers = data
+    # A residual stream that is set again after another change: hooks do the same, in order of the layers.
+    values = patching.patch_sets(loaded, base, source, sets, answers=answers).values
+    assert values.shape == (len(sets), 6)
+    for found, nodes in zip(values, sets, strict=True):
+        close(found, naive(loaded, data, pictures[family], *nodes))
+
+
+def test_everything_from_the_source_is_the_source(tiny, data):
+    base, source, answers = data
+    sets = [[Node("resid_pre", 0)], [Node("resid_post", 1)], [Node("resid_post", 1, None, -1)], []]
+    effects = patching.patch_sets(tiny, base, source, sets, answers=answers)
+    for found in effects.values[:3]:
+        close(found, effects.source)
+    close(effects.recovered, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+
+
+RECEIVERS = {
+    "logits": "logits",
+    "queries at the end": [Node("q", 1, 2, -1)],
+    "keys and values everywhere": [Node("k", 1, 0), Node("v", 1, 1)],
+    "two layers": [Node("q", 1), Node("k", 0, 0)],
+    "different positions": [Node("v", 1, 0, 3), Node("q", 1, 0, 5)],
+}
+
+
+@pytest.mark.parametrize("receivers", RECEIVERS.values(), ids=RECEIVERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_path_patching_equals_the_two_hooked_passes(family, receivers, load_tiny, data, pictures):
+    loaded = load_tiny(family)
+    base, source, answers = data
+    effects = patching.patch_paths(loaded, base, source, receivers, answers=answers)
+    assert effects.values.shape == (2, 4, 6)
+    clean = capture_all(loaded, base)
+    for layer in range(2):
+        for head in range(4):
+            expected = []
+            for i, row in enumerate(base):
+                frozen = [as_edit(Node("head_z", number), clean, i, len(row)) for number in range(2)]
+                sender = as_edit(Node("head_z", layer, head), pictures[family], i, len(row))
+                with hooks.intervene(loaded, *frozen, sender):
+                    if receivers == "logits":
+                        expected.append(float(difference(loaded, [row], [answers[i]])))
+                        continue
+                    reached = hooks.capture(loaded, [row], ["q", "k", "v"], positions="all")
+                edits = [as_edit(node, reached, 0, len(row)) for node in receivers]
+                with hooks.intervene(loaded, *edits):
+                    expected.append(float(difference(loaded, [row], [answers[i]])))
+            close(effects.values[layer, head], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("how", ["zero", "mean", "resample"])
+def test_an_ablation_equals_the_edit_of_that_name(how, tiny):
+    generator = torch.Generator().manual_seed(5)
+    prompts = torch.randint(250, (2, 7), generator=generator).tolist()  # two: each is the other's only donor
+    answers = [(3, 4), (5, 6)]
+    effects = patching.ablate(tiny, prompts, how=how, answers=answers)
+    assert effects.axes == ("layer", "head", "example")
+    with pytest.raises(models.InputError, match="no source"):
+        _ = effects.recovered
+    reference = hooks.capture(tiny, prompts, "head_z", positions="all")
+    for layer in range(2):
+        for head in range(4):
+            edit = hooks.ablation(tiny, "head_z", layer, head=head, how=how, reference=reference)
+            with hooks.intervene(tiny, edit):
+                close(effects.values[layer, head], difference(tiny, prompts, answers))
+
+
+def test_the_mean_of_an_ablation_counts_every_token_once(load_tiny):
+    loaded, prompts = load_tiny("llama"), [[5, 6, 7, 8, 9, 10], [11, 12]]
+    captured = hooks.capture(loaded, prompts, "mlp_out", positions="all", layers=[0])["mlp_out"]
+    mean = captured[:, 0].flatten(0, 1).nanmean(0)
+    with hooks.intervene(loaded, Edit("mlp_out", 0, mean)):
+        expected = difference(loaded, prompts, [(1, 2), (3, 4)])
+    found = patching.ablate(loaded, prompts, [[Node("mlp_out", 0)]], answers=[(1, 2), (3, 4)])
+    close(found.values[0], expected)
+
+
+# They agree with TransformerLens, patch by patch
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sweeps_agree_with_those_of_transformer_lens(family, load_tiny):
+    loaded, bridge = load_tiny(family), load_tiny(family, "transformer_lens").model
+    clean, corrupted = torch.randint(250, (2, 3, 7), generator=torch.Generator().manual_seed(2))
+    answers = torch.tensor([[1, 2], [3, 4], [5, 6]])
+
+    def metric(logits):
+        chosen = logits[:, -1].gather(1, answers)
+        return (chosen[:, 0] - chosen[:, 1]).mean()
+
+    with torch.inference_mode():
+        _, cache = bridge.run_with_cache(clean)
+        by_position = transformer_lens.get_act_patch_resid_pre(bridge, corrupted, cache, metric)
+        by_head = transformer_lens.get_act_patch_attn_head_out_all_pos(bridge, corrupted, cache, metric)
+    options = {"answers": answers.tolist()}
+    close(patching.patch_positions(loaded, corrupted, clean, **options).values.mean(-1), by_position)
+    close(patching.patch_heads(loaded, corrupted, clean, **options).values.mean(-1), by_head)
+
+
+def test_the_statistics_of_transformer_lens_take_the_effects(load_tiny, data):
+    base, source, answers = data
+    effect = patching.patch_heads(load_tiny("gpt2"), base, source, answers=answers).effect
+    low, high = bootstrap_ci(effect)
+    assert low.shape == high.shape == (2, 4)
+    assert (low <= effect.mean(-1) + 1e-6).all()
+    assert (effect.mean(-1) <= high + 1e-6).all()
+    assert sign_flip_permutation_pvalue(effect).shape == (2, 4)
+
+
+# They compute what a patch can change, and no more
+
+
+def count_tokens(loaded, run):
+    """How many tokens go through the MLP of each layer while `run` runs."""
+    counts = [0, 0]
+    handles = [
+        layer.block.mlp.register_forward_pre_hook(
+            lambda _, inputs, i=i: counts.__setitem__(i, counts[i] + inputs[0].numel() // inputs[0].shape[-1])
+        )
+        for i, layer in enumerate(patching.layers(loaded.model))
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+def test_only_layers_and_positions_after_a_patch_are_computed(tiny):
+    base = torch.randint(250, (3, 9), generator=torch.Generator().manual_seed(3))
+    source = base.clone()
+    source[:, 4] += 1  # so that positions 4 to 8 can have an effect
+    answers = [(1, 2)] * 3
+    unpatched = 2 * 3 * 9
+    suffixes = 3 * (5 + 4 + 3 + 2 + 1)
+    found = count_tokens(tiny, lambda: patching.patch_positions(tiny, base, source, answers=answers))
+    # Layer 0 sees the patches that begin there. Layer 1 those of both, but only their last position.
+    assert found == [unpatched + suffixes, unpatched + 2 * 3 * 5]
+    found = count_tokens(tiny, lambda: patching.patch_heads(tiny, base, source, answers=answers))
+    assert found == [unpatched + 4 * 3 * 5, unpatched + 2 * 4 * 3]
+    found = count_tokens(tiny, lambda: patching.patch_paths(tiny, base, source, [Node("q", 1, 0, -1)], answers=answers))
+    # First pass: the last position through the MLP of layer 0; second: through that of layer 1. Four senders.
+    assert found == [unpatched + 4 * 3, unpatched + 4 * 3]
+
+
+def test_equal_prompts_cost_nothing_and_have_no_effect(tiny, data):
+    base, _, answers = data
+    effects = []
+    run = lambda: effects.append(patching.patch_positions(tiny, base, base, answers=answers))  # noqa: E731
+    n_tokens = 2 * sum(map(len, base))
+    assert count_tokens(tiny, run) == [n_tokens, n_tokens]
+    assert effects[0].effect.nan_to_num().abs().max() == 0
+
+
+def test_the_unembedding_reads_only_the_answers(load_tiny, data):
+    loaded = load_tiny("llama")
+    base, source, answers = data
+    calls = []
+    handle = loaded.model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    patching.patch_heads(loaded, base, source, answers=answers)
+    handle.remove()
+    assert calls == []
+
+
+@pytest.mark.parametrize(("per_step", "at_once"), [(1, 2**16), (40, 30), (2**15, 1)])
+def test_how_the_work_is_cut_does_not_matter(per_step, at_once, load_tiny, data, monkeypatch):
+    loaded = load_tiny("gemma3_text")
+    base, source, answers = data
+    expected = patching.patch_positions(loaded, base, source, site="attn_out", answers=answers).values
+    monkeypatch.setitem(propagation.TOKENS_PER_STEP, "cpu", per_step)
+    monkeypatch.setattr(propagation, "TOKENS_AT_ONCE", at_once)
+    close(patching.patch_positions(loaded, base, source, site="attn_out", answers=answers).values, expected)
+
+
+def test_the_order_of_the_prompts_does_not_matter(tiny, data):
+    order = [4, 1, 5, 0, 3, 2]
+    expected = patching.patch_heads(tiny, data[0], data[1], answers=data[2])
+    mixed = patching.patch_heads(
+        tiny, *([part[i] for i in order] for part in data[:2]), answers=[data[2][i] for i in order]
+    )
+    close(mixed.values, expected.values[..., order])
+    close(mixed.base, expected.base[order])
+
+
+# Metrics
+
+
+def test_any_function_of_the_last_logits_is_a_metric(tiny, data):
+    base, source, answers = data
+    ids = torch.tensor(answers)
+
+    def same(logits, examples):
+        chosen = logits.gather(1, ids[examples])
+        return chosen[:, 0] - chosen[:, 1]
+
+    expected = patching.patch_heads(tiny, base, source, answers=answers)
+    found = patching.patch_heads(tiny, base, source, metric=same)
+    for part in ("values", "base", "source"):
+        close(getattr(found, part), getattr(expected, part))
+
+
+def test_answers_may_be_texts_of_one_token(load_tiny, refused):
+    loaded = load_tiny("llama")
+    ids = [loaded.tokenizer("a", add_special_tokens=False)["input_ids"][0], 7]
+    assert patching.answer_tokens(loaded, [("a", 7)]).tolist() == [ids]
+    with refused("'cat'", "tokens", "one token"):
+        patching.answer_tokens(loaded, [("a", "cat")])
+    with refused("answer 300", "0 to 299"):
+        patching.answer_tokens(loaded, [(300, 1)])
+    with refused("'a'", "tokenizer"):
+        patching.answer_tokens(dataclasses.replace(loaded, tokenizer=None), [("a", 1)])
+
+
+# Bad input
+
+
+def test_bad_input_is_refused_in_one_sentence(load_tiny, data, refused):
+    loaded = load_tiny("llama")
+    base, source, answers = data
+
+    def patch(*sets, base=base, source=source, **options):
+        patching.patch_sets(loaded, base, source, sets, **{"answers": answers} | options)
+
+    with refused("prompt 1 has 11 tokens as base and 10 as source"):
+        patch([], source=[row[:-1] if i == 1 else row for i, row in enumerate(source)])
+    with refused("6 base and 5 source"):
+        patch([], source=source[:5])
+    with refused("no layer 2", "0 to 1"):
+        patch([Node("resid_pre", 2)])
+    with refused("no head 1.4", "0 to 3"):
+        patch([Node("head_z", 1, 4)])
+    with refused("no key/value head 1.2", "0 to 1"):
+        patch([Node("v", 1, 2)])
+    with refused("mlp_out has no heads"):
+        patch([Node("mlp_out", 1, 0)])
+    with refused("position 6", "-6 to 5"):  # the shortest prompt has six tokens
+        patch([Node("resid_pre", 1, None, 6)])
+    with refused("unknown site 'resid'"):
+        patch([Node("resid", 1)])
+    with refused("5 answers for 6 prompts"):
+        patch([], answers=answers[:5])
+    with refused("metric"):
+        patch([], answers=None)
+    with refused("metric"):
+        patch([], metric=lambda logits, examples: logits[:, 0])
+    with refused("shape []", "[3]"):
+        patch(
+            [Node("resid_pre", 0)],
+            answers=None,
+            metric=lambda logits, examples: logits[:, 0].mean(),
+            base=base[:3],
+            source=source[:3],
+        )
+    with refused("position 11 of prompt 0"):
+        patching.patch_positions(loaded, base, source, answers=answers, positions={"far": 11})
+    with refused("resid_pre has no heads"):
+        patching.patch_heads(loaded, base, source, answers=answers, site="resid_pre")
+    for receivers in ([], "heads", [Node("head_z", 1, 0)]):
+        with refused("receiver", "q, k, v"):
+            patching.patch_paths(loaded, base, source, receivers, answers=answers)
+    with refused("unknown ablation 'knock-out'", "zero, mean, resample"):
+        patching.ablate(loaded, base, how="knock-out", answers=answers)
+    with refused("no other prompt", "11 tokens of prompt 0"):
+        patching.ablate(loaded, base[:1], how="resample", answers=answers[:1])
+    with refused("pattern"):
+        patching.ablate(loaded, base, [[Node("pattern", 0, 0)]], answers=answers)
+    with refused("'nnsight'", "'huggingface'"):
+        patching.patch_heads(load_tiny("llama", "nnsight"), base, source, answers=answers)
+
+
+def test_an_activation_that_is_no_number_is_refused(copy_of, data, refused):
+    loaded = models.load(str(copy_of("llama")))
+    loaded.model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with refused("NaN", "layer"):
+        patching.patch_heads(loaded, *data[:2], answers=data[2])
+
+
+@pytest.mark.parametrize("family", ["bert", "opt", "mamba"])
+def test_an_unknown_architecture_is_refused_by_its_name(family, foreign_folders, refused):
+    loaded = models.load(str(foreign_folders[family]))
+    with refused(repr(family)):
+        patching.patch_heads(loaded, [[1, 2]], [[1, 3]], answers=[(1, 2)])
+
+
+# The real model
+
+
+def test_sweeps_of_the_real_model_equal_hooked_passes(embedded):
+    names = [(" Mary", " John"), (" Tom", " Anna")]
+    clean = [f"When{a} and{b} went to the store,{b} gave a drink to" for a, b in names]
+    corrupted = [f"When{a} and{b} went to the store,{a} gave a drink to" for a, b in names]
+    base, source = hooks.token_ids(embedded, corrupted), hooks.token_ids(embedded, clean)
+    data = base, source, patching.answer_tokens(embedded, names).tolist()
+    captured = hooks.capture(embedded, source, ["resid_pre", "head_z"], positions="all")
+    by_position = patching.patch_positions(embedded, corrupted, clean, answers=names)
+    by_head = patching.patch_heads(embedded, corrupted, clean, answers=names)
+    for layer in (0, 13, 29):
+        for position in (9, 11, 13):
+            close(
+                by_position.values[layer, position],
+                naive(embedded, data, captured, Node("resid_pre", layer, None, position)),
+            )
+        for head in (2, 8):
+            close(by_head.values[layer, head], naive(embedded, data, captured, Node("head_z", layer, head)))
+    close(by_position.values[29, 13], by_position.values[29, 13])
+    assert by_position.recovered[0, 9] > 0.99  # the only token that differs
+    assert (by_position.effect[:, :9] == 0).all()
