@@ -104,7 +104,12 @@ def rows(quick: bool) -> Iterator[Row]:
         ("nnsight, one trace a batch", with_nnsight, nns),
     ):
         yield paired(
-            work, lambda: captured(plain), lambda p=peer, m=loaded: p(m), named=name, at_least=1, n_pairs=n_pairs
+            work,
+            lambda: captured(plain),
+            lambda p=peer, m=loaded: p(m),
+            named=name,
+            at_least=1,
+            n_pairs=1 if quick else 3,
         )
     yield _memory()
 

@@ -134,6 +134,8 @@ class _Active:
         in_order = sorted(taps, key=lambda tap: (tap[1], FORWARD_ORDER.index(tap[0])))
         with ExitStack() as stack:
             if loaded.backend == "transformer_lens":
+                if loaded.model.compatibility_mode:
+                    raise InputError("the bridge is in compatibility mode: legal is raw mode, as it was loaded")
                 pairs = [pair for tap in in_order for pair in _bridge_hooks(loaded, *tap)]
                 stack.enter_context(loaded.model.hooks(fwd_hooks=pairs))
             elif loaded.backend == "nnsight":

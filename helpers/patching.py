@@ -416,15 +416,17 @@ def _change(part: Part, node: Node, at: Int[Tensor, " example"] | None) -> Chang
     values = part.source[node.site, node.layer]
     if node.head is not None:
         values = values[:, :, node.head]
+    first, end, position = part.first, part.length, node.position
     if at is not None:
         effective = at >= part.first
         if not effective.any():
             return None
-        values = values[torch.arange(len(at), device=at.device), at.clamp(min=0)][:, None]
-        return Change(node.site, node.layer, node.head, values, torch.where(effective, at, -1))
-    first, end = part.first, part.length
-    if node.position is not None:
-        position = node.position % part.length
+        if (at != at[0]).any():
+            values = values[torch.arange(len(at), device=at.device), at.clamp(min=0)][:, None]
+            return Change(node.site, node.layer, node.head, values, torch.where(effective, at, -1))
+        position = int(at[0])
+    if position is not None:
+        position %= part.length
         first, end = max(first, position), position + 1
     return Change(node.site, node.layer, node.head, values[:, first:end], first) if first < end else None
 

@@ -185,6 +185,20 @@ def test_the_backends_agree_on_the_real_model(embedded_on):
     assert embedded_on["huggingface"].token_labels([int(best)]) == [" Paris"]
 
 
+@pytest.mark.parametrize("site", hooks.SITES)
+def test_the_backends_agree_on_the_real_model_when_it_is_changed(site, embedded_on):
+    prompts = ["The capital of France is", "One two three four five six seven"]
+    head = None if hooks.SITES[site][-1] == "d_model" else 1
+    found = []
+    for loaded in embedded_on.values():
+        with hooks.intervene(loaded, Edit(site, 17, 0.3, "scale", head, position=(0, 2, -1))):
+            found.append(hooks.capture(loaded, prompts, "logits")["logits"])
+    plain = hooks.capture(loaded, prompts, "logits")["logits"]
+    assert (found[0] - plain).abs().max() > 1e-3
+    for other in found[1:]:
+        assert_close(other, found[0])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("backend", models.BACKENDS)
 def test_half_precision_is_given_as_float32_close_to_the_full_one(dtype, backend, load_tiny, tiny_folders):

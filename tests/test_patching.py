@@ -1,4 +1,4 @@
-"""Sweeps equal hooked forward passes, patch for patch, and compute no more than a patch can change."""
+"""Sweeps equal hooked forward passes, patch for patch."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformer_lens import patching as transformer_lens
 from transformer_lens.utilities.statistics import bootstrap_ci, sign_flip_permutation_pvalue
 
-from helpers import backends, hooks, models, patching, propagation
+from helpers import ROOT, backends, hooks, models, patching
 from helpers.hooks import SITES, Edit
 from helpers.patching import Node
 
@@ -270,52 +270,6 @@ def test_the_statistics_of_transformer_lens_take_the_effects(load_tiny, data):
     assert sign_flip_permutation_pvalue(effect).shape == (2, 4)
 
 
-# They compute what a patch can change, and no more
-
-
-def count_tokens(loaded, run):
-    """How many tokens go through the MLP of each layer while `run` runs."""
-    counts = [0, 0]
-    handles = [
-        layer.block.mlp.register_forward_pre_hook(
-            lambda _, inputs, i=i: counts.__setitem__(i, counts[i] + inputs[0].numel() // inputs[0].shape[-1])
-        )
-        for i, layer in enumerate(patching.layers(loaded.model))
-    ]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return counts
-
-
-def test_only_layers_and_positions_after_a_patch_are_computed(tiny):
-    base = torch.randint(250, (3, 9), generator=torch.Generator().manual_seed(3))
-    source = base.clone()
-    source[:, 4] += 1  # so that positions 4 to 8 can have an effect
-    answers = [(1, 2)] * 3
-    unpatched = 2 * 3 * 9
-    suffixes = 3 * (5 + 4 + 3 + 2 + 1)
-    found = count_tokens(tiny, lambda: patching.patch_positions(tiny, base, source, answers=answers))
-    # Layer 0 sees the patches that begin there. Layer 1 those of both, but only their last position.
-    assert found == [unpatched + suffixes, unpatched + 2 * 3 * 5]
-    found = count_tokens(tiny, lambda: patching.patch_heads(tiny, base, source, answers=answers))
-    assert found == [unpatched + 4 * 3 * 5, unpatched + 2 * 4 * 3]
-    found = count_tokens(tiny, lambda: patching.patch_paths(tiny, base, source, [Node("q", 1, 0, -1)], answers=answers))
-    # First pass: the last position through the MLP of layer 0; second: through that of layer 1. Four senders.
-    assert found == [unpatched + 4 * 3, unpatched + 4 * 3]
-
-
-def test_equal_prompts_cost_nothing_and_have_no_effect(tiny, data):
-    base, _, answers = data
-    effects = []
-    run = lambda: effects.append(patching.patch_positions(tiny, base, base, answers=answers))  # noqa: E731
-    n_tokens = 2 * sum(map(len, base))
-    assert count_tokens(tiny, run) == [n_tokens, n_tokens]
-    assert effects[0].effect.nan_to_num().abs().max() == 0
-
-
 def test_the_unembedding_reads_only_the_answers(load_tiny, data):
     loaded = load_tiny("llama")
     base, source, answers = data
@@ -324,16 +278,6 @@ def test_the_unembedding_reads_only_the_answers(load_tiny, data):
     patching.patch_heads(loaded, base, source, answers=answers)
     handle.remove()
     assert calls == []
-
-
-@pytest.mark.parametrize(("per_step", "at_once"), [(1, 2**16), (40, 30), (2**15, 1)])
-def test_how_the_work_is_cut_does_not_matter(per_step, at_once, load_tiny, data, monkeypatch):
-    loaded = load_tiny("gemma3_text")
-    base, source, answers = data
-    expected = patching.patch_positions(loaded, base, source, site="attn_out", answers=answers).values
-    monkeypatch.setitem(propagation.TOKENS_PER_STEP, "cpu", per_step)
-    monkeypatch.setattr(propagation, "TOKENS_AT_ONCE", at_once)
-    close(patching.patch_positions(loaded, base, source, site="attn_out", answers=answers).values, expected)
 
 
 def test_the_order_of_the_prompts_does_not_matter(tiny, data):
@@ -466,6 +410,22 @@ def test_sweeps_of_the_real_model_equal_hooked_passes(embedded):
             )
         for head in (2, 8):
             close(by_head.values[layer, head], naive(embedded, data, captured, Node("head_z", layer, head)))
-    close(by_position.values[29, 13], by_position.values[29, 13])
+
     assert by_position.recovered[0, 9] > 0.99  # the only token that differs
     assert (by_position.effect[:, :9] == 0).all()
+
+
+def test_the_example_on_the_page_about_sites_runs(embedded, monkeypatch):
+    page = (ROOT / "book/reference/sites.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.setattr(models, "load", lambda: embedded)
+    names = {
+        "texts": ["Then", "Once upon a time"],
+        "clean": ["When Mary and John met, John waved at"],
+        "corrupted": ["When Mary and John met, Mary waved at"],
+    }
+    exec(example, names)
+    assert names["last"]["resid_post"].shape == (2, 30, 1, 576)
+    assert names["last"].axes["resid_post"] == ("example", "layer", "position", "d_model")
+    assert names["changed"]["logits"].shape[:2] == (2, 1)
+    assert names["effects"].effect.shape == (30, 9, 1)
