@@ -73,10 +73,11 @@ class Effects:
 
     @property
     def recovered(self) -> Float[Tensor, "*patch"]:
-        """The mean effect as a share of the mean difference between source and base: 1 is all of it."""
+        """The mean effect as a share of the mean difference between source and base, over the same examples."""
         if self.source is None:
             raise InputError("an ablation has no source run, so no share of a difference: legal is `effect`")
-        return self.effect.nanmean(-1) / (self.source - self.base).mean()
+        difference = (self.source - self.base).expand_as(self.effect)
+        return self.effect.nanmean(-1) / difference.masked_fill(self.effect.isnan(), float("nan")).nanmean(-1)
 
 
 def patch_positions(

@@ -369,7 +369,8 @@ def test_a_large_result_is_on_disk_memory_mapped_and_vanishes_with_the_result(ll
     for site in sites:
         assert torch.equal(on_disk[site].nan_to_num(7), in_memory[site].nan_to_num(7))
         assert on_disk.axes[site] == in_memory.axes[site]
-        assert str(folder / f"{site}.safetensors") in Path("/proc/self/maps").read_text()
+        if Path("/proc/self/maps").exists():  # on Linux
+            assert str(folder / f"{site}.safetensors") in Path("/proc/self/maps").read_text()
     del on_disk
     gc.collect()
     assert not folder.exists()

@@ -177,6 +177,14 @@ def test_everything_from_the_source_is_the_source(tiny, data):
     close(effects.recovered, torch.tensor([1.0, 1.0, 1.0, 0.0]))
 
 
+def test_the_share_that_is_recovered_counts_the_prompts_that_have_the_position(load_tiny, data):
+    base, source, answers = data
+    effects = patching.patch_positions(load_tiny("llama"), base, source, answers=answers)
+    long = [i for i, row in enumerate(base) if len(row) > 7]
+    expected = effects.effect[1, 7, long].mean() / (effects.source - effects.base)[long].mean()
+    close(effects.recovered[1, 7], expected)
+
+
 RECEIVERS = {
     "logits": "logits",
     "queries at the end": [Node("q", 1, 2, -1)],
