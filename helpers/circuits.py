@@ -1,0 +1,130 @@
+"""What the parts of a model write: how much each adds to a logit difference.
+
+The last norm divides the residual stream by its size. With that size frozen to what it is in the run, the
+logits are a sum over what every head, every MLP and the embedding wrote: direct logit attribution, as in
+Elhage et al. (2021). It says what a part writes, not what would happen without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from helpers import InputError, hooks
+from helpers.architectures import Layer, family_of, layers
+from helpers.patching import answer_tokens
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+    from torch.nn import Module
+
+    from helpers.models import LoadedModel
+    from helpers.patching import Answers, Prompts
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Parts of the logit difference at the last position, in logits; they sum to `total`."""
+
+    embedding: Float[Tensor, " example"]
+    heads: Float[Tensor, "layer head example"]
+    mlps: Float[Tensor, "layer example"]
+    biases: Float[Tensor, " example"]
+    """Of attention's output projections, of the last norm and of the unembedding."""
+
+    @property
+    def total(self) -> Float[Tensor, " example"]:
+        """The logit difference itself."""
+        return self.embedding + self.heads.sum((0, 1)) + self.mlps.sum(0) + self.biases
+
+
+def logit_attribution(loaded: LoadedModel, prompts: Prompts, answers: Answers) -> Attribution:
+    """What each head, each MLP and the embedding add to the logit of the right less that of the wrong answer.
+
+    Args:
+        prompts: of any lengths.
+        answers: for each prompt the right and the wrong next token.
+
+    Raises:
+        InputError: another backend than Hugging Face, a model that bounds its logits, answers that do not fit.
+    """
+    import torch
+
+    if loaded.backend != "huggingface":
+        raise InputError(f"backend {loaded.backend!r} can't be taken apart here: legal is 'huggingface'")
+    model, family = loaded.model, family_of(loaded.config)
+    if getattr(loaded.config, "final_logit_softcapping", None) is not None:
+        raise InputError(f"{loaded.config.model_type} bounds its logits, so they are no sum: legal are models without")
+    tokens = answer_tokens(loaded, answers)
+    captured = hooks.capture(loaded, prompts, ["resid_pre", "head_z", "mlp_out", "resid_post"])
+    if len(tokens) != len(captured.lengths):
+        raise InputError(f"{len(tokens)} answers for {len(captured.lengths)} prompts: legal is a pair for each")
+    last = {site: captured[site][:, :, 0].to(loaded.device) for site in captured.values}
+    unembedding = model.get_output_embeddings()
+    norm = getattr(model.base_model, family.final_norm)
+    with torch.inference_mode():
+        right, wrong = (unembedding.weight[token].float() for token in tokens.T.to(loaded.device))
+        toward = before_norm(norm, last["resid_post"][:, -1], right - wrong)
+        biases = (right - wrong) @ _bias(norm)
+        if unembedding.bias is not None:
+            biases = biases + unembedding.bias[tokens[:, 0]] - unembedding.bias[tokens[:, 1]]
+        heads = []
+        for number, layer in enumerate(layers(model)):
+            z = last["head_z"][:, number]
+            at_output = before_attn_out(layer, z, toward)
+            projection = getattr(layer.attention, family.out)
+            biases = biases + at_output @ _bias(projection)
+            heads.append(torch.einsum("nhd,nhd->hn", z, (at_output @ _matrix(projection)).view_as(z)))
+        return Attribution(
+            embedding=torch.einsum("nd,nd->n", last["resid_pre"][:, 0], toward).cpu(),
+            heads=torch.stack(heads).cpu(),
+            mlps=torch.einsum("nld,nd->ln", last["mlp_out"], toward).cpu(),
+            biases=biases.cpu(),
+        )
+
+
+def before_norm(
+    norm: Module, inputs: Float[Tensor, "example d_model"], direction: Float[Tensor, "example d_model"]
+) -> Float[Tensor, "example d_model"]:
+    """The direction whose dot product with a norm's input is that of `direction` with its output, less any bias.
+
+    The norm's scale is frozen to that of `inputs`. LayerNorm and RMSNorm; Gemma's gain is 1 + weight.
+    """
+    import torch
+
+    name = type(norm).__name__
+    gain = norm.weight.float() + (1 if name.startswith("Gemma") else 0)
+    epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+    pulled = direction * gain
+    if isinstance(norm, torch.nn.LayerNorm):
+        pulled = pulled - pulled.mean(-1, keepdim=True)
+        inputs = inputs - inputs.mean(-1, keepdim=True)
+    elif not name.endswith("RMSNorm"):
+        raise InputError(f"norm {name} is not known here: legal are LayerNorm and RMSNorm")
+    return pulled * torch.rsqrt(inputs.float().pow(2).mean(-1, keepdim=True) + epsilon)
+
+
+def before_attn_out(
+    layer: Layer, head_z: Float[Tensor, "example head d_head"], direction: Float[Tensor, "example d_model"]
+) -> Float[Tensor, "example d_model"]:
+    """A direction of the residual stream, taken back through Gemma's norm after attention, where there is one."""
+    if layer.family.after_attention is None:
+        return direction
+    projected = getattr(layer.attention, layer.family.out)(head_z.flatten(1))
+    return before_norm(getattr(layer.block, layer.family.after_attention), projected, direction)
+
+
+def _matrix(projection: Module) -> Float[Tensor, "d_model head*d_head"]:
+    """An output projection as a matrix that is multiplied from the left; GPT-2 keeps it transposed."""
+    weight = projection.weight.float()
+    return weight.T if type(projection).__name__ == "Conv1D" else weight
+
+
+def _bias(module: Module) -> Float[Tensor, " d_model"]:
+    import torch
+
+    bias = getattr(module, "bias", None)
+    return (
+        torch.zeros_like(module.weight[..., 0] if module.weight.ndim > 1 else module.weight) if bias is None else bias
+    )
