@@ -1,4 +1,4 @@
-"""What the parts of a model write: how much each adds to a logit difference.
+"""What the parts of a model write: how much each adds to a logit difference, and which heads copy.
 
 The last norm divides the residual stream by its size. With that size frozen to what it is in the run, the
 logits are a sum over what every head, every MLP and the embedding wrote: direct logit attribution, as in
@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from helpers import InputError, hooks
+from helpers import InputError, backends, hooks
 from helpers.architectures import Layer, family_of, layers
 from helpers.patching import answer_tokens
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
     from torch.nn import Module
 
@@ -82,6 +82,42 @@ def logit_attribution(loaded: LoadedModel, prompts: Prompts, answers: Answers) -
             mlps=torch.einsum("nld,nd->ln", last["mlp_out"], toward).cpu(),
             biases=biases.cpu(),
         )
+
+
+def copy_scores(
+    loaded: LoadedModel, tokens: Int[Tensor, " example"], resid: Float[Tensor, "example d_model"], *, top: int = 5
+) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+    """How often a head that attends to a token raises it, or lowers it, more than nearly all others.
+
+    A head's value and output matrices are applied to the token's residual stream, and the result is
+    unembedded (Wang et al., 2023, who take the stream after the first MLP). Returned are the shares of
+    examples for which the token is among the `top` highest, and among the `top` lowest logits.
+    Chance is `top` over the size of the vocabulary.
+
+    Args:
+        tokens: the token at each position that `resid` was read from.
+        resid: the residual stream there, as `capture` gives it.
+    """
+    import torch
+
+    if loaded.backend != "huggingface":
+        raise InputError(f"backend {loaded.backend!r} can't be taken apart here: legal is 'huggingface'")
+    model, n_heads = loaded.model, loaded.n_heads
+    norm = getattr(model.base_model, family_of(loaded.config).final_norm)
+    resid, tokens = resid.to(model.device, model.dtype), tokens.to(model.device)
+    raised, lowered = torch.zeros((2, loaded.n_layers, n_heads))
+    with torch.inference_mode():
+        for number, layer in enumerate(layers(model)):
+            value = layer.qkv(resid)[2].repeat_interleave(n_heads // hooks.heads_of(loaded, "v"), dim=1)
+            for head in range(n_heads):
+                alone = torch.zeros_like(value)
+                alone[:, head] = value[:, head]
+                written = layer.attn_out(alone) - layer.attn_out(torch.zeros_like(value))  # without the output bias
+                logits = backends.unembed(model, norm(written))
+                own = logits.gather(1, tokens[:, None])
+                raised[number, head] = ((logits > own).sum(1) < top).float().mean()
+                lowered[number, head] = ((logits < own).sum(1) < top).float().mean()
+    return raised, lowered
 
 
 def before_norm(
