@@ -63,7 +63,7 @@ def logit_attribution(loaded: LoadedModel, prompts: Prompts, answers: Answers) -
     last = {site: captured[site][:, :, 0].to(loaded.device) for site in captured.values}
     unembedding = model.get_output_embeddings()
     norm = getattr(model.base_model, family.final_norm)
-    with torch.inference_mode():
+    with torch.no_grad():
         right, wrong = (unembedding.weight[token].float() for token in tokens.T.to(loaded.device))
         toward = before_norm(norm, last["resid_post"][:, -1], right - wrong)
         biases = (right - wrong) @ _bias(norm)
@@ -106,7 +106,7 @@ def copy_scores(
     norm = getattr(model.base_model, family_of(loaded.config).final_norm)
     resid, tokens = resid.to(model.device, model.dtype), tokens.to(model.device)
     raised, lowered = torch.zeros((2, loaded.n_layers, n_heads))
-    with torch.inference_mode():
+    with torch.no_grad():
         for number, layer in enumerate(layers(model)):
             value = layer.qkv(resid)[2].repeat_interleave(n_heads // hooks.heads_of(loaded, "v"), dim=1)
             for head in range(n_heads):
