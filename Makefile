@@ -37,7 +37,7 @@ lab: environment
 record: environment model
 	@$(PY) -m workflow.book record
 
-# Ratios to other tools, side by side; on two cores about a quarter of an hour.
+# Ratios to other tools, side by side; on two cores about half an hour.
 bench: environment model
 	@$(PY) -m benchmarks
 

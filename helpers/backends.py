@@ -146,7 +146,7 @@ class _Active:
             else:
                 found = layers(loaded.model) if taps else []
                 for site, layer, tap in in_order:
-                    _hook_huggingface(stack, loaded.model, found[layer], site, tap)
+                    _hook_huggingface(stack, found[layer], site, tap)
             self.installed = stack.pop_all()
 
 
@@ -340,13 +340,13 @@ def _through(point: _Point, tap: Tap) -> Callable[[Any], Any]:
     return change
 
 
-def _hook_huggingface(stack: ExitStack, model: PreTrainedModel, layer: Layer, site: str, tap: Tap) -> None:
+def _hook_huggingface(stack: ExitStack, layer: Layer, site: str, tap: Tap) -> None:
     if site in ("rot_q", "rot_k", "pattern"):
-        stack.enter_context(_attention_tapped(model, layer.attention, site, tap))
+        stack.enter_context(_attention_tapped(layer.attention, site, tap))
         return
     if site == "resid_mid":
         before: list[Tensor] = []
-        _hook_huggingface(stack, model, layer, "resid_pre", lambda resid: before.__setitem__(slice(None), [resid]))
+        _hook_huggingface(stack, layer, "resid_pre", lambda resid: before.__setitem__(slice(None), [resid]))
         site, tap = "attn_out", _as_attn_out(before, tap)
     point = _point(layer, site)
     change = _through(point, tap)
@@ -371,7 +371,7 @@ _ATTENTION_TAPS: WeakKeyDictionary[Module, list[tuple[str, Tap]]] = WeakKeyDicti
 
 
 @contextmanager
-def _attention_tapped(model: PreTrainedModel, attention: Module, site: str, tap: Tap) -> Iterator[None]:
+def _attention_tapped(attention: Module, site: str, tap: Tap) -> Iterator[None]:
     """Tap queries, keys and pattern where they meet, through transformers' attention interface."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask

@@ -537,7 +537,9 @@ def _constants(
     if any(site == "pattern" for site, _ in keys):
         raise InputError("a pattern has no mean over tokens and is no pattern when zero: legal is resample")
     sites = sorted({site for site, _ in keys})
-    found = hooks.capture(loaded, reference, sites, positions="mean")
+    depth = max((layer for _, layer in keys), default=0) + 1
+    prompts = reference if how == "mean" else reference[:1]  # of which only the shapes are needed
+    found = hooks.capture(loaded, prompts, sites or "resid_pre", layers=range(depth), positions="mean")
     share = found.lengths / found.lengths.sum()
     constants = {}
     for site, layer in keys:
