@@ -1,8 +1,8 @@
 """Exact activation patching and ablation of many sites, at the cost of what a patch can change.
 
 Activations of a `source` prompt are put into the run on a `base` prompt of the same token length, one
-patch at a time, and a metric is read from the logits of the last position. (Denoising: base is the
-corrupted prompt, source the clean one. Noising: the other way round.)
+patch at a time, and a metric is read: from the logits of the last position, or the loss of every token.
+(Denoising: base is the corrupted prompt, source the clean one. Noising: the other way round.)
 
 Every patch is exact: the numbers are those of a full forward pass with a hook. What makes it fast is what
 is left out. A patch in layer l at position p changes nothing in the layers before l, nor at the positions
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -103,7 +103,7 @@ def patch_positions(
     """
     import torch
 
-    sweep = _Sweep(loaded, base, source, answers, metric)
+    sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
     names, columns = hooks.positions_of("all" if positions is None else positions, sweep.lengths)
     nodes = [[Node(site, layer)] for layer in range(loaded.n_layers) for _ in names]
     at = columns.T.expand(loaded.n_layers, -1, -1).flatten(0, 1)
@@ -131,7 +131,7 @@ def patch_heads(
     """
     import torch
 
-    sweep = _Sweep(loaded, base, source, answers, metric)
+    sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
     shape = (loaded.n_layers, hooks.heads_of(loaded, site))
     heads = [(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
     if positions is None:
@@ -151,11 +151,16 @@ def patch_sets(
     sets: Sequence[Sequence[Node]],
     *,
     answers: Answers | None = None,
-    metric: Metric | None = None,
+    metric: Metric | str | None = None,
 ) -> Effects:
-    """Patch all nodes of a set together, for each set; axes `set example`."""
+    """Patch all nodes of a set together, for each set; axes `set example`.
+
+    Args:
+        metric: or "losses": the cross-entropy of every token but the first, in nats, as `next_token_losses` gives
+            it; the axes are then `set example position`, with NaN after a shorter prompt's end.
+    """
     sweep = _Sweep(loaded, base, source, answers, metric)
-    return Effects(sweep.run(sets), ("set", "example"), sweep.base, sweep.source)
+    return Effects(sweep.run(sets), sweep.axes, sweep.base, sweep.source)
 
 
 def ablate(
@@ -165,9 +170,10 @@ def ablate(
     *,
     how: str = "mean",
     reference: Prompts | None = None,
+    groups: Sequence[Hashable] | None = None,
     seed: int = 0,
     answers: Answers | None = None,
-    metric: Metric | None = None,
+    metric: Metric | str | None = None,
 ) -> Effects:
     """Take sets of nodes away; axes `set example`. Without sets each head alone, `layer head example`.
 
@@ -175,9 +181,12 @@ def ablate(
         how: "zero"; "mean" over all tokens of the reference prompts; or "resample", the activations of another
             prompt of the same token length, drawn with `seed`.
         reference: by default the prompts themselves.
+        groups: a name for each prompt, such as its template. The mean is then taken position by position over the
+            reference prompts of the same name, as in Wang et al. (2023); reference prompt i belongs to group i.
+        metric: as for `patch_sets`.
 
     Raises:
-        InputError: unknown kind, or a prompt for which there is no other one of its length.
+        InputError: unknown kind, a prompt for which there is no other one of its length, groups that do not fit.
     """
     if how not in ("zero", "mean", "resample"):
         raise InputError(f"unknown ablation {how!r}: legal are zero, mean, resample")
@@ -185,16 +194,17 @@ def ablate(
     if sets is None:
         sets = [[Node("head_z", layer, head)] for layer in range(loaded.n_layers) for head in range(loaded.n_heads)]
     reference = prompts if reference is None else reference
+    if groups is not None and how != "mean":
+        raise InputError(f"groups are given for {how} ablation: legal is mean")
     if how == "resample":
         rows = hooks.token_ids(loaded, prompts)
         source = _others(rows, hooks.token_ids(loaded, reference), seed)
     else:
-        source = _constants(loaded, reference, sets, how)
+        source = _constants(loaded, reference, sets, how, groups)
     sweep = _Sweep(loaded, prompts, source, answers, metric)
-    values = sweep.run(sets)
-    axes = ("set", "example")
+    values, axes = sweep.run(sets), sweep.axes
     if every_head:
-        values, axes = values.view(loaded.n_layers, loaded.n_heads, -1), ("layer", "head", "example")
+        values, axes = values.unflatten(0, (loaded.n_layers, loaded.n_heads)), ("layer", "head", *axes[1:])
     return Effects(values, axes, sweep.base, None)
 
 
@@ -216,7 +226,7 @@ def patch_paths(
     Args:
         receivers: "logits", for the direct effect; or nodes at the sites `q`, `k`, `v`.
     """
-    sweep = _Sweep(loaded, base, source, answers, metric)
+    sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
     return Effects(sweep.run_paths(receivers), ("layer", "head", "example"), sweep.base, sweep.source)
 
 
@@ -257,9 +267,9 @@ class _Sweep:
         self,
         loaded: LoadedModel,
         base: Prompts,
-        source: Prompts | Mapping[tuple[str, int], Tensor],
+        source: Prompts | _Constants,
         answers: Answers | None,
-        metric: Metric | None,
+        metric: Metric | str | None,
     ) -> None:
         import torch
 
@@ -267,17 +277,23 @@ class _Sweep:
             raise InputError(f"backend {loaded.backend!r} can't be patched here: legal is 'huggingface'")
         if (answers is None) == (metric is None):
             raise InputError("the metric is missing or given twice: legal is either answers or metric")
-        self.loaded, self.metric = loaded, metric
+        if isinstance(metric, str) and metric != "losses":
+            raise InputError(f"unknown metric {metric!r}: legal are 'losses' and functions of the last logits")
+        self.loaded, self.metric, self.losses = loaded, metric, metric == "losses"
         self.layers = layers(loaded.model)
         self.rows = hooks.token_ids(loaded, base)
         self.lengths = torch.tensor([len(row) for row in self.rows])
-        self.constants = source if isinstance(source, Mapping) else None
+        self.constants = source if isinstance(source, _Constants) else None
         self.source_rows = self.rows if self.constants is not None else hooks.token_ids(loaded, source)
         _check_pairs(self.rows, self.source_rows)
         self.answers = None if answers is None else answer_tokens(loaded, answers).to(loaded.device)
         if self.answers is not None and len(self.answers) != len(self.rows):
             raise InputError(f"{len(self.answers)} answers for {len(self.rows)} prompts: legal is a pair for each")
-        self.base, self.source = torch.full((2, len(self.rows)), torch.nan)
+        if self.constants is not None and len(self.constants.group) not in (1, len(self.rows)):
+            raise InputError(f"{len(self.constants.group)} groups for {len(self.rows)} prompts: legal is one for each")
+        self.axes = ("set", "example", "position") if self.losses else ("set", "example")
+        self.shape = (len(self.rows), int(self.lengths.max()) - 1) if self.losses else (len(self.rows),)
+        self.base, self.source = torch.full((2, *self.shape), torch.nan)
 
     def run(self, sets: Sequence[Sequence[Node]], at: Int[Tensor, "patch example"] | None = None) -> Tensor:
         """The metric of each patch, `patch example`; `at` gives all nodes of a patch a position in each example."""
@@ -287,7 +303,7 @@ class _Sweep:
         sets = [[_as_resid_pre(node) for node in nodes] for nodes in sets]
         keys = {(node.site, node.layer) for nodes in sets for node in nodes}
         starts = {node.layer for nodes in sets for node in nodes}
-        values = torch.empty((len(sets), len(self.rows)))
+        values = torch.empty((len(sets), *self.shape))
         for part in self._parts(starts, keys):
             columns = [None] * len(sets) if at is None else at[:, part.examples].to(self.loaded.device)
             patches = [_patch(part, *patch) for patch in zip(range(len(sets)), sets, columns, strict=True)]
@@ -331,14 +347,36 @@ class _Sweep:
                 raise InputError(f"the metric gave shape {list(values.shape)}: legal is {list(part.examples.shape)}")
         return torch.stack(found).float().cpu()
 
-    def _fill(self, values: Float[Tensor, "patch example"], part: Part, patches: Sequence[Patch]) -> None:
+    def read_losses(
+        self, final: Float[Tensor, "example read d_model"], rows: Sequence[Sequence[int]]
+    ) -> Float[Tensor, "example read-1"]:
+        """The loss of each token after the first that is read, from the residual stream that leaves the last layer."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        model, n_read = self.loaded.model, final.shape[1]
+        tokens = torch.tensor([row[-n_read:] for row in rows], device=final.device)
+        normed = getattr(model.base_model, family_of(self.loaded.config).final_norm)(final[:, :-1]).flatten(0, 1)
+        losses = [
+            cross_entropy(backends.unembed(model, some).float(), targets, reduction="none")
+            for some, targets in zip(normed.split(512), tokens[:, 1:].flatten().split(512), strict=True)
+        ]
+        return torch.cat(losses).view(len(tokens), -1).cpu()
+
+    def _fill(self, values: Float[Tensor, "patch example *position"], part: Part, patches: Sequence[Patch]) -> None:
         import torch
 
+        rows = [self.rows[i] for i in part.examples.tolist()]
         values[:, part.examples] = self.base[part.examples]  # a patch that is not run has no effect
         for batch in cut(sorted(patches, key=lambda patch: patch.layer), part):
-            final = propagate(self.loaded, self.layers, part, batch)
+            final = propagate(self.loaded, self.layers, part, batch, only_last=not self.losses)
+            if self.losses:
+                for patch, one in zip(batch, final, strict=True):
+                    read = slice(part.length - one.shape[1], part.length - 1)
+                    values[patch.number, part.examples, read] = self.read_losses(one, rows)
+                continue
             numbers = torch.tensor([patch.number for patch in batch])
-            values[numbers[:, None], part.examples] = self.read(final, part)
+            values[numbers[:, None], part.examples] = self.read(torch.stack(final)[:, :, -1], part)
 
     def _parts(
         self, starts: set[int], source: set[tuple[str, int]], base: set[tuple[str, int]] = frozenset()
@@ -371,11 +409,13 @@ class _Sweep:
                 origin = {key: kept[n_rows:] for key, kept in both.items()}
             else:
                 ran = _record(self.loaded, rows, wanted)
-                origin = {key: one.expand(n_rows, len(rows[0]), *one.shape) for key, one in self.constants.items()}
+                origin = self.constants.of(examples, len(rows[0]))
             part = Part(examples, len(rows[0]), int(differ[examples].min()), ran, origin)
-            self.base[examples] = self.read(ran[end][None, :, -1], part)[0]
-            if self.constants is None:
-                self.source[examples] = self.read(origin[end][None, :, -1], part)[0]
+            for found, run, tokens in ((self.base, ran, self.rows), (self.source, origin, self.source_rows)):
+                if end in run and self.losses:
+                    found[examples, : part.length - 1] = self.read_losses(run[end], [tokens[i] for i in chosen])
+                elif end in run:
+                    found[examples] = self.read(run[end][None, :, -1], part)[0]
             yield part
 
 
@@ -484,6 +524,12 @@ def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
 
 
+def _one_number(metric: Metric | None) -> Metric | None:
+    if isinstance(metric, str):
+        raise InputError(f"metric {metric!r} is no function: legal is one of the last logits, here")
+    return metric
+
+
 def _check_pairs(base: Sequence[Sequence[int]], source: Sequence[Sequence[int]]) -> None:
     if len(base) != len(source):
         raise InputError(f"{len(base)} base and {len(source)} source prompts: legal is one source for each base")
@@ -529,21 +575,72 @@ def _others(rows: Sequence[Sequence[int]], reference: Sequence[Sequence[int]], s
     return chosen
 
 
+@dataclass(frozen=True)
+class _Constants:
+    """What an ablation puts in place of a site, for each group of prompts."""
+
+    values: Mapping[tuple[str, int], Float[Tensor, "group position ..."]]
+    """One position where all are alike."""
+    group: Int[Tensor, " example"]
+    """One entry where all prompts are one group."""
+
+    def of(
+        self, examples: Int[Tensor, " row"], length: int
+    ) -> dict[tuple[str, int], Float[Tensor, "row position ..."]]:
+        group = self.group[examples] if len(self.group) > 1 else self.group
+        return {
+            key: one[group, :length].expand(len(examples), length, *one.shape[2:]) for key, one in self.values.items()
+        }
+
+
 def _constants(
-    loaded: LoadedModel, reference: Prompts, sets: Sequence[Sequence[Node]], how: str
-) -> dict[tuple[str, int], Tensor]:
-    """For each site and layer what takes its place: zeros, or the mean over all tokens of the reference."""
+    loaded: LoadedModel,
+    reference: Prompts,
+    sets: Sequence[Sequence[Node]],
+    how: str,
+    groups: Sequence[Hashable] | None,
+) -> _Constants:
+    """For each site and layer what takes its place: zeros, the mean over all tokens, or that of a group's position."""
+    import torch
+
     keys = {(node.site, node.layer) for nodes in sets for node in nodes}
     if any(site == "pattern" for site, _ in keys):
         raise InputError("a pattern has no mean over tokens and is no pattern when zero: legal is resample")
     sites = sorted({site for site, _ in keys})
     depth = max((layer for _, layer in keys), default=0) + 1
     prompts = reference if how == "mean" else reference[:1]  # of which only the shapes are needed
-    found = hooks.capture(loaded, prompts, sites or "resid_pre", layers=range(depth), positions="mean")
-    share = found.lengths / found.lengths.sum()
+    positions = "mean" if groups is None else "all"
+    found = hooks.capture(loaded, prompts, sites or "resid_pre", layers=range(depth), positions=positions)
+    if groups is None:
+        group = torch.zeros(1, dtype=torch.long)
+    else:
+        members, group = _members(groups, found.lengths)
     constants = {}
     for site, layer in keys:
-        mean = (found[site][:, layer, 0].movedim(0, -1) @ share).to(loaded.device, loaded.model.dtype)
+        values = found[site][:, layer]
+        if groups is None:
+            means = (values.movedim(0, -1) @ (found.lengths / found.lengths.sum()))[None]
+        else:
+            means = torch.stack([values[some].mean(0) for some in members])
+        means = means.to(loaded.device, loaded.model.dtype)
         node = _as_resid_pre(Node(site, layer))
-        constants[node.site, node.layer] = mean if how == "mean" else mean * 0
-    return constants
+        constants[node.site, node.layer] = means if how == "mean" else means * 0
+    return _Constants(constants, group)
+
+
+def _members(
+    groups: Sequence[Hashable], lengths: Int[Tensor, " example"]
+) -> tuple[list[list[int]], Int[Tensor, " example"]]:
+    """The prompts of each group, and the group of each prompt."""
+    import torch
+
+    if len(groups) != len(lengths):
+        raise InputError(f"{len(groups)} groups for {len(lengths)} reference prompts: legal is one for each")
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for i, name in enumerate(groups):
+        members[name].append(i)
+    for name, some in members.items():
+        if len(set(lengths[some].tolist())) > 1:
+            raise InputError(f"the prompts of group {name!r} differ in token length: legal is one length in a group")
+    numbers = {name: number for number, name in enumerate(members)}
+    return list(members.values()), torch.tensor([numbers[name] for name in groups])

@@ -87,9 +87,12 @@ class _Piece:
 
 
 def propagate(
-    loaded: LoadedModel, found: Sequence[Layer], part: Part, patches: Sequence[Patch]
-) -> Float[Tensor, "patch example d_model"]:
-    """Run patches, in order of their layers, from where they begin to the last position of the last layer."""
+    loaded: LoadedModel, found: Sequence[Layer], part: Part, patches: Sequence[Patch], *, only_last: bool = True
+) -> list[Float[Tensor, "example read d_model"]]:
+    """Run patches, in order of their layers, from where they begin to the end of the last layer.
+
+    Read are the last position, or all positions from each patch's first on.
+    """
     import torch
 
     n_layers = len(found)
@@ -107,7 +110,8 @@ def propagate(
         for position, members in groups.items():
             joining = sum(patch.layer == number for patch in members)
             if joining:
-                new = part.base["resid_pre", number][:, position if number < n_layers else -1 :]
+                ends = number == n_layers and only_last
+                new = part.base["resid_pre", number][:, -1 if ends else position :]
                 new = new.expand(joining, *new.shape)
                 states[position] = torch.cat([states[position], new]) if position in states else new.clone()
         if number == n_layers:
@@ -117,22 +121,20 @@ def propagate(
             found[number],
             tables[number],
             part,
-            is_last=number == n_layers - 1,
+            is_last=number == n_layers - 1 and only_last,
             number=number,
         )
         for step in _steps(pieces, tokens_per_step(loaded.model.device)):
             through(step)
-        if number == n_layers - 1:
+        if through.is_last:
             states = {position: state[:, :, -1:] for position, state in states.items()}
     for position, state in states.items():
         for i, change in changes[n_layers, position]:
-            _write(state[i], part.length - 1, change)
-    rank = {
-        patch.number: states[position][i, :, -1]
-        for position, members in groups.items()
-        for i, patch in enumerate(members)
+            _write(state[i], part.length - state.shape[2], change)
+    left = {
+        patch.number: states[position][i] for position, members in groups.items() for i, patch in enumerate(members)
     }
-    return torch.stack([rank[patch.number] for patch in patches])
+    return [left[patch.number] for patch in patches]
 
 
 def _steps(pieces: Sequence[_Piece], budget: int) -> Iterator[list[_Piece]]:
@@ -158,12 +160,13 @@ def _steps(pieces: Sequence[_Piece], budget: int) -> Iterator[list[_Piece]]:
 
 @dataclass(frozen=True)
 class _LayerRun:
-    """One layer, for pieces of any first position at once; in the last layer only the last position leaves it."""
+    """One layer, for pieces of any first position at once."""
 
     layer: Layer
     table: tuple[Tensor, Tensor] | None
     part: Part
     is_last: bool
+    """Whether only the last position leaves it."""
     number: int
 
     def __call__(self, pieces: Sequence[_Piece]) -> None:

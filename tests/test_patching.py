@@ -246,6 +246,53 @@ def test_the_mean_of_an_ablation_counts_every_token_once(load_tiny):
     close(found.values[0], expected)
 
 
+@pytest.mark.parametrize("how", ["zero", "mean", "resample"])
+def test_the_losses_of_an_ablated_run_are_those_of_a_hooked_pass(how, tiny):
+    generator = torch.Generator().manual_seed(5)
+    prompts = torch.randint(250, (2, 12), generator=generator)
+    sets = [[Node("head_z", 0, 1), Node("head_z", 1, 3)], [Node("head_z", 1, 0)]]
+    effects = patching.ablate(tiny, prompts, sets, how=how, metric="losses")
+    assert effects.axes == ("set", "example", "position")
+    close(effects.base, hooks.next_token_losses(tiny, prompts))
+    reference = hooks.capture(tiny, prompts, "head_z", positions="all")
+    for heads, found in zip(sets, effects.values, strict=True):
+        edits = [
+            hooks.ablation(tiny, "head_z", node.layer, head=node.head, how=how, reference=reference) for node in heads
+        ]
+        with hooks.intervene(tiny, *edits):
+            close(found, hooks.next_token_losses(tiny, prompts))
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post", "head_z", "mlp_out"])
+def test_the_losses_of_patched_prompts_of_several_lengths_are_those_of_hooked_passes(site, tiny, data, pictures):
+    base, source, _ = data
+    effects = patching.patch_sets(tiny, base, source, [[Node(site, 1)], []], metric="losses")
+    captured = pictures[tiny.config.model_type]
+    for i, row in enumerate(base):
+        one, n_losses = torch.tensor([row]), len(row) - 1
+        with hooks.intervene(tiny, as_edit(Node(site, 1), captured, i, len(row))):
+            close(effects.values[0, i, :n_losses], hooks.next_token_losses(tiny, one)[0])
+        close(effects.values[1, i, :n_losses], hooks.next_token_losses(tiny, one)[0])
+        close(effects.source[i, :n_losses], hooks.next_token_losses(tiny, torch.tensor([source[i]]))[0])
+        assert effects.values[:, i, n_losses:].isnan().all()
+
+
+def test_the_mean_of_a_group_is_taken_position_by_position(tiny):
+    generator = torch.Generator().manual_seed(6)
+    rows = [torch.randint(250, (length,), generator=generator).tolist() for length in (7, 5, 7, 5, 7)]
+    others = [[token // 2 for token in row] for row in rows]
+    groups, answers = ["a", "b", "a", "b", "c"], [(1, 2)] * 5
+    nodes = [Node("head_z", 0, 1), Node("mlp_out", 1)]
+    found = patching.ablate(tiny, rows, [nodes], reference=others, groups=groups, answers=answers).values[0]
+    captured = hooks.capture(tiny, others, ["head_z", "mlp_out"], positions="all")
+    for i, row in enumerate(rows):
+        members = [j for j, name in enumerate(groups) if name == groups[i]]
+        z = captured["head_z"][members, 0, : len(row), 1].mean(0)
+        mlp = captured["mlp_out"][members, 1, : len(row)].mean(0)
+        with hooks.intervene(tiny, Edit("head_z", 0, z, head=1), Edit("mlp_out", 1, mlp)):
+            close(found[i : i + 1], difference(tiny, [row], answers[:1]))
+
+
 # They agree with TransformerLens, patch by patch
 
 
@@ -378,6 +425,18 @@ def test_bad_input_is_refused_in_one_sentence(load_tiny, data, refused):
         patching.ablate(loaded, base, how="knock-out", answers=answers)
     with refused("no other prompt", "11 tokens of prompt 0"):
         patching.ablate(loaded, base[:1], how="resample", answers=answers[:1])
+    with refused("unknown metric 'loss'", "'losses'"):
+        patch([], answers=None, metric="loss")
+    with refused("'losses' is no function"):
+        patching.patch_heads(loaded, base, source, metric="losses")
+    with refused("groups are given for zero ablation"):
+        patching.ablate(loaded, base, how="zero", groups=range(6), answers=answers)
+    with refused("5 groups for 6"):
+        patching.ablate(loaded, base, groups=range(5), answers=answers)
+    with refused("5 groups for 6"):
+        patching.ablate(loaded, base, reference=base[:5], groups=range(5), answers=answers)
+    with refused("group 'one'", "token length"):
+        patching.ablate(loaded, base, groups=["one"] * 6, answers=answers)
     with refused("pattern"):
         patching.ablate(loaded, base, [[Node("pattern", 0, 0)]], answers=answers)
     with refused("'nnsight'", "'huggingface'"):
