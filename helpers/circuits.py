@@ -109,14 +109,13 @@ def copy_scores(
     with torch.no_grad():
         for number, layer in enumerate(layers(model)):
             value = layer.qkv(resid)[2].repeat_interleave(n_heads // hooks.heads_of(loaded, "v"), dim=1)
-            for head in range(n_heads):
-                alone = torch.zeros_like(value)
-                alone[:, head] = value[:, head]
-                written = layer.attn_out(alone) - layer.attn_out(torch.zeros_like(value))  # without the output bias
-                logits = backends.unembed(model, norm(written))
-                own = logits.gather(1, tokens[:, None])
-                raised[number, head] = ((logits > own).sum(1) < top).float().mean()
-                lowered[number, head] = ((logits < own).sum(1) < top).float().mean()
+            apart = torch.eye(n_heads, device=value.device)[:, None, :, None] * value  # one head of `head` rows each
+            nothing = layer.attn_out(torch.zeros_like(value[:1]))  # the output bias
+            logits = backends.unembed(model, norm(layer.attn_out(apart.flatten(0, 1)) - nothing))
+            logits = logits.unflatten(0, (n_heads, -1))
+            own = logits.gather(2, tokens[None, :, None].expand(n_heads, -1, 1))
+            raised[number] = ((logits > own).sum(2) < top).float().mean(1)
+            lowered[number] = ((logits < own).sum(2) < top).float().mean(1)
     return raised, lowered
 
 

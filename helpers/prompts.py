@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from helpers import ROOT, InputError
@@ -142,6 +142,17 @@ class IOI:
     def answers(self) -> list[tuple[int, int]]:
         """For each prompt the token that is right, and the one that is wrong."""
         return list(zip(self.io, self.subject, strict=True))
+
+    @property
+    def forms(self) -> list[tuple[int, str]]:
+        """For each prompt its template and order; prompts of one form have each part at the same position."""
+        return list(zip(self.template, self.order, strict=True))
+
+    def first(self, n_prompts: int) -> IOI:
+        """The first so many prompts, or all there are."""
+        names = ("prompts", "template", "order", "io", "subject", "others")
+        positions = {name: numbers[:n_prompts] for name, numbers in self.positions.items()}
+        return replace(self, positions=positions, **{name: getattr(self, name)[:n_prompts] for name in names})
 
     def corrupted(self, kind: str) -> list[list[int]]:
         """The prompts with other names in the three places, all else equal.

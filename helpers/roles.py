@@ -1,0 +1,260 @@
+"""Which heads do what when a model names the indirect object: roles from criteria, the same for every model.
+
+The search goes backwards from the logits, as in Wang et al. (2023): who writes to them, who feeds the queries of
+those, who feeds the values of those at S2, who feeds the keys of those at S1+1. A head has a role where
+
+1. path patching from p_ABC moves the logit difference in the role's direction, and more consistently than the 95th
+   percentile of the most consistent head when the signs of the prompts are drawn at random (of the most consistent
+   one, so that looking at many heads is paid for),
+2. by at least `SMALLEST_SHARE` of the logit difference, and
+3. each of its scores lies above the 95th percentile of that score among the heads that fail 1 or 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from helpers import InputError, circuits, hooks
+from helpers.patching import Node, patch_paths
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from helpers.hooks import Head
+    from helpers.models import LoadedModel
+    from helpers.prompts import IOI
+
+SMALLEST_SHARE = 0.01
+"""Of the logit difference: the least that any node of the published circuit contributes."""
+PERCENTILE = 95
+SIGN_FLIPS = 2000
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a head must do to be called so."""
+
+    stage: str
+    """Where path patching from it must matter: `logits`, `queries`, `values`, `keys` or `backup`."""
+    helps: bool
+    """Whether the logit difference falls without it, or rises."""
+    scores: tuple[str, ...]
+
+
+ROLES = {
+    "name mover": Role("logits", True, ("END attends IO", "raises IO")),
+    "S-suppressor": Role("logits", True, ("END attends S", "lowers S")),
+    "negative": Role("logits", False, ("END attends IO", "lowers IO")),
+    "backup": Role("backup", True, ("END attends IO", "raises IO")),
+    "S-inhibition": Role("queries", True, ("END attends S2",)),
+    "induction": Role("values", True, ("S2 attends S1+1",)),
+    "duplicate token": Role("values", True, ("S2 attends S1",)),
+    "previous token": Role("keys", True, ("S1+1 attends S1",)),
+}
+RECEIVERS = {
+    "logits": "the logits at END",
+    "backup": "the logits at END, once name movers and S-suppressors are knocked out",
+    "queries": "queries of name movers and S-suppressors at END",
+    "values": "values of S-inhibition heads at S2",
+    "keys": "keys of induction heads at S1+1",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What path patching from each head to one set of receivers does to the logit difference."""
+
+    effect: Float[Tensor, "layer head example"]
+    """In logits; below zero where the head helps."""
+    least_consistency: float
+    smallest: float
+    """The least effect that counts, in logits."""
+
+    @property
+    def mean(self) -> Float[Tensor, "layer head"]:
+        return self.effect.mean(-1)
+
+    @property
+    def found(self) -> Bool[Tensor, "layer head"]:
+        return (consistency(self.effect) > self.least_consistency) & (self.mean.abs() >= self.smallest)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found, and by which figures."""
+
+    logit_difference: Float[Tensor, " example"]
+    stages: dict[str, Stage]
+    """Those that had receivers."""
+    scores: dict[str, Float[Tensor, "layer head"]]
+    limits: dict[tuple[str, str], float]
+    """(role, score) → what a head must exceed."""
+    roles: dict[str, tuple[Head, ...]]
+    """The heads of each role, largest effect first; none where the model does not do the task."""
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        return tuple(sorted({head for heads in self.roles.values() for head in heads}))
+
+
+def search(loaded: LoadedModel, data: IOI, *, seed: int, n_deep: int | None = None) -> Search:
+    """Find the heads of every role.
+
+    A model whose mean logit difference is not above zero, by the same random signs, does not do the task: it has
+    no circuit for it, and nothing is searched.
+
+    Args:
+        seed: of the random signs.
+        n_deep: how many of the prompts the stages `values` and `keys` see, which cost the most; all by default.
+    """
+    difference = circuits.logit_attribution(loaded, data.prompts, data.answers).total
+    found = Search(difference, {}, scores(loaded, data), {}, dict.fromkeys(ROLES, ()))
+    if float(difference.mean()) <= 0 or consistency(difference) <= consistency_by_chance(difference[None], seed=seed):
+        return found
+
+    def look(stage: str, effect: Tensor | None) -> None:
+        if effect is None:
+            return
+        smallest = SMALLEST_SHARE * float(difference.mean())
+        found.stages[stage] = Stage(effect, consistency_by_chance(effect, seed=seed), smallest)
+        for name, role in ROLES.items():
+            if role.stage == stage:
+                heads, limits = _heads(role, found.stages[stage], found.scores)
+                found.roles[name] = heads
+                found.limits.update({(name, score): limit for score, limit in limits.items()})
+
+    look("logits", patch_paths(loaded, data.prompts, data.corrupted("p_ABC"), "logits", answers=data.answers).effect)
+    movers = found.roles["name mover"] + found.roles["S-suppressor"]
+    look("backup", _rise_without(loaded, data, movers))
+    look("queries", _paths(loaded, data, "q", movers, "END"))
+    some = data.first(n_deep or len(data.prompts))
+    look("values", _paths(loaded, some, "v", found.roles["S-inhibition"], "S2"))
+    look("keys", _paths(loaded, some, "k", found.roles["induction"], "S1+1"))
+    return found
+
+
+def scores(loaded: LoadedModel, data: IOI) -> dict[str, Float[Tensor, "layer head"]]:
+    """What each head attends to, mean over the prompts, and whether it copies (see `circuits.copy_scores`)."""
+    import torch
+
+    captured = hooks.capture(loaded, data.prompts, "pattern", positions=data.positions)["pattern"]
+
+    def attention(query: str, key: str) -> Tensor:
+        keys = torch.tensor(data.positions[key])
+        pattern = captured[:, :, :, list(data.positions).index(query)]  # example layer head key
+        return pattern.gather(-1, keys.view(-1, 1, 1, 1).expand(*pattern.shape[:-1], 1))[..., 0].mean(0)
+
+    places = {name: data.positions[name] for name in ("IO", "S1")}
+    resid = hooks.capture(loaded, data.prompts, "resid_post", layers=[0], positions=places)["resid_post"][:, 0]
+    raises_io, lowers_io = circuits.copy_scores(loaded, torch.tensor(data.io), resid[:, 0])
+    _, lowers_s = circuits.copy_scores(loaded, torch.tensor(data.subject), resid[:, 1])
+    return {
+        "END attends IO": attention("END", "IO"),
+        "END attends S": attention("END", "S1") + attention("END", "S2"),
+        "END attends S1": attention("END", "S1"),
+        "END attends S2": attention("END", "S2"),
+        "S2 attends S1": attention("S2", "S1"),
+        "S2 attends S1+1": attention("S2", "S1+1"),
+        "S1+1 attends S1": attention("S1+1", "S1"),
+        "raises IO": raises_io,
+        "lowers IO": lowers_io,
+        "lowers S": lowers_s,
+    }
+
+
+def consistency(effect: Float[Tensor, "*head example"]) -> Float[Tensor, "*head"]:
+    """The size of the mean over the root mean square: 1 where all examples agree, 0 where they cancel or are none."""
+    return effect.mean(-1).abs() / effect.square().mean(-1).sqrt().clamp(min=1e-12)
+
+
+def consistency_by_chance(effect: Float[Tensor, "*head example"], *, seed: int) -> float:
+    """The 95th percentile of the most consistent head's consistency when each example's sign is drawn at random.
+
+    All heads of an example take the same sign, so that what they have in common stays so: a permutation test with
+    the maximum statistic (Nichols & Holmes, 2002), studentised so that one head with a large effect does not hide
+    the others. It holds where an effect is as likely to be so much above as so much below zero.
+    """
+    import torch
+
+    scaled = effect / effect.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (effect.shape[-1], SIGN_FLIPS), generator=generator) * 2.0 - 1
+    largest = (scaled.flatten(0, -2) @ signs / effect.shape[-1]).abs().amax(0)
+    return float(largest.quantile(PERCENTILE / 100))
+
+
+def _heads(
+    role: Role, stage: Stage, table: dict[str, Float[Tensor, "layer head"]]
+) -> tuple[tuple[Head, ...], dict[str, float]]:
+    """The heads that meet a role's criteria, and the limits of its scores."""
+    others = ~stage.found
+    limits = {
+        name: float(table[name][others].quantile(PERCENTILE / 100)) if others.any() else float("inf")
+        for name in role.scores
+    }
+    chosen = stage.found & ((stage.mean < 0) == role.helps)
+    for name, limit in limits.items():
+        chosen &= table[name] > limit
+    places = chosen.nonzero().tolist()
+    return tuple(sorted(map(tuple, places), key=lambda head: -abs(float(stage.mean[head])))), limits
+
+
+def _paths(
+    loaded: LoadedModel, data: IOI, site: str, heads: Sequence[Head], place: str
+) -> Float[Tensor, "layer head example"] | None:
+    """Path patching into a site of some heads at a named position, which may differ between prompts."""
+    import torch
+
+    if not heads:
+        return None
+    shared = loaded.n_heads // hooks.heads_of(loaded, site)  # query heads on one key/value head
+    receivers = sorted({(layer, head // shared) for layer, head in heads})
+    effect = torch.zeros(loaded.n_layers, loaded.n_heads, len(data.prompts))
+    corrupted = data.corrupted("p_ABC")
+    order = sorted(range(len(data.prompts)), key=lambda i: data.positions[place][i])
+    for position, members in groupby(order, key=lambda i: data.positions[place][i]):
+        chosen = list(members)
+        base, source, answers = ([rows[i] for i in chosen] for rows in (data.prompts, corrupted, data.answers))
+        nodes = [Node(site, layer, head, position) for layer, head in receivers]
+        effect[:, :, chosen] = patch_paths(loaded, base, source, nodes, answers=answers).effect
+    return effect
+
+
+def _rise_without(loaded: LoadedModel, data: IOI, heads: Sequence[Head]) -> Float[Tensor, "layer head example"] | None:
+    """How much each other head's direct attribution falls (below zero: rises) when `heads` are knocked out.
+
+    Knocked out is their mean over p_ABC prompts of the same template and order.
+    """
+    if not heads:
+        return None
+    before = circuits.logit_attribution(loaded, data.prompts, data.answers).heads
+    with hooks.intervene(loaded, *knock_out(loaded, data, heads)):
+        after = circuits.logit_attribution(loaded, data.prompts, data.answers).heads
+    fall = before - after
+    for layer, head in heads:
+        fall[layer, head] = 0
+    return fall
+
+
+def knock_out(loaded: LoadedModel, data: IOI, heads: Sequence[Head]) -> list[hooks.Edit]:
+    """Edits that put in place of each head its mean, position by position, over p_ABC prompts of the same form."""
+    import torch
+
+    if not heads:
+        raise InputError("no heads to knock out: legal is at least one")
+    layers = sorted({layer for layer, _ in heads})
+    captured = hooks.capture(loaded, data.corrupted("p_ABC"), "head_z", layers=layers, positions="all")["head_z"]
+    means = captured.clone()
+    for form in set(data.forms):
+        members = torch.tensor([one == form for one in data.forms])
+        means[members] = captured[members].mean(0)
+    means = means.nan_to_num()
+    edits = []
+    for number, layer in enumerate(layers):
+        chosen = [head for other, head in heads if other == layer]
+        edits.append(hooks.Edit("head_z", layer, means[:, number][:, :, chosen], head=chosen))
+    return edits
