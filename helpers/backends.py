@@ -184,16 +184,44 @@ def forward(
     import torch
 
     with torch.inference_mode():
-        hidden_or_logits = {
-            "huggingface": _forward_huggingface,
-            "transformer_lens": _forward_bridge,
-            "nnsight": _forward_nnsight,
-        }[loaded.backend](loaded, batch, stop_after)
+        hidden_or_logits = _forward(loaded, batch, stop_after)
         if logits_at is None:
             return None
         rows = torch.arange(len(logits_at), device=logits_at.device)[:, None]
         chosen = hidden_or_logits[rows, logits_at]
         return unembed(loaded.model, chosen) if _ends_in_unembedding(loaded) else chosen
+
+
+def forward_losses(loaded: LoadedModel, batch: Batch) -> Float[Tensor, "example position-1"]:
+    """One pass; the cross-entropy of each token given those before it, in nats. Equally long prompts."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    with torch.inference_mode():
+        hidden_or_logits, targets = _forward(loaded, batch, None)[:, :-1], batch.input_ids[:, 1:]
+        if _ends_in_unembedding(loaded):
+            return token_losses(loaded.model, hidden_or_logits, targets)
+        return cross_entropy(hidden_or_logits.float().transpose(1, 2), targets, reduction="none")
+
+
+def token_losses(
+    model: PreTrainedModel, normed: Float[Tensor, "example position d_model"], targets: Int[Tensor, "example position"]
+) -> Float[Tensor, "example position"]:
+    """The loss of target tokens, from what left the final norm; never all logits at once, which are a lot of memory."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    losses = [
+        cross_entropy(unembed(model, some).float(), tokens, reduction="none")
+        for some, tokens in zip(normed.flatten(0, 1).split(256), targets.flatten().split(256), strict=True)
+    ]
+    return torch.cat(losses).view(targets.shape)
+
+
+def _forward(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor | None:
+    """What left the final norm where that goes into the unembedding as it is, else the logits."""
+    run = {"huggingface": _forward_huggingface, "transformer_lens": _forward_bridge, "nnsight": _forward_nnsight}
+    return run[loaded.backend](loaded, batch, stop_after)
 
 
 def _ends_in_unembedding(loaded: LoadedModel) -> bool:

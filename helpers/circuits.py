@@ -51,8 +51,7 @@ def logit_attribution(loaded: LoadedModel, prompts: Prompts, answers: Answers) -
     """
     import torch
 
-    if loaded.backend != "huggingface":
-        raise InputError(f"backend {loaded.backend!r} can't be taken apart here: legal is 'huggingface'")
+    _check_backend(loaded)
     model, family = loaded.model, family_of(loaded.config)
     if getattr(loaded.config, "final_logit_softcapping", None) is not None:
         raise InputError(f"{loaded.config.model_type} bounds its logits, so they are no sum: legal are models without")
@@ -84,7 +83,7 @@ def logit_attribution(loaded: LoadedModel, prompts: Prompts, answers: Answers) -
         )
 
 
-def copy_scores(
+def copy_rates(
     loaded: LoadedModel, tokens: Int[Tensor, " example"], resid: Float[Tensor, "example d_model"], *, top: int = 5
 ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
     """How often a head that attends to a token raises it, or lowers it, more than nearly all others.
@@ -100,23 +99,77 @@ def copy_scores(
     """
     import torch
 
-    if loaded.backend != "huggingface":
-        raise InputError(f"backend {loaded.backend!r} can't be taken apart here: legal is 'huggingface'")
-    model, n_heads = loaded.model, loaded.n_heads
-    norm = getattr(model.base_model, family_of(loaded.config).final_norm)
-    resid, tokens = resid.to(model.device, model.dtype), tokens.to(model.device)
-    raised, lowered = torch.zeros((2, loaded.n_layers, n_heads))
+    _check_backend(loaded)
+    resid, tokens = resid.to(loaded.device, loaded.model.dtype), tokens.to(loaded.device)
+    raised, lowered = torch.zeros((2, loaded.n_layers, loaded.n_heads))
     with torch.no_grad():
-        for number, layer in enumerate(layers(model)):
-            value = layer.qkv(resid)[2].repeat_interleave(n_heads // hooks.heads_of(loaded, "v"), dim=1)
-            apart = torch.eye(n_heads, device=value.device)[:, None, :, None] * value  # one head of `head` rows each
-            nothing = layer.attn_out(torch.zeros_like(value[:1]))  # the output bias
-            logits = backends.unembed(model, norm(layer.attn_out(apart.flatten(0, 1)) - nothing))
-            logits = logits.unflatten(0, (n_heads, -1))
-            own = logits.gather(2, tokens[None, :, None].expand(n_heads, -1, 1))
+        for number in range(loaded.n_layers):
+            logits = backends.unembed(loaded.model, _normed(loaded, _attended(loaded, number, resid)))
+            own = logits.gather(2, tokens[None, :, None].expand(len(logits), -1, 1))
             raised[number] = ((logits > own).sum(2) < top).float().mean(1)
             lowered[number] = ((logits < own).sum(2) < top).float().mean(1)
     return raised, lowered
+
+
+def copying_scores(
+    loaded: LoadedModel,
+    tokens: Int[Tensor, "sequence position"],
+    resid_pre: Float[Tensor, "sequence layer position d_model"],
+) -> Float[Tensor, "sequence layer head"]:
+    """Whether a head that attends to a token raises it above the other tokens of the sequence.
+
+    After Olsson et al. (2022): of a head that attends to one position only, the direct path's logits of all tokens
+    of the sequence are centred and cut off at zero. The share that falls to the token at that position is rescaled
+    so that 1 is all of it and -1 none, and averaged over positions. By chance it is near 2 / n_positions - 1.
+
+    Args:
+        tokens: different from each other within each sequence.
+        resid_pre: of every layer, where those tokens are.
+
+    Raises:
+        InputError: a token that occurs twice in a sequence.
+    """
+    import torch
+
+    _check_backend(loaded)
+    n_different = torch.tensor([len(row.unique()) for row in tokens])
+    if (n_different < tokens.shape[1]).any():
+        raise InputError("a token occurs twice in a sequence: legal are sequences of different tokens")
+    embedding = loaded.model.get_output_embeddings().weight
+    scores = torch.empty(len(tokens), loaded.n_layers, loaded.n_heads)
+    with torch.no_grad():
+        for i, row in enumerate(tokens.to(loaded.device)):
+            for number in range(loaded.n_layers):
+                resid = resid_pre[i, number].to(loaded.device, loaded.model.dtype)
+                logits = _normed(loaded, _attended(loaded, number, resid)).float() @ embedding[row].T.float()
+                raised = (logits - logits.mean(-1, keepdim=True)).relu()  # head attended token
+                share = raised.diagonal(dim1=1, dim2=2) / raised.sum(-1).clamp(min=1e-12)
+                scores[i, number] = (2 * share.mean(1) - 1).cpu()
+    return scores
+
+
+def _attended(
+    loaded: LoadedModel, number: int, resid: Float[Tensor, "example d_model"]
+) -> Float[Tensor, "head example d_model"]:
+    """What each head of a layer writes if it attends to one position only, less the output's bias."""
+    import torch
+
+    layer, n_heads = layers(loaded.model)[number], loaded.n_heads
+    value = layer.qkv(resid)[2].repeat_interleave(n_heads // hooks.heads_of(loaded, "v"), dim=1)
+    apart = torch.eye(n_heads, device=value.device)[:, None, :, None] * value
+    written = layer.attn_out(apart.flatten(0, 1)) - layer.attn_out(torch.zeros_like(value[:1]))
+    return written.unflatten(0, (n_heads, -1))
+
+
+def _normed(loaded: LoadedModel, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    """Through the last norm, less its bias."""
+    norm = getattr(loaded.model.base_model, family_of(loaded.config).final_norm)
+    return norm(resid) - _bias(norm)
+
+
+def _check_backend(loaded: LoadedModel) -> None:
+    if loaded.backend != "huggingface":
+        raise InputError(f"backend {loaded.backend!r} can't be taken apart here: legal is 'huggingface'")
 
 
 def before_norm(

@@ -338,17 +338,14 @@ def next_token_losses(
     of a kind, whatever memory is free.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
     rows = token_ids(loaded, tokens)
     lengths = torch.full((len(rows),), tokens.shape[1])
     losses = []
     for examples in batches(torch.arange(len(rows)), lengths, TOKENS_PER_BATCH):
         batch = backends.make_batch([rows[i] for i in examples.tolist()], loaded.device)
-        everywhere = torch.arange(tokens.shape[1] - 1, device=loaded.device).expand(len(examples), -1)
         with _running(examples, len(rows)):
-            logits = backends.forward(loaded, batch, logits_at=everywhere).float()
-        losses.append(cross_entropy(logits.transpose(1, 2), batch.input_ids[:, 1:], reduction="none").cpu())
+            losses.append(backends.forward_losses(loaded, batch).cpu())
     return torch.cat(losses)
 
 

@@ -352,16 +352,11 @@ class _Sweep:
     ) -> Float[Tensor, "example read-1"]:
         """The loss of each token after the first that is read, from the residual stream that leaves the last layer."""
         import torch
-        from torch.nn.functional import cross_entropy
 
         model, n_read = self.loaded.model, final.shape[1]
         tokens = torch.tensor([row[-n_read:] for row in rows], device=final.device)
-        normed = getattr(model.base_model, family_of(self.loaded.config).final_norm)(final[:, :-1]).flatten(0, 1)
-        losses = [
-            cross_entropy(backends.unembed(model, some).float(), targets, reduction="none")
-            for some, targets in zip(normed.split(512), tokens[:, 1:].flatten().split(512), strict=True)
-        ]
-        return torch.cat(losses).view(len(tokens), -1).cpu()
+        normed = getattr(model.base_model, family_of(self.loaded.config).final_norm)(final[:, :-1])
+        return backends.token_losses(model, normed, tokens[:, 1:]).cpu()
 
     def _fill(self, values: Float[Tensor, "patch example *position"], part: Part, patches: Sequence[Patch]) -> None:
         import torch

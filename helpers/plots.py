@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from helpers.claims import Estimate
+
 SVG = "http://www.w3.org/2000/svg"
 INK = "#010203"  # a colour that nothing else uses
 BLUE, ORANGE, GREY = "#3c8dd0", "#d1791f", "#8a8a8a"
@@ -132,6 +134,34 @@ def show_attention(
         f'{script}<script>CircuitsVis.render("attention-{key}", CircuitsVis.AttentionHeads, {data})</script>'
     )
     _show(key, div, caption)
+
+
+def head_map(
+    axes: Any,
+    values: Float[Tensor, "layer head"] | NDArray,
+    *,
+    title: str = "",
+    limits: tuple[float, float] | None = None,
+) -> Any:
+    """Draw a number for each head as a colour; without limits zero is in the middle. Returns the image."""
+    import numpy as np
+
+    values = np.asarray(values)
+    n_layers, n_heads = values.shape
+    most = float(np.abs(values).max()) or 1.0
+    low, high = limits or (-most, most)
+    image = axes.pcolormesh(values.T, cmap="viridis" if limits else "RdBu", vmin=low, vmax=high, edgecolors="none")
+    step_x, step_y = (max(1, round(n / 6)) for n in (n_layers, n_heads))
+    axes.set(xticks=np.arange(0, n_layers, step_x) + 0.5, xticklabels=np.arange(0, n_layers, step_x))
+    axes.set(yticks=np.arange(0, n_heads, step_y) + 0.5, yticklabels=np.arange(0, n_heads, step_y))
+    axes.set(xlabel="layer", ylabel="head", title=title)
+    return image
+
+
+def interval(axes: Any, x: float, estimate: Estimate, **style: Any) -> None:
+    """Draw an estimate as a point with a bar for its interval."""
+    error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+    axes.errorbar(x, estimate.value, error, **{"fmt": "o", "color": BLUE, "capsize": 4} | style)
 
 
 def as_text(text: str) -> str:

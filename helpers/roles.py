@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+import torch
+
 from helpers import InputError, circuits, hooks
 from helpers.patching import Node, patch_paths
 
@@ -32,6 +34,8 @@ SMALLEST_SHARE = 0.01
 """Of the logit difference: the least that any node of the published circuit contributes."""
 PERCENTILE = 95
 SIGN_FLIPS = 2000
+COPIED = 16
+"""Prompts whose names the copying of a head is tried on, each of which costs an unembedding for each head."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ ROLES = {
     "name mover": Role("logits", True, ("END attends IO", "raises IO")),
     "S-suppressor": Role("logits", True, ("END attends S", "lowers S")),
     "negative": Role("logits", False, ("END attends IO", "lowers IO")),
-    "backup": Role("backup", True, ("END attends IO", "raises IO")),
+    "backup": Role("backup", True, ("END attends IO without movers", "raises IO")),
     "S-inhibition": Role("queries", True, ("END attends S2",)),
     "induction": Role("values", True, ("S2 attends S1+1",)),
     "duplicate token": Role("values", True, ("S2 attends S1",)),
@@ -73,6 +77,8 @@ class Stage:
     least_consistency: float
     smallest: float
     """The least effect that counts, in logits."""
+    left_out: tuple[Head, ...] = ()
+    """Heads that are knocked out, and so neither found nor compared with."""
 
     @property
     def mean(self) -> Float[Tensor, "layer head"]:
@@ -80,7 +86,15 @@ class Stage:
 
     @property
     def found(self) -> Bool[Tensor, "layer head"]:
-        return (consistency(self.effect) > self.least_consistency) & (self.mean.abs() >= self.smallest)
+        large = (consistency(self.effect) > self.least_consistency) & (self.mean.abs() >= self.smallest)
+        return large & self.judged
+
+    @property
+    def judged(self) -> Bool[Tensor, "layer head"]:
+        judged = torch.ones_like(self.mean, dtype=torch.bool)
+        for layer, head in self.left_out:
+            judged[layer, head] = False
+        return judged
 
 
 @dataclass(frozen=True)
@@ -116,11 +130,11 @@ def search(loaded: LoadedModel, data: IOI, *, seed: int, n_deep: int | None = No
     if float(difference.mean()) <= 0 or consistency(difference) <= consistency_by_chance(difference[None], seed=seed):
         return found
 
-    def look(stage: str, effect: Tensor | None) -> None:
+    def look(stage: str, effect: Tensor | None, left_out: tuple[Head, ...] = ()) -> None:
         if effect is None:
             return
         smallest = SMALLEST_SHARE * float(difference.mean())
-        found.stages[stage] = Stage(effect, consistency_by_chance(effect, seed=seed), smallest)
+        found.stages[stage] = Stage(effect, consistency_by_chance(effect, seed=seed), smallest, left_out)
         for name, role in ROLES.items():
             if role.stage == stage:
                 heads, limits = _heads(role, found.stages[stage], found.scores)
@@ -129,7 +143,9 @@ def search(loaded: LoadedModel, data: IOI, *, seed: int, n_deep: int | None = No
 
     look("logits", patch_paths(loaded, data.prompts, data.corrupted("p_ABC"), "logits", answers=data.answers).effect)
     movers = found.roles["name mover"] + found.roles["S-suppressor"]
-    look("backup", _rise_without(loaded, data, movers))
+    if movers:
+        effect, found.scores["END attends IO without movers"] = _without(loaded, data, movers)
+        look("backup", effect, movers)
     look("queries", _paths(loaded, data, "q", movers, "END"))
     some = data.first(n_deep or len(data.prompts))
     look("values", _paths(loaded, some, "v", found.roles["S-inhibition"], "S2"))
@@ -138,32 +154,36 @@ def search(loaded: LoadedModel, data: IOI, *, seed: int, n_deep: int | None = No
 
 
 def scores(loaded: LoadedModel, data: IOI) -> dict[str, Float[Tensor, "layer head"]]:
-    """What each head attends to, mean over the prompts, and whether it copies (see `circuits.copy_scores`)."""
-    import torch
-
-    captured = hooks.capture(loaded, data.prompts, "pattern", positions=data.positions)["pattern"]
-
-    def attention(query: str, key: str) -> Tensor:
-        keys = torch.tensor(data.positions[key])
-        pattern = captured[:, :, :, list(data.positions).index(query)]  # example layer head key
-        return pattern.gather(-1, keys.view(-1, 1, 1, 1).expand(*pattern.shape[:-1], 1))[..., 0].mean(0)
-
-    places = {name: data.positions[name] for name in ("IO", "S1")}
-    resid = hooks.capture(loaded, data.prompts, "resid_post", layers=[0], positions=places)["resid_post"][:, 0]
-    raises_io, lowers_io = circuits.copy_scores(loaded, torch.tensor(data.io), resid[:, 0])
-    _, lowers_s = circuits.copy_scores(loaded, torch.tensor(data.subject), resid[:, 1])
+    """What each head attends to, mean over the prompts, and whether it copies (see `circuits.copy_rates`)."""
+    attention = _attention(loaded, data)
+    few = data.first(COPIED)
+    places = {name: few.positions[name] for name in ("IO", "S1")}
+    resid = hooks.capture(loaded, few.prompts, "resid_post", layers=[0], positions=places)["resid_post"][:, 0]
+    raises_io, lowers_io = circuits.copy_rates(loaded, torch.tensor(few.io), resid[:, 0])
+    _, lowers_s = circuits.copy_rates(loaded, torch.tensor(few.subject), resid[:, 1])
     return {
-        "END attends IO": attention("END", "IO"),
-        "END attends S": attention("END", "S1") + attention("END", "S2"),
-        "END attends S1": attention("END", "S1"),
-        "END attends S2": attention("END", "S2"),
-        "S2 attends S1": attention("S2", "S1"),
-        "S2 attends S1+1": attention("S2", "S1+1"),
-        "S1+1 attends S1": attention("S1+1", "S1"),
+        "END attends IO": attention["END", "IO"],
+        "END attends S": attention["END", "S1"] + attention["END", "S2"],
+        "END attends S1": attention["END", "S1"],
+        "END attends S2": attention["END", "S2"],
+        "S2 attends S1": attention["S2", "S1"],
+        "S2 attends S1+1": attention["S2", "S1+1"],
+        "S1+1 attends S1": attention["S1+1", "S1"],
         "raises IO": raises_io,
         "lowers IO": lowers_io,
         "lowers S": lowers_s,
     }
+
+
+def _attention(loaded: LoadedModel, data: IOI) -> dict[tuple[str, str], Float[Tensor, "layer head"]]:
+    """(query, key) → the mean weight over the prompts."""
+    pattern = hooks.capture(loaded, data.prompts, "pattern", positions=data.positions)["pattern"]
+    found = {}
+    for number, query in enumerate(data.positions):
+        for key, places in data.positions.items():
+            keys = torch.tensor(places).view(-1, 1, 1, 1).expand(*pattern.shape[:3], 1)
+            found[query, key] = pattern[:, :, :, number].gather(-1, keys)[..., 0].mean(0)
+    return found
 
 
 def consistency(effect: Float[Tensor, "*head example"]) -> Float[Tensor, "*head"]:
@@ -178,20 +198,18 @@ def consistency_by_chance(effect: Float[Tensor, "*head example"], *, seed: int) 
     the maximum statistic (Nichols & Holmes, 2002), studentised so that one head with a large effect does not hide
     the others. It holds where an effect is as likely to be so much above as so much below zero.
     """
-    import torch
-
     scaled = effect / effect.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (effect.shape[-1], SIGN_FLIPS), generator=generator) * 2.0 - 1
     largest = (scaled.flatten(0, -2) @ signs / effect.shape[-1]).abs().amax(0)
-    return float(largest.quantile(PERCENTILE / 100))
+    return float(largest.quantile(PERCENTILE / 100)) + 1e-6  # with few examples the real signs are among the draws
 
 
 def _heads(
     role: Role, stage: Stage, table: dict[str, Float[Tensor, "layer head"]]
 ) -> tuple[tuple[Head, ...], dict[str, float]]:
     """The heads that meet a role's criteria, and the limits of its scores."""
-    others = ~stage.found
+    others = ~stage.found & stage.judged
     limits = {
         name: float(table[name][others].quantile(PERCENTILE / 100)) if others.any() else float("inf")
         for name in role.scores
@@ -207,8 +225,6 @@ def _paths(
     loaded: LoadedModel, data: IOI, site: str, heads: Sequence[Head], place: str
 ) -> Float[Tensor, "layer head example"] | None:
     """Path patching into a site of some heads at a named position, which may differ between prompts."""
-    import torch
-
     if not heads:
         return None
     shared = loaded.n_heads // hooks.heads_of(loaded, site)  # query heads on one key/value head
@@ -224,26 +240,21 @@ def _paths(
     return effect
 
 
-def _rise_without(loaded: LoadedModel, data: IOI, heads: Sequence[Head]) -> Float[Tensor, "layer head example"] | None:
-    """How much each other head's direct attribution falls (below zero: rises) when `heads` are knocked out.
-
-    Knocked out is their mean over p_ABC prompts of the same template and order.
+def _without(
+    loaded: LoadedModel, data: IOI, heads: Sequence[Head]
+) -> tuple[Float[Tensor, "layer head example"], Float[Tensor, "layer head"]]:
+    """With `heads` knocked out, how much each other head's direct attribution falls (below zero: rises), and its
+    attention from END to IO.
     """
-    if not heads:
-        return None
     before = circuits.logit_attribution(loaded, data.prompts, data.answers).heads
     with hooks.intervene(loaded, *knock_out(loaded, data, heads)):
         after = circuits.logit_attribution(loaded, data.prompts, data.answers).heads
-    fall = before - after
-    for layer, head in heads:
-        fall[layer, head] = 0
-    return fall
+        attention = _attention(loaded, data)["END", "IO"]
+    return before - after, attention
 
 
 def knock_out(loaded: LoadedModel, data: IOI, heads: Sequence[Head]) -> list[hooks.Edit]:
     """Edits that put in place of each head its mean, position by position, over p_ABC prompts of the same form."""
-    import torch
-
     if not heads:
         raise InputError("no heads to knock out: legal is at least one")
     layers = sorted({layer for layer, _ in heads})
@@ -252,7 +263,6 @@ def knock_out(loaded: LoadedModel, data: IOI, heads: Sequence[Head]) -> list[hoo
     for form in set(data.forms):
         members = torch.tensor([one == form for one in data.forms])
         means[members] = captured[members].mean(0)
-    means = means.nan_to_num()
     edits = []
     for number, layer in enumerate(layers):
         chosen = [head for other, head in heads if other == layer]

@@ -80,7 +80,7 @@ def test_planted_copying_heads_are_found_with_their_sign(load_tiny):
     loaded = with_heads_that_copy(load_tiny("llama"))
     tokens = torch.arange(0, 250, 5)
     resid = loaded.model.get_output_embeddings().weight[tokens]  # what would make the model say the token
-    raised, lowered = circuits.copy_scores(loaded, tokens, resid, top=30)
+    raised, lowered = circuits.copy_rates(loaded, tokens, resid, top=30)
     assert raised.shape == lowered.shape == (2, 4)
     assert raised[1, 2] == raised.max() > 0.5
     assert lowered[1, 3] == lowered.max() > 0.5
@@ -92,7 +92,7 @@ def test_planted_copying_heads_are_found_with_their_sign(load_tiny):
 def test_heads_of_the_real_model_copy_names(embedded):
     drawn = prompts.ioi(embedded, n_prompts=20, seed=0)
     resid = hooks.capture(embedded, drawn.prompts, "resid_post", layers=[0], positions={"IO": drawn.positions["IO"]})
-    raised, lowered = circuits.copy_scores(embedded, torch.tensor(drawn.io), resid["resid_post"][:, 0, 0])
+    raised, lowered = circuits.copy_rates(embedded, torch.tensor(drawn.io), resid["resid_post"][:, 0, 0])
     chance = 5 / embedded.config.vocab_size
     assert raised.max() > 0.5 > 1000 * chance
     assert (raised * lowered).max() < 0.25  # no head does both

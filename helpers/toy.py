@@ -1,0 +1,226 @@
+"""Attention-only transformers small enough to be trained in a chapter, on sequences that repeat themselves.
+
+The model is that of Elhage et al. (2021): token and position embeddings, layers of attention heads that read the
+residual stream and add to it, an unembedding; no MLPs, no norms, no biases. So every head is two matrices, what it
+attends to (query-key) and what it moves (value-output), and how two heads compose can be read off their products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from helpers import InputError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+BATCH = 64
+LEARNING_RATE = 3e-3
+WARM_UP = 50
+"""Steps until the learning rate is reached."""
+HELD_OUT = 256
+"""Sequences that a model is measured on and never trained on."""
+INPUTS = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Sequences that begin with a few other tokens and then repeat one segment until they end."""
+
+    tokens: Int[Tensor, "sequence position"]
+    period: Int[Tensor, " sequence"]
+    """The length of the segment: another one in each sequence, so that no fixed distance leads to the copy."""
+    repeated: Bool[Tensor, "sequence position"]
+    """Where the token has occurred before. The token after such a position can be known, none before it."""
+
+
+def draw_repeats(n_sequences: int, *, vocabulary_size: int, length: int, generator: torch.Generator) -> Repeats:
+    """Draw random sequences; offset and length of the segment vary, and no token occurs twice before it repeats.
+
+    Raises:
+        InputError: too few tokens for that length.
+    """
+    if length < 16 or vocabulary_size < 3 * length // 4:
+        raise InputError(
+            f"{vocabulary_size} tokens and sequences of {length}: legal are 16 or more, of at least three quarters as "
+            "many different tokens"
+        )
+    offset = torch.randint(0, length // 4, (n_sequences, 1), generator=generator)
+    period = torch.randint(length // 5, length // 2, (n_sequences, 1), generator=generator)
+    different = torch.rand(n_sequences, vocabulary_size, generator=generator).argsort(1)
+    place = torch.arange(length).expand(n_sequences, -1)
+    chosen = torch.where(place < offset, length // 2 + place, (place - offset) % period)
+    return Repeats(different.gather(1, chosen), period[:, 0], place - offset >= period)
+
+
+class AttentionOnly(nn.Module):
+    """A transformer of attention heads alone; weights have the axes `layer head …`."""
+
+    def __init__(
+        self, n_layers: int, *, vocabulary_size: int, length: int, d_model: int = 64, n_heads: int = 4, seed: int = 0
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def weights(*shape: int, scale: float) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=generator) * scale)
+
+        d_head, small = d_model // n_heads, d_model**-0.5
+        self.W_E = weights(vocabulary_size, d_model, scale=0.3)
+        self.W_pos = weights(length, d_model, scale=0.3)
+        self.W_Q, self.W_K, self.W_V = (weights(n_layers, n_heads, d_model, d_head, scale=small) for _ in INPUTS)
+        self.W_O = weights(n_layers, n_heads, d_head, d_model, scale=small)
+        self.W_U = weights(d_model, vocabulary_size, scale=small)
+
+    def forward(
+        self, tokens: Int[Tensor, "sequence position"], *, cut: tuple[int, str] | None = None
+    ) -> tuple[Float[Tensor, "sequence position token"], Float[Tensor, "layer sequence head query key"]]:
+        """Logits and attention patterns.
+
+        Args:
+            cut: (head, input): what this head of the first layer writes is taken out of what the heads of
+                later layers read as "q", "k" or "v", and left everywhere else.
+        """
+        if cut is not None and (cut[1] not in INPUTS or not 0 <= cut[0] < self.W_Q.shape[1]):
+            raise InputError(f"cut {cut!r}: legal are (0 to {self.W_Q.shape[1] - 1}, one of q, k, v)")
+        resid = self.W_E[tokens] + self.W_pos[: tokens.shape[1]]
+        later = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
+        patterns, first_written = [], None
+        for layer in range(len(self.W_Q)):
+            q, k, v = (
+                torch.einsum("npm,hmd->nhpd", self._read(resid, name, cut, first_written), weight[layer])
+                for name, weight in zip(INPUTS, (self.W_Q, self.W_K, self.W_V), strict=True)
+            )
+            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+            patterns.append(scores.masked_fill(later, -torch.inf).softmax(-1))
+            z = patterns[-1] @ v
+            if cut is not None and layer == 0:
+                first_written = z[:, cut[0]] @ self.W_O[0, cut[0]]
+            resid = resid + torch.einsum("nhpd,hdm->npm", z, self.W_O[layer])
+        return resid @ self.W_U, torch.stack(patterns)
+
+    @staticmethod
+    def _read(resid: Tensor, name: str, cut: tuple[int, str] | None, first_written: Tensor | None) -> Tensor:
+        return resid if first_written is None or cut is None or cut[1] != name else resid - first_written
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model on held-out sequences."""
+
+    loss_new: Float[Tensor, " sequence"]
+    """Mean loss (nats) of tokens that can't be known."""
+    loss_repeated: Float[Tensor, " sequence"]
+    """Of those that can: the tokens after one that has occurred before."""
+    prefix_matching: Float[Tensor, "layer head"]
+    """Mean attention from a repeated token to the token after its earlier occurrence."""
+    previous_token: Float[Tensor, "layer head"]
+    """Mean attention to the token before."""
+
+    @property
+    def in_context_learning(self) -> Float[Tensor, " sequence"]:
+        """Loss of the tokens that can be known less that of those that can't: below zero where the context helps."""
+        return self.loss_repeated - self.loss_new
+
+
+def measure(model: AttentionOnly, repeats: Repeats, *, cut: tuple[int, str] | None = None) -> Measured:
+    """What a model does with sequences that repeat, whole or with one path cut."""
+    from torch.nn.functional import cross_entropy
+
+    with torch.no_grad():
+        logits, patterns = model(repeats.tokens, cut=cut)
+    losses = cross_entropy(logits[:, :-1].transpose(1, 2), repeats.tokens[:, 1:], reduction="none")
+    known = repeats.repeated[:, :-1]
+    place = torch.arange(repeats.tokens.shape[1])
+    copied = (place - repeats.period[:, None] + 1).clamp(min=0)  # the place after the earlier occurrence
+    index = copied[None, :, None, :, None].expand(*patterns.shape[:-1], 1)
+    matching = patterns.gather(-1, index)[..., 0].movedim(2, -1)  # layer sequence query head
+    return Measured(
+        loss_new=(losses * ~known).sum(1) / (~known).sum(1),
+        loss_repeated=(losses * known).sum(1) / known.sum(1),
+        prefix_matching=matching[:, repeats.repeated].mean(1),
+        previous_token=patterns.diagonal(-1, -2, -1).mean((1, 3)),
+    )
+
+
+def train(
+    n_layers: int, *, n_steps: int, seed: int, n_measured: int = 40, vocabulary_size: int = 40, length: int = 40
+) -> tuple[AttentionOnly, dict[int, Measured]]:
+    """Train a model from random weights; returns it with what it could do after some of the steps.
+
+    Args:
+        seed: of the weights and of the sequences; the held-out ones are the same for every seed.
+        n_measured: how often it is measured on the way.
+    """
+    from torch.nn.functional import cross_entropy
+
+    sizes = {"vocabulary_size": vocabulary_size, "length": length}
+    model = AttentionOnly(n_layers, **sizes, seed=seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP))
+    generator = torch.Generator().manual_seed(seed)
+    held_out = held_out_repeats(**sizes)
+    measured = {0: measure(model, held_out)}
+    every = max(1, n_steps // n_measured)
+    for step in range(1, n_steps + 1):
+        tokens = draw_repeats(BATCH, **sizes, generator=generator).tokens
+        logits, _ = model(tokens)
+        loss = cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % every == 0 or step == n_steps:
+            measured[step] = measure(model, held_out)
+    return model, measured
+
+
+def held_out_repeats(*, vocabulary_size: int = 40, length: int = 40) -> Repeats:
+    """The sequences that every model is measured on."""
+    generator = torch.Generator().manual_seed(2**31)  # far from the seeds of chapters
+    return draw_repeats(HELD_OUT, vocabulary_size=vocabulary_size, length=length, generator=generator)
+
+
+def composition_scores(model: AttentionOnly) -> dict[str, Float[Tensor, "sender receiver"]]:
+    """How much of what a head of layer 0 writes is read by a head of layer 1 as q, k or v (Elhage et al., 2021).
+
+    The Frobenius norm of the product of the two matrices, over the product of their norms.
+    """
+    return _composition(*(weight[:2] for weight in (model.W_Q, model.W_K, model.W_V, model.W_O)))
+
+
+def random_composition_scores(model: AttentionOnly, *, n_draws: int, seed: int) -> Float[Tensor, " draw"]:
+    """The same for pairs of heads with random weights of the same shapes (the three kinds are alike then)."""
+    generator = torch.Generator().manual_seed(seed)
+    n_pairs = model.W_Q.shape[1] ** 2
+    drawn = []
+    for _ in range(-(-n_draws // n_pairs)):
+        weights = [
+            torch.randn(weight[:2].shape, generator=generator)
+            for weight in (model.W_Q, model.W_K, model.W_V, model.W_O)
+        ]
+        drawn.append(_composition(*weights)["k"].flatten())
+    return torch.cat(drawn)[:n_draws]
+
+
+def _composition(W_Q: Tensor, W_K: Tensor, W_V: Tensor, W_O: Tensor) -> dict[str, Float[Tensor, "sender receiver"]]:
+    if len(W_Q) < 2:
+        raise InputError("a model of one layer has no heads that compose: legal are two layers or more")
+    written = W_V[0] @ W_O[0]  # sender m m
+    readers = {
+        "q": W_Q[1] @ W_K[1].transpose(-1, -2),
+        "k": W_K[1] @ W_Q[1].transpose(-1, -2),
+        "v": W_V[1] @ W_O[1],
+    }
+    with torch.no_grad():
+        return {
+            name: torch.einsum("smi,rij->srmj", written, reader).norm(dim=(-2, -1))
+            / (written.norm(dim=(-2, -1))[:, None] * reader.norm(dim=(-2, -1)))
+            for name, reader in readers.items()
+        }
