@@ -164,6 +164,24 @@ def interval(axes: Any, x: float, estimate: Estimate, **style: Any) -> None:
     axes.errorbar(x, estimate.value, error, **{"fmt": "o", "color": BLUE, "capsize": 4} | style)
 
 
+def diagram(axes: Any, boxes: dict[str, tuple[float, float, str]], arrows: Sequence[tuple[str, str, str]]) -> None:
+    """Draw named boxes with text at (x, y), and labelled arrows between those that there are."""
+    style = {"boxstyle": "round,pad=0.4", "facecolor": "none", "edgecolor": INK}
+    for x, y, text in boxes.values():
+        axes.text(x, y, plain(text), ha="center", va="center", fontsize=9, bbox=style)
+    for start, end, label in arrows:
+        if start in boxes and end in boxes:
+            (x, y, _), (to_x, to_y, _) = boxes[start], boxes[end]
+            shrink = {"arrowstyle": "->", "color": BLUE, "shrinkA": 24, "shrinkB": 24}
+            axes.annotate("", (to_x, to_y), (x, y), arrowprops=shrink)
+            axes.text((x + to_x) / 2, (y + to_y) / 2, plain(label), ha="center", fontsize=8, color=BLUE)
+    axes.set(
+        xlim=(min(x for x, *_ in boxes.values()) - 0.6, max(x for x, *_ in boxes.values()) + 0.6),
+        ylim=(min(y for _, y, _ in boxes.values()) - 0.9, max(y for _, y, _ in boxes.values()) + 0.5),
+    )
+    axes.set_axis_off()
+
+
 def as_text(text: str) -> str:
     """A text from a model or a data set for plotly's labels, which would take it for HTML."""
     return escape(text.replace("\n", "⏎"), quote=False)  # plotly knows no entity for a quotation mark
