@@ -192,16 +192,31 @@ def forward(
         return unembed(loaded.model, chosen) if _ends_in_unembedding(loaded) else chosen
 
 
-def forward_losses(loaded: LoadedModel, batch: Batch) -> Float[Tensor, "example position-1"]:
-    """One pass; the cross-entropy of each token given those before it, in nats. Equally long prompts."""
+def forward_losses(loaded: LoadedModel, batch: Batch, entries: Int[Tensor, " entry"]) -> Float[Tensor, "example entry"]:
+    """One pass over equally long prompts; the cross-entropy, in nats, of the tokens after the positions `entries`."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    with torch.inference_mode():
-        hidden_or_logits, targets = _forward(loaded, batch, None)[:, :-1], batch.input_ids[:, 1:]
+    with torch.inference_mode(), _fused_attention(loaded):
+        entries = entries.to(batch.input_ids.device)
+        hidden_or_logits, targets = _forward(loaded, batch, None)[:, entries], batch.input_ids[:, entries + 1]
         if _ends_in_unembedding(loaded):
             return token_losses(loaded.model, hidden_or_logits, targets)
         return cross_entropy(hidden_or_logits.float().transpose(1, 2), targets, reduction="none")
+
+
+@contextmanager
+def _fused_attention(loaded: LoadedModel) -> Iterator[None]:
+    """PyTorch's fused attention, a quarter faster at 512 tokens. For passes without padding; taps keep their own."""
+    config = loaded.model.config if loaded.backend == "huggingface" else None
+    if not _ends_in_unembedding(loaded) or config._attn_implementation != "eager":
+        yield
+        return
+    config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = "eager"
 
 
 def token_losses(

@@ -330,22 +330,28 @@ def generate(
 
 
 def next_token_losses(
-    loaded: LoadedModel, tokens: Int[Tensor, "sequence position"]
+    loaded: LoadedModel, tokens: Int[Tensor, "sequence position"], *, entries: Sequence[int] | None = None
 ) -> Float[Tensor, "sequence position-1"]:
     """Cross-entropy of each token given those before it, in nats; entry i belongs to token i + 1.
+
+    Args:
+        entries: those to return, which saves the unembedding of others; all by default.
 
     Batches hold a fixed number of tokens, so that the same call gives the same bits on every machine
     of a kind, whatever memory is free.
     """
     import torch
 
-    rows = token_ids(loaded, tokens)
+    rows, n_entries = token_ids(loaded, tokens), tokens.shape[1] - 1
     lengths = torch.full((len(rows),), tokens.shape[1])
+    chosen = torch.arange(n_entries) if entries is None else torch.tensor([_whole(entry) for entry in entries])
+    if ((chosen < 0) | (chosen >= n_entries)).any():
+        raise InputError(f"entries {chosen.tolist()}: legal are 0 to {n_entries - 1}")
     losses = []
     for examples in batches(torch.arange(len(rows)), lengths, TOKENS_PER_BATCH):
         batch = backends.make_batch([rows[i] for i in examples.tolist()], loaded.device)
         with _running(examples, len(rows)):
-            losses.append(backends.forward_losses(loaded, batch).cpu())
+            losses.append(backends.forward_losses(loaded, batch, chosen).cpu())
     return torch.cat(losses)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-BATCH = 64
+BATCH = 32
 LEARNING_RATE = 3e-3
 WARM_UP = 50
 """Steps until the learning rate is reached."""
@@ -149,7 +149,7 @@ def measure(model: AttentionOnly, repeats: Repeats, *, cut: tuple[int, str] | No
 
 
 def train(
-    n_layers: int, *, n_steps: int, seed: int, n_measured: int = 40, vocabulary_size: int = 40, length: int = 40
+    n_layers: int, *, n_steps: int, seed: int, n_measured: int = 40, vocabulary_size: int = 32, length: int = 32
 ) -> tuple[AttentionOnly, dict[int, Measured]]:
     """Train a model from random weights; returns it with what it could do after some of the steps.
 
@@ -181,7 +181,7 @@ def train(
     return model, measured
 
 
-def held_out_repeats(*, vocabulary_size: int = 40, length: int = 40) -> Repeats:
+def held_out_repeats(*, vocabulary_size: int = 32, length: int = 32) -> Repeats:
     """The sequences that every model is measured on."""
     generator = torch.Generator().manual_seed(2**31)  # far from the seeds of chapters
     return draw_repeats(HELD_OUT, vocabulary_size=vocabulary_size, length=length, generator=generator)

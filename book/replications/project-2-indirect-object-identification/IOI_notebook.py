@@ -15,7 +15,7 @@
 # %% [markdown]
 # # How does a model know who gets the drink?
 #
-# "When Mary and John went to the store, John gave a drink to" – and a small language model says "Mary". It has to
+# "When Mary and John went to the store, John gave a drink to": and a small language model says "Mary". It has to
 # find the two names, notice which one came twice, and name the other. {cite:t}`wang2022interpretability` took this apart
 # in GPT-2 small and found twenty-six heads in seven roles. Here the same questions are put to whatever model is given, by criteria that were
 # fixed beforehand, so that the answer may be another circuit, or none: **{glue:text}`outcome`**.
@@ -562,17 +562,27 @@ def nodes(heads):
     return [patching.Node("head_z", layer, head) for layer, head in heads]
 
 
-def without(sets, data=tested):
+LEFT = {}  # what is left without a set of heads is computed once
+
+
+def without(sets):
     """The logit difference with each set of heads knocked out: set, prompt."""
-    effects = patching.ablate(
-        model,
-        data.prompts,
-        [nodes(heads) for heads in sets],
-        reference=data.corrupted("p_ABC"),
-        groups=data.forms,
-        answers=data.answers,
-    )
-    return effects.values.numpy(), effects.base.numpy()
+    new = [
+        heads
+        for heads in dict.fromkeys(map(frozenset, sets))
+        if heads not in LEFT
+    ]
+    if new:
+        effects = patching.ablate(
+            model,
+            tested.prompts,
+            [nodes(heads) for heads in new],
+            reference=tested.corrupted("p_ABC"),
+            groups=tested.forms,
+            answers=tested.answers,
+        )
+        LEFT.update(zip(new, effects.values.numpy(), strict=True))
+    return np.stack([LEFT[frozenset(heads)] for heads in sets])
 
 
 filled = {name: list(heads) for name, heads in found.roles.items() if heads}
@@ -582,15 +592,11 @@ random_like = {
     )
     for name, heads in filled.items()
 }
-left, whole = without(
-    [*filled.values(), *(one for sets in random_like.values() for one in sets)]
-)
-by_role = dict(zip(filled, left, strict=False))
-random_left = iter(left[len(filled) :])
-random_by_role = {
-    name: [next(random_left) for _ in sets]
-    for name, sets in random_like.items()
-}
+everything = [*filled.values()] + [
+    heads for sets in random_like.values() for heads in sets
+]
+whole = without([[], *everything])[0]  # with nothing knocked out
+by_role = {name: without([heads])[0] for name, heads in filled.items()}
 
 # %% tags=["hide-input"]
 PUBLISHED_LEFT = {
@@ -605,7 +611,7 @@ rows = []
 for name, values in by_role.items():
     row = {"knocked out": name, "heads": named(filled[name])}
     row["logit difference left"] = claims.mean(values, seed=seed)
-    similar = [one.mean() for one in random_by_role[name]]
+    similar = [without([one]).mean() for one in random_like[name]]
     row["random heads of the same layers"] = (
         f"{claims.short(np.median(similar))} ({claims.short(min(similar))} to {claims.short(max(similar))})"
         if similar
@@ -837,8 +843,8 @@ random_circuits = (
 several = [circuit, *random_circuits] if circuit else []
 kept = knocked = resampled = None
 if circuit:
-    kept, _ = without([complement(heads) for heads in several])
-    knocked, _ = without(several)
+    kept = without([complement(heads) for heads in several])
+    knocked = without(several)
     resampled = patching.patch_sets(
         model,
         tested.prompts,
@@ -960,26 +966,26 @@ subsets = dict(filled) | {
     ]
     for i in range(3 if len(circuit) > 3 else 0)
 }
-rest = lambda heads: complement(
-    [head for head in circuit if head not in set(heads)]
-)
-role_of = {head: name for name, heads in filled.items() for head in heads}
-one_more = [filled[name] for name in role_of.values()]
-one_less = [
-    [head for head in filled[name] if head != one]
-    for one, name in role_of.items()
-]
-if circuit:
-    values, _ = without(
+
+
+def without_circuit_but(sets):
+    """The same with only the circuit kept, less each set."""
+    return without(
         [
-            *subsets.values(),
-            *map(rest, subsets.values()),
-            *map(rest, one_more),
-            *map(rest, one_less),
+            complement([one for one in circuit if one not in heads])
+            for heads in sets
         ]
     )
-    cuts = np.cumsum([len(subsets), len(subsets), len(role_of)])
-    in_model, in_circuit, role_out, head_in = np.split(values, cuts)
+
+
+role_of = [(name, head) for name, heads in filled.items() for head in heads]
+if circuit:
+    in_model = without(list(subsets.values()))
+    in_circuit = without_circuit_but(list(subsets.values()))
+    role_out = without_circuit_but([filled[name] for name, _ in role_of])
+    head_in = without_circuit_but(
+        [[one for one in filled[name] if one != head] for name, head in role_of]
+    )
 
 # %% tags=["hide-input"]
 if circuit:
@@ -1003,12 +1009,12 @@ if circuit:
         [
             {
                 "head": named([head]),
-                "role": role_of[head],
+                "role": name,
                 "changes": claims.mean(
                     (head_in[i] - role_out[i]) / whole.mean(), seed=seed
                 ),
             }
-            for i, head in enumerate(role_of)
+            for i, (name, head) in enumerate(role_of)
         ],
         caption="Minimality: what a head adds to the circuit without the rest of its role, as a share of the whole logit difference; same prompts, 95 % bootstrap interval in brackets.",
     )
@@ -1018,7 +1024,9 @@ run.value(
 )
 run.value(
     "idle_heads",
-    named([head for i, head in enumerate(role_of) if abs(needed[i]) < 0.01])
+    named(
+        [head for i, (_, head) in enumerate(role_of) if abs(needed[i]) < 0.01]
+    )
     if circuit
     else "not measured",
 )
@@ -1059,6 +1067,7 @@ published_heads = {
     "duplicate token": [(0, 1), (3, 0)],
     "previous token": [(2, 2), (4, 11)],
 }
+on_it = model.card.name == "gpt2-small"
 hits = [
     head in found.roles[name]
     for name, heads in published_heads.items()
@@ -1068,7 +1077,7 @@ run.claim(
     "published-heads",
     "Most of the main heads published for GPT-2 small get their published role.",
     rule="value > 0.5 * published",
-    estimate=claims.mean(hits, seed=seed, of="heads"),
+    estimate=claims.mean(hits, seed=seed, of="heads") if on_it else None,
     published=claims.Published(
         value=1.0,
         protocol="15 heads of six classes, without backups and weaker heads",
@@ -1164,11 +1173,12 @@ if survives:
         ],
         caption=f"How often a head's effect passes its test on half of the {len(searched.prompts)} prompts.",
     )
-run.value("least_firm", min(survives.values()) if survives else "not measured")
+weak = [place for (_, place), share in survives.items() if share < 0.5]
+run.value("infirm_heads", named(weak))
 
 # %% [markdown]
-# - **Few prompts.** The least firm of the roles holds in a share of {glue:text}`least_firm` of the halves. With more prompts more heads pass: the test finds what is *consistent*, and
-#   only the second criterion keeps out what is consistent and tiny.
+# - **Few prompts.** Heads whose effect passes in fewer than half of the halves: {glue:text}`infirm_heads`. Half the prompts make a weaker test, and with more prompts more heads would pass: the
+#   test finds what is *consistent*, and only the second criterion keeps out what is consistent and tiny.
 # - **The null is about signs.** It supposes that a head without a role moves the logit difference up as easily as down. A skewed effect can pass it; the other two criteria are there for that.
 # - **Heads only.** MLPs stay as they are in every test, and some of what they do belongs to the task. Heads without a name ({glue:text}`unnamed_heads`) have a direct effect that no role explains.
 # - **The order of the search matters.** Receivers of a stage are the heads found in the one before; a head missed there hides all that feeds it. With grouped-query attention the receivers of values and keys
