@@ -167,14 +167,17 @@ def interval(axes: Any, x: float, estimate: Estimate, **style: Any) -> None:
 def diagram(axes: Any, boxes: dict[str, tuple[float, float, str]], arrows: Sequence[tuple[str, str, str]]) -> None:
     """Draw named boxes with text at (x, y), and labelled arrows between those that there are."""
     style = {"boxstyle": "round,pad=0.4", "facecolor": "none", "edgecolor": INK}
-    for x, y, text in boxes.values():
-        axes.text(x, y, plain(text), ha="center", va="center", fontsize=9, bbox=style)
+    drawn = {
+        name: axes.text(x, y, text.replace("$", r"\$"), ha="center", va="center", fontsize=9, bbox=style)
+        for name, (x, y, text) in boxes.items()
+    }
     for start, end, label in arrows:
         if start in boxes and end in boxes:
             (x, y, _), (to_x, to_y, _) = boxes[start], boxes[end]
-            shrink = {"arrowstyle": "->", "color": BLUE, "shrinkA": 24, "shrinkB": 24}
-            axes.annotate("", (to_x, to_y), (x, y), arrowprops=shrink)
-            axes.text((x + to_x) / 2, (y + to_y) / 2, plain(label), ha="center", fontsize=8, color=BLUE)
+            patches = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
+            style_of_arrow = {"arrowstyle": "->", "color": BLUE, "shrinkA": 4, "shrinkB": 4} | patches
+            axes.annotate("", (to_x, to_y), (x, y), arrowprops=style_of_arrow)
+            axes.text((x + to_x) / 2, (y + to_y) / 2, label, ha="center", va="center", fontsize=8, color=BLUE)
     axes.set(
         xlim=(min(x for x, *_ in boxes.values()) - 0.6, max(x for x, *_ in boxes.values()) + 0.6),
         ylim=(min(y for _, y, _ in boxes.values()) - 0.9, max(y for _, y, _ in boxes.values()) + 0.5),

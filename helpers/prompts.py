@@ -197,7 +197,7 @@ class IOI:
 
 
 def ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Sequence[str] = IOI_TEMPLATES) -> IOI:
-    """Draw prompts for indirect object identification; templates and orders take turns.
+    """Draw prompts for indirect object identification; templates take turns, and so do orders, also within a template.
 
     Names, places and objects are those that are one token in the model at hand.
 
@@ -218,7 +218,8 @@ def ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Sequence[s
     generator = np.random.default_rng(seed)
     drawn = []
     for i in range(n_prompts):
-        number, order = i % len(templates), ("ABBA", "BABA")[i // len(templates) % 2]
+        turn, number = divmod(i, len(templates))
+        order = ("ABBA", "BABA")[(turn + number) % 2]
         io, subject, *others = generator.choice(words["names"], 5, replace=False).tolist()
         first, second = (io, subject) if order == "ABBA" else (subject, io)
         place, thing = (generator.choice(words[kind]) for kind in ("places", "objects"))

@@ -264,3 +264,14 @@ def test_bad_ioi_input_is_refused(embedded, load_tiny, without_tokenizer, refuse
         prompts.ioi(without_tokenizer, n_prompts=1, seed=0)
     with refused("'p_ABCD'", "p_ABC, random_names"):
         prompts.ioi(embedded, n_prompts=1, seed=0).corrupted("p_ABCD")
+
+
+@pytest.mark.parametrize("n_templates", [1, 3, 10])
+def test_any_number_of_first_prompts_has_both_orders_in_turn(n_templates, embedded):
+    drawn = prompts.ioi(embedded, n_prompts=40, seed=0, templates=prompts.IOI_TEMPLATES[:n_templates])
+    for n_prompts in range(2, 41):
+        orders = drawn.first(n_prompts).order
+        assert abs(orders.count("ABBA") - orders.count("BABA")) <= 2
+    for number in range(n_templates):
+        of_template = [order for template, order in drawn.forms if template == number]
+        assert abs(of_template.count("ABBA") - of_template.count("BABA")) <= 1
