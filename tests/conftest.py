@@ -29,21 +29,22 @@ FAMILIES = ("gpt2", "llama", "qwen2", "gemma3_text", "gpt_neox")
 START = "<|start|>"
 
 
-def tiny_config(family):
+def tiny_config(family, vocabulary_size=VOCABULARY):
     import transformers
 
-    grouped = SIZES | {"num_key_value_heads": 2}
+    sizes = SIZES | {"vocab_size": vocabulary_size}
+    grouped = sizes | {"num_key_value_heads": 2}
     return {
         "gpt2": lambda: transformers.GPT2Config(
-            vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=2, n_head=4, initializer_range=0.4
+            vocab_size=vocabulary_size, n_positions=64, n_embd=16, n_layer=2, n_head=4, initializer_range=0.4
         ),
         "llama": lambda: transformers.LlamaConfig(**grouped),
         "qwen2": lambda: transformers.Qwen2Config(**grouped),
         "gemma3_text": lambda: transformers.Gemma3TextConfig(
             **grouped, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
         ),
-        "gpt_neox": lambda: transformers.GPTNeoXConfig(**SIZES),
-        "bert": lambda: transformers.BertConfig(**SIZES, is_decoder=True),
+        "gpt_neox": lambda: transformers.GPTNeoXConfig(**sizes),
+        "bert": lambda: transformers.BertConfig(**sizes, is_decoder=True),
         "opt": lambda: transformers.OPTConfig(
             vocab_size=VOCABULARY,
             hidden_size=16,
@@ -80,14 +81,14 @@ def tiny_tokenizer(*, puts_start_token):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START)
 
 
-def save_tiny(family, folder, **options):
+def save_tiny(family, folder, vocabulary_size=VOCABULARY, **options):
     """Write a model of the family with random weights, the same ones every time."""
     import torch
     import transformers
 
     with torch.random.fork_rng(), models._quiet_transformers():
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(tiny_config(family))
+        model = transformers.AutoModelForCausalLM.from_config(tiny_config(family, vocabulary_size))
         for name, weights in model.named_parameters():
             if name.endswith("bias"):  # else these begin at zero, and a wrong bias could not be told from none
                 torch.nn.init.normal_(weights, std=0.3)

@@ -8,9 +8,13 @@ import sys
 
 import nbformat
 import pytest
+import tokenizers
+import transformers
 import yaml
+from conftest import save_tiny
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from helpers import ROOT
+from helpers import ROOT, prompts
 from workflow import book, chapters
 
 CHAPTERS = chapters.all_chapters()
@@ -121,3 +125,50 @@ def test_records_belong_to_chapters_and_hold_what_a_record_must():
         assert path.as_posix().endswith(f"record/{record['chapter']}.json")
         assert len(record["model"]["weights_sha256"]) == 64
         assert record["provenance"]["profile"] == "record"
+
+
+# The replications on models that know nothing
+
+
+@pytest.fixture(scope="module")
+def know_nothing(tmp_path_factory):
+    """Tiny models with random weights and a tokenizer to which every word of the prompts is one token."""
+    words = {word for line in prompts.IOI_TEMPLATES for word in re.sub(r"{\w+}", " ", line).split()}
+    words |= {*prompts.NAMES[:20], *prompts.PLACES, *prompts.OBJECTS}
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        special_tokens=["<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([f" {word}" for word in sorted(words)] * 3, trainer)
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
+    folders = {}
+    for family in ("gpt2", "llama", "qwen2"):
+        folders[family] = tmp_path_factory.mktemp(family)
+        wrapped.save_pretrained(save_tiny(family, folders[family], vocabulary_size=len(wrapped)))
+    return folders
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("name", ["induction_heads_notebook", "IOI_notebook"])
+def test_a_replication_runs_to_its_end_on_a_model_that_knows_nothing(name, family, know_nothing, tmp_path):
+    chapter = chapters.find_chapter(name)
+    parameters = chapters.profile_parameters("ci", chapter) | {"model_name": str(know_nothing[family])}
+    if name == "induction_heads_notebook":
+        parameters["n_training_steps"] = 40  # the toy model has a test of its own
+    book.execute(chapter, parameters, tmp_path, profile="by hand")
+    record = json.loads((tmp_path / f"{chapter}.json").read_text())
+    verdicts = {claim["id"]: claim["verdict"] for claim in record["claims"]}
+    if name == "IOI_notebook":
+        assert record["values"]["outcome"] == "no circuit found"
+        assert record["values"]["circuit_heads"] == "none"
+        assert {verdicts[name] for name in verdicts if name.startswith("circuit-")} == {"not run"}
+        assert verdicts["names-the-indirect-object"] != "holds"
+    else:
+        assert verdicts["induction-heads-exist"] == "fails"
+        assert verdicts["repetition-lowers-loss"] != "holds"
+    assert {verdicts[name] for name in verdicts if name.startswith("published-")} == {"not comparable"}

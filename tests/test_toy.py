@@ -64,7 +64,7 @@ def test_no_fixed_distance_leads_to_the_copy_and_no_fixed_place_begins_it(seed, 
     for distance in range(1, length):  # a multiple of the period leads to a copy as well
         same = repeats.tokens[:, distance:] == repeats.tokens[:, :-distance]
         known = repeats.repeated[:, distance:]
-        assert (same | ~known).all(1)[known.any(1)].sum() < 250 or distance > length // 2
+        assert (same | ~known).all(1)[known.any(1)].sum() < 250
 
 
 @given(seed=st.integers(0, 1000))
@@ -182,7 +182,7 @@ ROWS = [[9, 1, 2, 3, 1, 2, 3, 1], [1, 2, 3, 4, 1, 2, 3, 4], [7, 8, 0, 5, 6, 0, 5
 PERIODS = [3, 4, 3]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def written_down():
     """Three sequences written by hand."""
     repeated = torch.tensor([[token in row[:place] for place, token in enumerate(row)] for row in ROWS])
