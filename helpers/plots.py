@@ -150,7 +150,7 @@ def head_map(
     n_layers, n_heads = values.shape
     most = float(np.abs(values).max()) or 1.0
     low, high = limits or (-most, most)
-    image = axes.pcolormesh(values.T, cmap="viridis" if limits else "RdBu", vmin=low, vmax=high, edgecolors="none")
+    image = axes.pcolormesh(values.T, cmap="viridis" if limits else "RdBu", vmin=low, vmax=high, rasterized=True)
     step_x, step_y = (max(1, round(n / 6)) for n in (n_layers, n_heads))
     axes.set(xticks=np.arange(0, n_layers, step_x) + 0.5, xticklabels=np.arange(0, n_layers, step_x))
     axes.set(yticks=np.arange(0, n_heads, step_y) + 0.5, yticklabels=np.arange(0, n_heads, step_y))

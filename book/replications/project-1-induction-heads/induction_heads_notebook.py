@@ -1078,7 +1078,7 @@ if model.tokenizer is not None:
     )
     after = keys["induction"][0]
     weights = cache[hook][0, best_head].cpu() * after
-    theirs = float(weights.sum() / after.any(-1).sum())
+    theirs = (weights.sum() / after.any(-1).sum()).item()
     score_apart = abs(
         theirs - float(scores["induction"][0, best_layer, best_head])
     )
@@ -1099,7 +1099,7 @@ if bridge is not None:
     logits = bridge.run_with_hooks(
         first_base, fwd_hooks=[(hook, put_in)], prepend_bos=False
     )[0, -1]
-    theirs = float(logits[pairs[0][0]] - logits[pairs[0][1]])
+    theirs = (logits[pairs[0][0]] - logits[pairs[0][1]]).item()
     patch_apart = abs(theirs - float(patched.values[best_layer, best_head, 0]))
     assert patch_apart < 1e-2
 

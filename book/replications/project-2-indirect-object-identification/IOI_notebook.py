@@ -294,6 +294,11 @@ searched = chosen.first(n_patched)
 found = roles.search(model, searched, seed=seed)
 circuit = list(found.heads)
 
+
+def count(heads):
+    return f"{len(heads)} head{'s' * (len(heads) != 1)}"
+
+
 # %% tags=["hide-input"]
 rows = []
 for name, heads in found.roles.items():
@@ -329,7 +334,7 @@ run.table(
 )
 run.value(
     "outcome",
-    f"a circuit of {len(circuit)} heads" if circuit else "no circuit found",
+    f"a circuit of {count(circuit)}" if circuit else "no circuit found",
 )
 run.value("circuit_heads", named(circuit))
 run.value("circuit_share", len(circuit) / (model.n_layers * model.n_heads))
@@ -350,7 +355,7 @@ run.value("unnamed_heads", named(unnamed))
 if found.stages:
     with plots.figure(
         "stages",
-        caption=f"{len(circuit)} heads get a role. Mean change of the logit difference when the path from a head is patched from p_ABC, for each set "
+        caption=f"{count(circuit)} with a role. Mean change of the logit difference when the path from a head is patched from p_ABC, for each set "
         f"of receivers, over {len(searched.prompts)} prompts; red: the head helps (for backup: it writes more). Circles mark heads with a role at that stage.",
         alt="Heat maps of the effect of path patching by layer and head, one for each set of receivers.",
         height=2.4 * -(-len(found.stages) // 2),
@@ -426,7 +431,7 @@ if boxes:
     boxes["logits"] = (3.3, 3.1, "logits")
     with plots.figure(
         "circuit",
-        caption=f"The circuit that this run found: {len(circuit)} heads. Boxes are roles with their heads (at most the four with the largest effect), placed "
+        caption=f"The circuit that this run found: {count(circuit)}. Boxes are roles with their heads (at most the four with the largest effect), placed "
         "from left to right at the position where they act; an arrow says what the receiver reads there.",
         alt="Diagram of the circuit: roles as boxes, the paths between them as arrows, up to the logits.",
         height=4.4,
@@ -1101,7 +1106,7 @@ def put_in(z, hook):
 logits = bridge.run_with_hooks(
     rows[:1], fwd_hooks=[(hook, put_in)], prepend_bos=False
 )[0, -1]
-theirs = float(logits[first.io[0]] - logits[first.subject[0]])
+theirs = (logits[first.io[0]] - logits[first.subject[0]]).item()
 ours = patching.patch_sets(
     model,
     first.prompts,
