@@ -115,7 +115,7 @@ class Search:
         return tuple(sorted({head for heads in self.roles.values() for head in heads}))
 
 
-def search(loaded: LoadedModel, data: IOI, *, seed: int, n_deep: int | None = None) -> Search:
+def search(loaded: LoadedModel, data: IOI, *, seed: int) -> Search:
     """Find the heads of every role.
 
     A model whose mean logit difference is not above zero, by the same random signs, does not do the task: it has
@@ -123,7 +123,6 @@ def search(loaded: LoadedModel, data: IOI, *, seed: int, n_deep: int | None = No
 
     Args:
         seed: of the random signs.
-        n_deep: how many of the prompts the stages `values` and `keys` see, which cost the most; all by default.
     """
     difference = circuits.logit_attribution(loaded, data.prompts, data.answers).total
     found = Search(difference, {}, scores(loaded, data), {}, dict.fromkeys(ROLES, ()))
@@ -147,9 +146,8 @@ def search(loaded: LoadedModel, data: IOI, *, seed: int, n_deep: int | None = No
         effect, found.scores["END attends IO without movers"] = _without(loaded, data, movers)
         look("backup", effect, movers)
     look("queries", _paths(loaded, data, "q", movers, "END"))
-    some = data.first(n_deep or len(data.prompts))
-    look("values", _paths(loaded, some, "v", found.roles["S-inhibition"], "S2"))
-    look("keys", _paths(loaded, some, "k", found.roles["induction"], "S1+1"))
+    look("values", _paths(loaded, data, "v", found.roles["S-inhibition"], "S2"))
+    look("keys", _paths(loaded, data, "k", found.roles["induction"], "S1+1"))
     return found
 
 

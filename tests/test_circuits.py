@@ -3,10 +3,14 @@
 import copy
 import dataclasses
 
+import by_hand
 import pytest
 import torch
+from conftest import VOCABULARY
 
 from helpers import circuits, hooks, models, prompts
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def difference(loaded, rows, answers):
@@ -96,6 +100,83 @@ def test_heads_of_the_real_model_copy_names(embedded):
     chance = 5 / embedded.config.vocab_size
     assert raised.max() > 0.5 > 1000 * chance
     assert (raised * lowered).max() < 0.25  # no head does both
+
+
+def with_heads_that_copy_four_tokens(loaded, tokens):
+    """The same with an unembedding in which these four tokens have nothing in common but what those heads write."""
+    copied = with_heads_that_copy(loaded)
+    basis = copied.model.model.layers[1].self_attn.o_proj.weight[:, 8:12]
+    copied.model.lm_head.weight[tokens] = basis.T
+    return copied
+
+
+def test_planted_heads_that_copy_and_that_suppress_have_the_highest_and_the_lowest_score(load_tiny):
+    tokens = torch.tensor([[7, 100, 3, 250], [250, 3, 100, 7]])
+    loaded = with_heads_that_copy_four_tokens(load_tiny("llama"), tokens[0])
+    resid = loaded.model.lm_head.weight[tokens][:, None].repeat(1, 2, 1, 1)
+    scores = circuits.copying_scores(loaded, tokens, resid)
+    assert scores.shape == (2, 2, 4)
+    torch.testing.assert_close(scores[:, 1, 2], torch.ones(2))
+    torch.testing.assert_close(scores[:, 1, 3], -torch.ones(2))
+    others = torch.cat([scores[:, 0], scores[:, 1, :2]], dim=1)
+    assert others.max() < 0.5
+
+
+def test_planted_heads_stand_out_among_tokens_that_have_much_in_common(load_tiny):
+    loaded = with_heads_that_copy(load_tiny("llama"))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:20] for _ in range(30)])
+    resid = loaded.model.lm_head.weight[tokens][:, None].repeat(1, 2, 1, 1)
+    scores = circuits.copying_scores(loaded, tokens, resid).mean(0)
+    others = torch.cat([scores[0], scores[1, :2]])
+    assert scores[1, 2] > others.max() + 0.1
+    assert float(scores[1, 3]) == pytest.approx(-1, abs=0.01)
+    assert others.min() > -0.98
+
+
+@pytest.mark.parametrize("n_tokens", [4, 12])
+def test_heads_that_read_something_else_score_as_by_chance(tiny, n_tokens):
+    generator = torch.Generator().manual_seed(n_tokens)
+    tokens = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:n_tokens] for _ in range(300)])
+    resid = torch.randn(300, 2, n_tokens, 16, generator=generator)
+    scores = circuits.copying_scores(tiny, tokens, resid)
+    spread = scores.std(0).max() / 300**0.5
+    torch.testing.assert_close(scores.mean(0), torch.full((2, 4), 2 / n_tokens - 1), atol=float(4 * spread), rtol=0)
+    assert spread < 0.03
+
+
+def test_copying_scores_are_those_computed_by_hand(tiny):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:6] for _ in range(3)])
+    resid = torch.randn(3, 2, 6, 16, generator=generator)
+    kind, base = tiny.config.model_type, tiny.model.base_model
+    d_head, plus = 8 if kind == "gemma3_text" else 4, float(kind == "gemma3_text")
+    final = getattr(base, circuits.family_of(tiny.config).final_norm)
+    bias = final.bias if isinstance(final, torch.nn.LayerNorm) else 0
+    unembed = tiny.model.get_output_embeddings().weight
+    scores = circuits.copying_scores(tiny, tokens, resid)
+    for layer, block in enumerate(base.h if kind == "gpt2" else base.layers):
+        parts = by_hand.PARTS[kind](block, d_head)
+        for i, row in enumerate(tokens):
+            values = parts.qkv(resid[i, layer])[2]
+            for head in range(4):
+                shares = []
+                for place in range(6):
+                    z = torch.zeros(4, d_head)
+                    z[head] = values[place, head * values.shape[1] // 4]
+                    written = parts.out(z.flatten()[None]) - parts.out(torch.zeros(1, 4 * d_head))
+                    logits = unembed[row] @ (by_hand.norm(final, written, plus)[0] - bias)
+                    raised = (logits - logits.mean()).clamp(min=0)
+                    shares.append(raised[place] / raised.sum())
+                torch.testing.assert_close(scores[i, layer, head], 2 * torch.stack(shares).mean() - 1)
+
+
+def test_sequences_in_which_a_token_repeats_have_no_copying_scores(load_tiny, refused):
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 4]])
+    with refused("twice", "legal", "different"):
+        circuits.copying_scores(load_tiny("llama"), tokens, torch.zeros(2, 2, 3, 16))
+    with refused("'nnsight'", "'huggingface'"):
+        circuits.copying_scores(load_tiny("llama", "nnsight"), tokens[:1], torch.zeros(1, 2, 3, 16))
 
 
 def test_bad_input_is_refused(load_tiny, data, refused):

@@ -1198,6 +1198,101 @@ def test_a_single_token_has_no_loss(llama):
     assert hooks.next_token_losses(llama, torch.tensor([[1], [2]])).shape == (2, 0)
 
 
+@pytest.mark.parametrize("entries", [[3], [0, 28], [28, 5, 5, 0], range(10, 20), torch.tensor([7, 2]), list(range(29))])
+def test_chosen_entries_are_those_columns_of_all_losses(llama, entries, token_ids):
+    everything = hooks.next_token_losses(llama, token_ids)
+    found = hooks.next_token_losses(llama, token_ids, entries=entries)
+    torch.testing.assert_close(found, everything[:, list(entries)], atol=1e-5, rtol=1e-5)
+    with hooks.intervene(llama, Edit("head_z", 0, random(40, 1), head=2, position=4)):
+        changed = hooks.next_token_losses(llama, token_ids)
+        found = hooks.next_token_losses(llama, token_ids, entries=entries)
+    torch.testing.assert_close(found, changed[:, list(entries)], atol=1e-5, rtol=1e-5)
+
+
+def test_chosen_entries_of_every_family_are_those_columns_of_all_losses(model, token_ids):
+    found = hooks.next_token_losses(model, token_ids[:5], entries=[20, 4])
+    assert_close(found, hooks.next_token_losses(model, token_ids[:5])[:, [20, 4]])
+
+
+@pytest.mark.parametrize("entries", [[29], [-1], [0, 1, 30], [2, -29]])
+def test_entries_that_there_are_not_are_refused(llama, entries, token_ids, refused):
+    with refused("entries", entries, "legal", "0 to 28"):
+        hooks.next_token_losses(llama, token_ids, entries=entries)
+
+
+@pytest.mark.parametrize("entry", [1.5, "last", None])
+def test_an_entry_that_is_no_number_is_refused(llama, entry, token_ids, refused):
+    with refused(repr(entry), "whole number"):
+        hooks.next_token_losses(llama, token_ids, entries=[0, entry])
+
+
+@pytest.mark.xfail(strict=True, reason="no entries become a tensor of floats")
+def test_no_entry_gives_no_loss(llama, token_ids):
+    assert hooks.next_token_losses(llama, token_ids, entries=[]).shape == (40, 0)
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    """One entry for each call of PyTorch's fused attention."""
+    calls, real = [], torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*arguments, **options):
+        calls.append(arguments[0].shape)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    return calls
+
+
+def losses_of_captured_logits(loaded, tokens):
+    logits = hooks.capture(loaded, tokens, "logits", positions="all")["logits"]
+    return -logits[:, :-1].log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
+
+
+@pytest.mark.parametrize("edits", [[], [Edit("resid_pre", 1, 1.5, "scale")], [Edit("head_z", 1, 2.0, head=3)]])
+def test_losses_with_fused_attention_are_those_of_the_captured_logits(tiny, edits, token_ids, fused_calls):
+    plain = hooks.next_token_losses(tiny, token_ids)
+    fused_calls.clear()
+    with hooks.intervene(tiny, *edits):
+        losses = hooks.next_token_losses(tiny, token_ids)
+        n_fused = len(fused_calls)
+        wanted = losses_of_captured_logits(tiny, token_ids)
+    assert n_fused == len(fused_calls) == 4  # two layers, two batches
+    torch.testing.assert_close(losses, wanted, atol=1e-4, rtol=1e-4)
+    assert bool(edits) == bool((losses - plain).abs().max() > 1e-2)
+
+
+@pytest.mark.parametrize("site", ["pattern", "rot_q", "rot_k"])
+def test_edits_inside_attention_act_on_losses_as_well(tiny, site, token_ids, fused_calls, expected):
+    if backends.missing(tiny, site):
+        pytest.skip("no such site")
+    plain = hooks.next_token_losses(tiny, token_ids)
+    fused_calls.clear()
+    edit = Edit(site, 0, 0.0, head=1, position=10)
+    with hooks.intervene(tiny, edit):
+        losses = hooks.next_token_losses(tiny, token_ids)
+        wanted = losses_of_captured_logits(tiny, token_ids)
+    assert fused_calls == []
+    torch.testing.assert_close(losses, wanted, atol=1e-4, rtol=1e-4)
+    by_hand = expected(tiny, token_ids[0], edit)["logits"][:-1].log_softmax(-1)
+    assert_close(losses[0], -by_hand.gather(1, token_ids[0, 1:, None])[:, 0])
+    torch.testing.assert_close(losses[:, :10], plain[:, :10], atol=1e-4, rtol=1e-4)
+    assert (losses[:, 10] - plain[:, 10]).abs().max() > 1e-2
+
+
+def test_losses_in_an_inner_context_and_after_one_are_right_again(tiny, token_ids, fused_calls):
+    plain = hooks.next_token_losses(tiny, token_ids)
+    with hooks.intervene(tiny, Edit("head_z", 0, 2.0, "scale", head=0)):
+        outer = hooks.next_token_losses(tiny, token_ids)
+        with hooks.intervene(tiny, Edit("pattern", 1, 0.5, "scale", head=2)):
+            inner = hooks.next_token_losses(tiny, token_ids)
+            torch.testing.assert_close(inner, losses_of_captured_logits(tiny, token_ids), atol=1e-4, rtol=1e-4)
+        assert torch.equal(hooks.next_token_losses(tiny, token_ids), outer)
+    assert torch.equal(hooks.next_token_losses(tiny, token_ids), plain)
+    assert (outer - plain).abs().max() > 1e-2 < (inner - outer).abs().max()
+    assert len(fused_calls) == 4 * 4
+
+
 @given(n_sequences=st.integers(1, 200), length=st.integers(1, 3000))
 def test_batches_keep_all_sequences_in_order_and_hold_about_a_thousand_tokens(n_sequences, length):
     order = torch.arange(n_sequences)

@@ -7,11 +7,15 @@ import matplotlib
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot
+from matplotlib.backend_bases import MouseEvent
+from matplotlib.text import Annotation
 
 from helpers import plots
+from helpers.claims import Estimate
 
 matplotlib.use("agg")
 
@@ -240,6 +244,113 @@ def test_an_attention_figure_carries_the_patterns_of_each_head(shown):
     assert data["attentionHeadNames"] == ["0.1", "0.2", "1.0"]
     assert f'"{"attention-heads"}"' in shown[0].html
     assert [div["id"] for div in Page(shown[0].html).all("div") if "id" in div] == ["attention-heads"]
+
+
+# Heads, intervals and diagrams
+
+
+def at_label(axes, layer, head):
+    """A mouse over the place that the axes' own labels give to a head, of any layer and head that have one."""
+    places = [
+        dict(zip([label.get_text() for label in axis.get_ticklabels()], axis.get_ticklocs(), strict=True))
+        for axis in (axes.xaxis, axes.yaxis)
+    ]
+    x, y = axes.transData.transform((places[0][str(layer)], places[1][str(head)]))
+    return MouseEvent("motion_notify_event", axes.figure.canvas, x, y)
+
+
+@pytest.mark.parametrize("limits", [None, (-3, 3)])
+@pytest.mark.parametrize(("n_layers", "n_heads"), [(3, 5), (5, 3), (1, 1), (12, 12), (30, 9)])
+def test_a_head_map_shows_each_head_at_its_layer_and_number(n_layers, n_heads, limits, shown):
+    values = np.random.default_rng(0).normal(size=(n_layers, n_heads))
+    with plots.figure("heads", caption="", alt="") as (_, axes):
+        image = plots.head_map(axes, values, title="name movers", limits=limits)
+        labels = [[int(label.get_text()) for label in axis.get_ticklabels()] for axis in (axes.xaxis, axes.yaxis)]
+        for layer in labels[0]:
+            for head in labels[1]:
+                assert image.get_cursor_data(at_label(axes, layer, head)) == values[layer, head]
+        assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("layer", "head", "name movers")
+    for shown_labels, n in zip(labels, (n_layers, n_heads), strict=True):
+        assert shown_labels[0] == 0 and shown_labels[-1] < n
+        assert min(n, 4) <= len(shown_labels) <= 9
+
+
+def test_a_head_map_has_zero_in_the_middle_unless_it_is_given_limits(shown):
+    values = torch.tensor([[0.5, -2.0], [1.0, 0.0]])
+    with plots.figure("heads", caption="", alt="", ncols=4) as (_, axes):
+        found = [
+            plots.head_map(panel, one, limits=limits)
+            for panel, one, limits in zip(
+                axes, (values, -values, values * 0, values), (None, None, None, (0, 1)), strict=True
+            )
+        ]
+        assert [image.get_clim() for image in found] == [(-2, 2), (-2, 2), (-1, 1), (0, 1)]
+        red, middle, blue = found[0].cmap(found[0].norm([-2, 0, 2]))
+        assert red[0] > red[2] and blue[2] > blue[0]
+        assert min(middle[:3]) > 0.9
+
+
+def test_an_intervals_bar_ends_at_its_low_and_high_end(shown):
+    with plots.figure("interval", caption="", alt="") as (_, axes):
+        plots.interval(axes, 3.0, Estimate(0.5, 0.2, 0.6, 10), color=plots.ORANGE, label="ten")
+        (point, caps, (bar,)) = axes.containers[0]
+        assert point.get_xydata().tolist() == [[3.0, 0.5]]
+        np.testing.assert_allclose(bar.get_segments(), [[[3.0, 0.2], [3.0, 0.6]]])
+        np.testing.assert_allclose([cap.get_xydata()[0] for cap in caps], [[3.0, 0.2], [3.0, 0.6]])
+        assert point.get_color() == plots.ORANGE
+        assert axes.get_legend_handles_labels()[1] == ["ten"]
+
+
+BOXES = {"early": (0, 0, "previous token"), "late": (1, 2, "induction"), "apart": (2, 0, "others")}
+
+
+def drawn_arrows(axes):
+    return [(text.xyann, text.xy) for text in axes.texts if isinstance(text, Annotation)]
+
+
+def test_a_diagram_has_the_arrows_both_of_whose_boxes_there_are(shown):
+    arrows = [("early", "late", "keys"), ("early", "gone", "one"), ("gone", "late", "two"), ("late", "apart", "three")]
+    with plots.figure("diagram", caption="", alt="") as (_, axes):
+        plots.diagram(axes, BOXES, arrows)
+        assert drawn_arrows(axes) == [((0, 0), (1, 2)), ((1, 2), (2, 0))]
+        (label,) = [text for text in axes.texts if text.get_text() == "keys"]
+        assert label.get_position() == (0.5, 1)
+        assert all(axes.viewLim.contains(x, y) for x, y, _ in BOXES.values())
+    texts = {text for text, _ in svg_texts(shown[0].html)}
+    assert texts == {"previous token", "induction", "others", "keys", "three"}
+
+
+def test_an_arrow_of_a_diagram_goes_from_box_to_box_and_into_none(shown):
+    with plots.figure("diagram", caption="", alt="") as (drawing, axes):
+        plots.diagram(axes, BOXES, [("early", "late", "keys")])
+        drawing.canvas.draw()
+        (points,) = [text.arrow_patch.get_path().vertices for text in axes.texts if isinstance(text, Annotation)]
+        areas = [text.get_bbox_patch().get_window_extent() for text in axes.texts if text.get_bbox_patch()]
+    assert len(areas) == 3
+    assert not any(area.contains(*point) for area in areas for point in points)
+    for area, end in ((areas[0], points[0]), (areas[1], points[2])):  # 1 is the middle, what follows is the head
+        assert area.padded(10).contains(*end)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_text_is_plain_in_a_box_of_a_diagram(text, shown):
+    with plots.figure("diagram", caption="", alt="") as (_, axes):
+        plots.diagram(axes, {"a": (0, 0, text), "b": (1, 1, "b")}, [("a", "b", "label")])
+    assert {shown_text for shown_text, _ in svg_texts(shown[0].html)} == {text, "b", "label"}
+    assert not {"script", "img", "s"} & {tag for tag, _ in Page(shown[0].html).elements}
+
+
+@pytest.mark.xfail(strict=True, reason="labels of arrows are typeset as mathematics")
+def test_dollar_signs_at_an_arrow_of_a_diagram_are_no_mathematics(shown):
+    with plots.figure("diagram", caption="", alt="") as (_, axes):
+        plots.diagram(axes, {"a": (0, 0, "a"), "b": (1, 1, "b")}, [("a", "b", "$x$")])
+    assert {text for text, _ in svg_texts(shown[0].html)} == {"a", "b", "$x$"}
+
+
+def test_line_breaks_in_a_diagram_stay_line_breaks(shown):
+    with plots.figure("diagram", caption="", alt="") as (_, axes):
+        plots.diagram(axes, {"a": (0, 0, "induction\n5.1, $x$"), "b": (1, 1, "b")}, [("a", "b", "keys\nat S2")])
+    assert {text for text, _ in svg_texts(shown[0].html)} == {"induction", "5.1, $x$", "b", "keys", "at S2"}
 
 
 # No network

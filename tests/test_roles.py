@@ -266,19 +266,6 @@ def test_an_effect_counts_from_a_hundredth_of_the_logit_difference(searches):
     assert roles.Stage(effect, least_consistency=0.5, smallest=1.0).found.tolist() == [[False, True, True, False]]
 
 
-def test_the_deep_stages_may_see_fewer_prompts(planted, searches):
-    found = roles.search(planted, drawn_prompts(32, 0, NAME_TOKENS), seed=0, n_deep=20)
-    assert {name: stage.effect.shape[-1] for name, stage in found.stages.items()} == {
-        "logits": 32,
-        "backup": 32,
-        "queries": 32,
-        "values": 20,
-        "keys": 20,
-    }
-    torch.testing.assert_close(found.stages["values"].effect, searches[0].stages["values"].effect[..., :20])
-    assert found.roles == searches[0].roles
-
-
 # The null
 
 
