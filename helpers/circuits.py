@@ -106,8 +106,8 @@ def copy_rates(
         for number in range(loaded.n_layers):
             logits = backends.unembed(loaded.model, _normed(loaded, _attended(loaded, number, resid)))
             own = logits.gather(2, tokens[None, :, None].expand(len(logits), -1, 1))
-            raised[number] = ((logits > own).sum(2) < top).float().mean(1)
-            lowered[number] = ((logits < own).sum(2) < top).float().mean(1)
+            raised[number] = ((logits >= own).sum(2) <= top).float().mean(1)  # a tie is no rank
+            lowered[number] = ((logits <= own).sum(2) <= top).float().mean(1)
     return raised, lowered
 
 

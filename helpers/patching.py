@@ -171,6 +171,7 @@ def ablate(
     how: str = "mean",
     reference: Prompts | None = None,
     groups: Sequence[Hashable] | None = None,
+    reference_groups: Sequence[Hashable] | None = None,
     seed: int = 0,
     answers: Answers | None = None,
     metric: Metric | str | None = None,
@@ -182,7 +183,8 @@ def ablate(
             prompt of the same token length, drawn with `seed`.
         reference: by default the prompts themselves.
         groups: a name for each prompt, such as its template. The mean is then taken position by position over the
-            reference prompts of the same name, as in Wang et al. (2023); reference prompt i belongs to group i.
+            reference prompts of the same name, as in Wang et al. (2023).
+        reference_groups: the same for the reference prompts; by default reference prompt i has the name of prompt i.
         metric: as for `patch_sets`.
 
     Raises:
@@ -200,7 +202,7 @@ def ablate(
         rows = hooks.token_ids(loaded, prompts)
         source = _others(rows, hooks.token_ids(loaded, reference), seed)
     else:
-        source = _constants(loaded, reference, sets, how, groups)
+        source = _constants(loaded, reference, sets, how, groups, reference_groups)
     sweep = _Sweep(loaded, prompts, source, answers, metric)
     values, axes = sweep.run(sets), sweep.axes
     if every_head:
@@ -594,6 +596,7 @@ def _constants(
     sets: Sequence[Sequence[Node]],
     how: str,
     groups: Sequence[Hashable] | None,
+    reference_groups: Sequence[Hashable] | None,
 ) -> _Constants:
     """For each site and layer what takes its place: zeros, the mean over all tokens, or that of a group's position."""
     import torch
@@ -609,26 +612,25 @@ def _constants(
     if groups is None:
         group = torch.zeros(1, dtype=torch.long)
     else:
-        members, group = _members(groups, found.lengths)
+        members = _members(groups if reference_groups is None else reference_groups, found.lengths)
+        if lacking := sorted(map(str, set(groups) - set(members))):
+            raise InputError(f"group {lacking[0]!r} has no reference prompt: legal is at least one for each group")
+        group = torch.tensor([list(members).index(name) for name in groups])
     constants = {}
     for site, layer in keys:
         values = found[site][:, layer]
         if groups is None:
             means = (values.movedim(0, -1) @ (found.lengths / found.lengths.sum()))[None]
         else:
-            means = torch.stack([values[some].mean(0) for some in members])
+            means = torch.stack([values[some].mean(0) for some in members.values()])
         means = means.to(loaded.device, loaded.model.dtype)
         node = _as_resid_pre(Node(site, layer))
         constants[node.site, node.layer] = means if how == "mean" else means * 0
     return _Constants(constants, group)
 
 
-def _members(
-    groups: Sequence[Hashable], lengths: Int[Tensor, " example"]
-) -> tuple[list[list[int]], Int[Tensor, " example"]]:
-    """The prompts of each group, and the group of each prompt."""
-    import torch
-
+def _members(groups: Sequence[Hashable], lengths: Int[Tensor, " example"]) -> dict[Hashable, list[int]]:
+    """The reference prompts of each group."""
     if len(groups) != len(lengths):
         raise InputError(f"{len(groups)} groups for {len(lengths)} reference prompts: legal is one for each")
     members: dict[Hashable, list[int]] = defaultdict(list)
@@ -637,5 +639,4 @@ def _members(
     for name, some in members.items():
         if len(set(lengths[some].tolist())) > 1:
             raise InputError(f"the prompts of group {name!r} differ in token length: legal is one length in a group")
-    numbers = {name: number for number, name in enumerate(members)}
-    return list(members.values()), torch.tensor([numbers[name] for name in groups])
+    return dict(members)

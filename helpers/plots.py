@@ -177,7 +177,8 @@ def diagram(axes: Any, boxes: dict[str, tuple[float, float, str]], arrows: Seque
             patches = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
             style_of_arrow = {"arrowstyle": "->", "color": BLUE, "shrinkA": 4, "shrinkB": 4} | patches
             axes.annotate("", (to_x, to_y), (x, y), arrowprops=style_of_arrow)
-            axes.text((x + to_x) / 2, (y + to_y) / 2, label, ha="center", va="center", fontsize=8, color=BLUE)
+            below = {"ha": "left", "va": "top", "fontsize": 8, "color": BLUE}
+            axes.text((x + to_x) / 2, (y + to_y) / 2, " " + label.replace("$", r"\$"), **below)
     axes.set(
         xlim=(min(x for x, *_ in boxes.values()) - 0.6, max(x for x, *_ in boxes.values()) + 0.6),
         ylim=(min(y for _, y, _ in boxes.values()) - 0.9, max(y for _, y, _ in boxes.values()) + 0.5),

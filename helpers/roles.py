@@ -7,7 +7,8 @@ those, who feeds the values of those at S2, who feeds the keys of those at S1+1.
    percentile of the most consistent head when the signs of the prompts are drawn at random (of the most consistent
    one, so that looking at many heads is paid for),
 2. by at least `SMALLEST_SHARE` of the logit difference, and
-3. each of its scores lies above the 95th percentile of that score among the heads that fail 1 or 2.
+3. each of its scores lies above the 95th percentile of that score among the heads that fail 1 or 2; what it does to
+   names (`raises`, `lowers`) it must also do to at least half of them, as most heads do it to none.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 SMALLEST_SHARE = 0.01
 """Of the logit difference: the least that any node of the published circuit contributes."""
+LEAST_COPYING = 0.5
+"""Of the names that a head must raise or lower."""
 PERCENTILE = 95
 SIGN_FLIPS = 2000
 COPIED = 16
@@ -115,13 +118,14 @@ class Search:
         return tuple(sorted({head for heads in self.roles.values() for head in heads}))
 
 
-def search(loaded: LoadedModel, data: IOI, *, seed: int) -> Search:
+def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Search:
     """Find the heads of every role.
 
     A model whose mean logit difference is not above zero, by the same random signs, does not do the task: it has
     no circuit for it, and nothing is searched.
 
     Args:
+        reference: prompts of the same forms, from whose p_ABC corruptions the means of a knock-out are taken.
         seed: of the random signs.
     """
     difference = circuits.logit_attribution(loaded, data.prompts, data.answers).total
@@ -133,7 +137,9 @@ def search(loaded: LoadedModel, data: IOI, *, seed: int) -> Search:
         if effect is None:
             return
         smallest = SMALLEST_SHARE * float(difference.mean())
-        found.stages[stage] = Stage(effect, consistency_by_chance(effect, seed=seed), smallest, left_out)
+        judged = effect.clone()
+        judged[tuple(torch.tensor(left_out, dtype=torch.long).view(-1, 2).T)] = 0
+        found.stages[stage] = Stage(judged, consistency_by_chance(judged, seed=seed), smallest, left_out)
         for name, role in ROLES.items():
             if role.stage == stage:
                 heads, limits = _heads(role, found.stages[stage], found.scores)
@@ -143,7 +149,7 @@ def search(loaded: LoadedModel, data: IOI, *, seed: int) -> Search:
     look("logits", patch_paths(loaded, data.prompts, data.corrupted("p_ABC"), "logits", answers=data.answers).effect)
     movers = found.roles["name mover"] + found.roles["S-suppressor"]
     if movers:
-        effect, found.scores["END attends IO without movers"] = _without(loaded, data, movers)
+        effect, found.scores["END attends IO without movers"] = _without(loaded, data, reference, movers)
         look("backup", effect, movers)
     look("queries", _paths(loaded, data, "q", movers, "END"))
     look("values", _paths(loaded, data, "v", found.roles["S-inhibition"], "S2"))
@@ -208,10 +214,10 @@ def _heads(
 ) -> tuple[tuple[Head, ...], dict[str, float]]:
     """The heads that meet a role's criteria, and the limits of its scores."""
     others = ~stage.found & stage.judged
-    limits = {
-        name: float(table[name][others].quantile(PERCENTILE / 100)) if others.any() else float("inf")
-        for name in role.scores
-    }
+    limits = {}
+    for name in role.scores:
+        limit = float(table[name][others].quantile(PERCENTILE / 100)) if others.any() else float("inf")
+        limits[name] = limit if "attends" in name else max(limit, LEAST_COPYING)
     chosen = stage.found & ((stage.mean < 0) == role.helps)
     for name, limit in limits.items():
         chosen &= table[name] > limit
@@ -239,30 +245,40 @@ def _paths(
 
 
 def _without(
-    loaded: LoadedModel, data: IOI, heads: Sequence[Head]
+    loaded: LoadedModel, data: IOI, reference: IOI, heads: Sequence[Head]
 ) -> tuple[Float[Tensor, "layer head example"], Float[Tensor, "layer head"]]:
-    """With `heads` knocked out, how much each other head's direct attribution falls (below zero: rises), and its
-    attention from END to IO.
+    """With `heads` knocked out, how much each head's direct attribution falls (below zero: rises), and its attention
+    from END to IO.
     """
     before = circuits.logit_attribution(loaded, data.prompts, data.answers).heads
-    with hooks.intervene(loaded, *knock_out(loaded, data, heads)):
+    with hooks.intervene(loaded, *knock_out(form_means(loaded, data, reference), heads)):
         after = circuits.logit_attribution(loaded, data.prompts, data.answers).heads
         attention = _attention(loaded, data)["END", "IO"]
     return before - after, attention
 
 
-def knock_out(loaded: LoadedModel, data: IOI, heads: Sequence[Head]) -> list[hooks.Edit]:
-    """Edits that put in place of each head its mean, position by position, over p_ABC prompts of the same form."""
+def form_means(loaded: LoadedModel, data: IOI, reference: IOI) -> Float[Tensor, "example layer position head d_head"]:
+    """For each prompt the mean `head_z`, position by position, over the reference's p_ABC prompts of the same form.
+
+    Raises:
+        InputError: a form that the reference lacks.
+    """
+    captured = hooks.capture(loaded, reference.corrupted("p_ABC"), "head_z", positions="all")["head_z"]
+    means = {}
+    for form in dict.fromkeys(data.forms):
+        members = [one == form for one in reference.forms]
+        if not any(members):
+            raise InputError(f"no reference prompt has template and order {form}: legal is at least one of each form")
+        means[form] = captured[torch.tensor(members)].mean(0)
+    return torch.stack([means[form] for form in data.forms])
+
+
+def knock_out(means: Float[Tensor, "example layer position head d_head"], heads: Sequence[Head]) -> list[hooks.Edit]:
+    """Edits that put the means in place of heads; of a prompt only the positions it has are used."""
     if not heads:
         raise InputError("no heads to knock out: legal is at least one")
-    layers = sorted({layer for layer, _ in heads})
-    captured = hooks.capture(loaded, data.corrupted("p_ABC"), "head_z", layers=layers, positions="all")["head_z"]
-    means = captured.clone()
-    for form in set(data.forms):
-        members = torch.tensor([one == form for one in data.forms])
-        means[members] = captured[members].mean(0)
     edits = []
-    for number, layer in enumerate(layers):
+    for layer in sorted({layer for layer, _ in heads}):
         chosen = [head for other, head in heads if other == layer]
-        edits.append(hooks.Edit("head_z", layer, means[:, number][:, :, chosen], head=chosen))
+        edits.append(hooks.Edit("head_z", layer, means[:, layer][:, :, chosen], head=chosen))
     return edits

@@ -284,6 +284,10 @@ def test_the_mean_of_a_group_is_taken_position_by_position(tiny):
     groups, answers = ["a", "b", "a", "b", "c"], [(1, 2)] * 5
     nodes = [Node("head_z", 0, 1), Node("mlp_out", 1)]
     found = patching.ablate(tiny, rows, [nodes], reference=others, groups=groups, answers=answers).values[0]
+    turned = patching.ablate(
+        tiny, rows, [nodes], reference=others[::-1], groups=groups, reference_groups=groups[::-1], answers=answers
+    )
+    close(turned.values[0], found)
     captured = hooks.capture(tiny, others, ["head_z", "mlp_out"], positions="all")
     for i, row in enumerate(rows):
         members = [j for j, name in enumerate(groups) if name == groups[i]]
@@ -435,6 +439,10 @@ def test_bad_input_is_refused_in_one_sentence(load_tiny, data, refused):
         patching.ablate(loaded, base, groups=range(5), answers=answers)
     with refused("5 groups for 6"):
         patching.ablate(loaded, base, reference=base[:5], groups=range(5), answers=answers)
+    with refused("group '0' has no reference prompt"):
+        patching.ablate(
+            loaded, base, groups=range(6), reference=base, reference_groups=[1] * 3 + [2] * 2 + [1], answers=answers
+        )
     with refused("group 'one'", "token length"):
         patching.ablate(loaded, base, groups=["one"] * 6, answers=answers)
     with refused("pattern"):

@@ -340,7 +340,6 @@ def test_a_hostile_text_is_plain_in_a_box_of_a_diagram(text, shown):
     assert not {"script", "img", "s"} & {tag for tag, _ in Page(shown[0].html).elements}
 
 
-@pytest.mark.xfail(strict=True, reason="labels of arrows are typeset as mathematics")
 def test_dollar_signs_at_an_arrow_of_a_diagram_are_no_mathematics(shown):
     with plots.figure("diagram", caption="", alt="") as (_, axes):
         plots.diagram(axes, {"a": (0, 0, "a"), "b": (1, 1, "b")}, [("a", "b", "$x$")])

@@ -178,10 +178,15 @@ def planted(tmp_path_factory):
     return planted_model(tmp_path_factory.mktemp("planted"), planted_but())
 
 
+def search(loaded, data, seed):
+    """The prompts are their own reference: of each form there are enough."""
+    return roles.search(loaded, data, data, seed=seed)
+
+
 @pytest.fixture(scope="module")
 def searches(planted):
     """The search on three data sets."""
-    return [roles.search(planted, drawn_prompts(32, seed, NAME_TOKENS), seed=seed) for seed in range(3)]
+    return [search(planted, drawn_prompts(32, seed, NAME_TOKENS), seed) for seed in range(3)]
 
 
 def test_the_planted_heads_look_where_they_should(searches):
@@ -230,7 +235,7 @@ def test_a_planted_backup_takes_over_when_the_movers_are_knocked_out(searches):
 
 def test_without_induction_its_heads_are_not_found_and_the_others_are(tmp_path):
     loaded = planted_model(tmp_path, planted_but("induction"))
-    found = roles.search(loaded, drawn_prompts(32, 0, NAME_TOKENS), seed=0)
+    found = search(loaded, drawn_prompts(32, 0, NAME_TOKENS), 0)
     assert "keys" not in found.stages
     missing = ("induction", "previous token")
     expected = [() if name in missing else places(name) for name in FOUND]
@@ -239,8 +244,8 @@ def test_without_induction_its_heads_are_not_found_and_the_others_are(tmp_path):
 
 def test_a_model_that_does_not_do_the_task_has_no_circuit_for_it(tmp_path, planted):
     data = drawn_prompts(32, 0, NAME_TOKENS)
-    without = roles.search(planted_model(tmp_path, planted_but("S-inhibition")), data, seed=0)
-    wrong = roles.search(planted, replace(data, io=data.subject, subject=data.io), seed=0)
+    without = search(planted_model(tmp_path, planted_but("S-inhibition")), data, 0)
+    wrong = search(planted, replace(data, io=data.subject, subject=data.io), 0)
     assert wrong.logit_difference.mean() < -1
     for found in (without, wrong):
         assert found.heads == ()
@@ -324,9 +329,7 @@ def difference(loaded, data):
 
 def test_random_models_have_no_heads_for_the_task(load_tiny):
     found = [
-        roles.search(load_tiny(family), random_prompts(32, seed), seed=seed).heads
-        for family in FAMILIES
-        for seed in range(20)
+        search(load_tiny(family), random_prompts(32, seed), seed).heads for family in FAMILIES for seed in range(20)
     ]
     assert np.mean([heads == () for heads in found]) >= 0.95
 
@@ -337,7 +340,7 @@ def test_random_models_have_none_either_on_prompts_that_they_happen_to_get_right
         for seed in range(20):
             data = random_prompts(96, seed)
             right = (difference(load_tiny(family), data) > 0).nonzero()[:32, 0].tolist()
-            found.append(roles.search(load_tiny(family), chosen(data, right), seed=seed))
+            found.append(search(load_tiny(family), chosen(data, right), seed))
     assert all("logits" in one.stages for one in found)
     assert np.mean([one.heads == () for one in found]) >= 0.9
 
@@ -348,7 +351,7 @@ def test_random_models_have_none_either_on_prompts_that_they_happen_to_get_right
 @pytest.mark.parametrize("heads", [[(0, 2)], [(1, 3), (0, 0), (1, 1)]], ids=["one", "several"])
 def test_knocking_out_is_the_ablation_with_the_mean_of_each_form(heads, tiny):
     data = random_prompts(20, 0)
-    with hooks.intervene(tiny, *roles.knock_out(tiny, data, heads)):
+    with hooks.intervene(tiny, *roles.knock_out(roles.form_means(tiny, data, data), heads)):
         found = difference(tiny, data)
     effects = patching.ablate(
         tiny,
@@ -391,7 +394,7 @@ def test_no_heads_are_no_receivers_and_can_not_be_knocked_out(load_tiny, refused
     loaded, data = load_tiny("llama"), random_prompts(4, 0)
     assert roles._paths(loaded, data, "v", (), "S2") is None
     with refused("no heads to knock out", "at least one"):
-        roles.knock_out(loaded, data, [])
+        roles.knock_out(roles.form_means(loaded, data, data), [])
 
 
 # Parts of the data
@@ -415,3 +418,18 @@ def test_prompts_of_one_form_have_their_parts_at_the_same_places(embedded):
         for form, row, *places in zip(data.forms, data.prompts, *data.positions.values(), strict=True)
     }
     assert len(layouts) == 20
+
+
+def test_the_means_are_those_of_another_sample_of_the_same_forms(load_tiny):
+    loaded, data, reference = load_tiny("llama"), random_prompts(6, 0), random_prompts(24, 1)
+    means = roles.form_means(loaded, data, reference)
+    captured = hooks.capture(loaded, reference.corrupted("p_ABC"), "head_z", positions="all")["head_z"]
+    for i, form in enumerate(data.forms):
+        members = [j for j, other in enumerate(reference.forms) if other == form]
+        torch.testing.assert_close(means[i], captured[members].mean(0), equal_nan=True)
+
+
+def test_a_form_without_reference_is_refused(load_tiny, refused):
+    data = random_prompts(6, 0)
+    with refused("no reference prompt", "template"):
+        roles.form_means(load_tiny("llama"), data, data.first(1))
