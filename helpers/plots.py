@@ -178,7 +178,7 @@ def diagram(axes: Any, boxes: dict[str, tuple[float, float, str]], arrows: Seque
             style_of_arrow = {"arrowstyle": "->", "color": BLUE, "shrinkA": 4, "shrinkB": 4} | patches
             axes.annotate("", (to_x, to_y), (x, y), arrowprops=style_of_arrow)
             below = {"ha": "left", "va": "top", "fontsize": 8, "color": BLUE}
-            axes.text((x + to_x) / 2, (y + to_y) / 2, " " + label.replace("$", r"\$"), **below)
+            axes.text((x + to_x) / 2, (y + to_y) / 2, label.replace("$", r"\$"), **below)
     axes.set(
         xlim=(min(x for x, *_ in boxes.values()) - 0.6, max(x for x, *_ in boxes.values()) + 0.6),
         ylim=(min(y for _, y, _ in boxes.values()) - 0.9, max(y for _, y, _ in boxes.values()) + 0.5),
