@@ -159,7 +159,7 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
 
 def scores(loaded: LoadedModel, data: IOI) -> dict[str, Float[Tensor, "layer head"]]:
     """What each head attends to, mean over the prompts, and whether it copies (see `circuits.copy_rates`)."""
-    attention = _attention(loaded, data)
+    attention = attention_between(loaded, data)
     few = data.first(COPIED)
     places = {name: few.positions[name] for name in ("IO", "S1")}
     resid = hooks.capture(loaded, few.prompts, "resid_post", layers=[0], positions=places)["resid_post"][:, 0]
@@ -179,7 +179,7 @@ def scores(loaded: LoadedModel, data: IOI) -> dict[str, Float[Tensor, "layer hea
     }
 
 
-def _attention(loaded: LoadedModel, data: IOI) -> dict[tuple[str, str], Float[Tensor, "layer head"]]:
+def attention_between(loaded: LoadedModel, data: IOI) -> dict[tuple[str, str], Float[Tensor, "layer head"]]:
     """(query, key) → the mean weight over the prompts."""
     pattern = hooks.capture(loaded, data.prompts, "pattern", positions=data.positions)["pattern"]
     found = {}
@@ -253,7 +253,7 @@ def _without(
     before = circuits.logit_attribution(loaded, data.prompts, data.answers).heads
     with hooks.intervene(loaded, *knock_out(form_means(loaded, data, reference), heads)):
         after = circuits.logit_attribution(loaded, data.prompts, data.answers).heads
-        attention = _attention(loaded, data)["END", "IO"]
+        attention = attention_between(loaded, data)["END", "IO"]
     return before - after, attention
 
 

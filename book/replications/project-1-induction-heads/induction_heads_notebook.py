@@ -83,8 +83,8 @@ run = runs.start(
 #
 # Each sequence is a segment of random tokens, drawn without replacement, followed by the same segment. The
 # comparison sequences are the same in every way but one: their second half is another random segment. Samples are
-# drawn in pairs. Heads are *selected* on the first of a pair, and everything reported about them is measured on the
-# second, so that the luck of the selection can't flatter the result.
+# drawn in pairs. The heads that are ablated and patched below are *selected* on the first of a pair, and what is said about
+# them is measured on the second, so that the luck of the selection can't flatter the result.
 
 
 # %%
@@ -111,7 +111,7 @@ start = repeated.shape[1] - 2 * segment_length
 # ## See the loss fall
 #
 # **What we expect.** The loss of a token is $-\log p(x_t \mid x_{<t})$. Random tokens can't be predicted, so
-# in the first half its mean can't go below $\log V$ for a vocabulary of $V$ tokens. If the model copies, the loss
+# in the first half its mean can't go below about $\log V$ for a vocabulary of $V$ tokens. If the model copies, the loss
 # drops as soon as the repetition begins, and not in the sequences without one.
 
 # %%
@@ -182,8 +182,8 @@ with plots.figure(
 # {glue:text}`uniform_loss`; a model that does worse expects language and is confidently wrong. In
 # the repeated half it is {glue:text}`loss_second_half`. Where the second half is new it is
 # {glue:text}`loss_second_half_unrepeated`: what is lost from one to the other is owed to the repetition, not the position.
-# As a ratio of perplexities (the exponential of the difference): having seen the segment once divides the number of
-# tokens among which the model in effect still hesitates by {glue:text}`perplexity_ratio`.
+# As a ratio of perplexities (the exponential of the difference), having seen the segment once divides the perplexity by
+# {glue:text}`perplexity_ratio`.
 # Verdict: **{glue:text}`claim-repetition-lowers-loss`**.
 
 # %% [markdown]
@@ -191,7 +191,8 @@ with plots.figure(
 #
 # Random tokens are an acid test, but does context help where it matters? {cite:t}`olsson2022context` define an
 # *in-context-learning score*: the loss of the 500th token of a text less that of the 50th. It is below zero if
-# late tokens are easier. A single token is noisy, so we take the mean over the twenty around each. The texts are
+# late tokens are easier. A single token is noisy, so we take the mean over the twenty around each (fewer, and closer together, where
+# the passages are shorter than 512 tokens). The texts are
 # the beginnings of chapters of *Moby-Dick* (from an npm package, in the public domain: the data sheet is `helpers/data/README.md`).
 #
 # **What we expect.** A score below zero. But the score compares *different* tokens: the late ones may just happen to be easier
@@ -241,7 +242,7 @@ else:
         run.value(f"text_{key}", "not measured")
 run.claim(
     "late-tokens-are-easier",
-    "On text, tokens around the 500th have a lower loss than tokens around the 50th.",
+    f"On text, tokens around number {late.start + half + 1} have a lower loss than tokens around number {early.start + half + 1}.",
     rule="value < 0",
     estimate=None
     if text_loss is None
@@ -265,7 +266,7 @@ if text_loss is not None:
         caption=f"The in-context-learning score on text is {claims.short(score.mean())} nats. Mean loss in "
         f"windows of 16 tokens, of which each fourth is read, over {n_passages} passages, with 1.96 standard errors over passages; grey bands mark "
         "the two windows of the score, the orange point the late window with its context cut.",
-        alt="Loss against position in the text: it falls steeply over the first tokens and slowly after.",
+        alt="Loss against position in the text, with two windows marked.",
         height=3.0,
     ) as (_, axes):
         some = text_loss[:, sampled].numpy()
@@ -273,7 +274,7 @@ if text_loss is not None:
         windows = windows.mean(2)
         centre = windows.mean(0)
         error = 1.96 * windows.std(0, ddof=1) / np.sqrt(n_passages)
-        place = np.arange(len(centre)) * 16 + 8
+        place = np.arange(len(centre)) * 16 + sampled.start + 6 + 2
         axes.plot(place, centre, color=plots.BLUE)
         axes.fill_between(
             place,
@@ -285,8 +286,8 @@ if text_loss is not None:
         )
         for window in (early, late):
             axes.axvspan(
-                window.start,
-                window.stop,
+                window.start + 2,
+                window.stop + 2,
                 color=plots.GREY,
                 alpha=0.3,
                 linewidth=0,
@@ -301,8 +302,7 @@ if text_loss is not None:
 # sizes once their phase change is over, on another mixture of texts, and take it as the mark of learning from context. Verdict
 # here: **{glue:text}`claim-late-tokens-are-easier`**. The control is sharper, since it compares each token with itself:
 # with the long context the loss of the late tokens is lower by {glue:text}`text_gain`, a perplexity divided by
-# {glue:text}`text_gain_ratio`. Verdict: **{glue:text}`claim-long-context-lowers-loss`**. Compare its size with that of the random
-# tokens above: most of what comes next in a text follows from grammar and topic, and little from copying.
+# {glue:text}`text_gain_ratio`. Verdict: **{glue:text}`claim-long-context-lowers-loss`**.
 
 # %% [markdown]
 # ## Score every head for four jobs
@@ -398,6 +398,7 @@ for job, values in scores.items():
             without = float(control[job][:, layer, head].mean())
         row["without repetition"] = without if job in control else "–"
         row["of all heads, median"] = float(score[job].median())
+        row["copying"] = float(score["copying"][layer, head])
         rows.append(row)
 run.table(
     "top_heads",
@@ -472,10 +473,10 @@ plots.show_attention(
     model.token_labels(example[0].tolist()),
     torch.stack([pattern[0, layer, head] for layer, head in shown]),
     named(shown),
-    caption="The stripe of an induction head lies one place to the right of that of a duplicate-token head. From left "
-    "to right: two induction heads, a duplicate-token head, a previous-token head, each the best by score. Rows "
+    caption="In an induction head's pattern the stripe lies one place to the right of that of a duplicate-token head. From left "
+    "to right: the best two by prefix matching, the best duplicate-token head, the best previous-token head. Rows "
     "are the positions that attend, columns those attended to; choose a head to enlarge it. One sequence.",
-    alt="Attention patterns of four heads on twelve random tokens repeated once; each shows a diagonal stripe.",
+    alt="Attention patterns of four heads on twelve random tokens repeated once.",
 )
 
 # %% [markdown]
@@ -532,7 +533,7 @@ run.value("toy_between_measurements", max(1, n_training_steps // 40))
 run.claim(
     "two-layers-learn-induction",
     "An attention-only model of two layers learns to continue what repeats; one of a single layer does not.",
-    rule="value < 2 * baseline",
+    rule="value < 2 * baseline and value < -1",
     estimate=claims.mean(toy_scores[2], seed=seed, of="held-out sequences"),
     baseline=float(toy_scores[1].mean()),
     baseline_is="in-context-learning score of one layer",
@@ -543,9 +544,9 @@ run.claim(
 with plots.figure(
     "phase-change",
     caption=f"That two layers learn what one does not: {run.claims['two-layers-learn-induction'].verdict}. The steepest fall is at step "
-    f"{run.values['phase_change_step']}, and attention changes with it. {toy.HELD_OUT} held-out "
+    f"{run.values['phase_change_step']}. {toy.HELD_OUT} held-out "
     f"sequences; {n_training_seeds} seed(s) a depth, of which the right panel shows the first.",
-    alt="Left: in-context-learning score against training step, with one sudden fall for two layers. Right: attention scores rising at the same step.",
+    alt="Left: in-context-learning score against training step, for one and two layers. Right: attention scores of two heads against training step.",
     height=3.2,
     ncols=2,
 ) as (_, axes):
@@ -626,10 +627,32 @@ run.value(
     "receiver_prefix_matching",
     float(last[2, seed].prefix_matching[1, receiver]),
 )
+compositions = [
+    float(toy.composition_scores(one)["k"][senders_head, receivers_head])
+    for (n_layers, number), (one, _) in trained.items()
+    if n_layers == 2
+    for senders_head in [int(last[2, number].previous_token[0].argmax())]
+    for receivers_head in [int(last[2, number].prefix_matching[1].argmax())]
+]
+run.claim(
+    "composition-above-chance",
+    "The weights of the two heads fit together, through the keys, better than random ones.",
+    rule="value > baseline",
+    estimate=claims.Estimate(
+        float(np.mean(compositions)),
+        min(compositions),
+        max(compositions),
+        len(compositions),
+        "trained models, smallest to largest",
+    ),
+    baseline=float(by_chance.quantile(0.95)),
+    baseline_is="95th percentile of random matrices of the same shapes",
+    tolerance=0.1,
+)
 run.claim(
     "induction-composes-through-keys",
     "In the trained model the path from the previous-token head into the keys of layer 1 matters more than any other.",
-    rule="value > baseline",
+    rule="value > baseline and value > 1",
     estimate=claims.mean(
         rise[sender, "k"].numpy(), seed=seed, of="held-out sequences"
     ),
@@ -667,7 +690,8 @@ run.table(
 # head {glue:text}`receiver` gives {glue:text}`receiver_prefix_matching` to the token after the earlier copy. Their
 # K-composition score is {glue:text}`k_composition`, where random matrices have a median of {glue:text}`random_composition_median`
 # and a 95th percentile of {glue:text}`random_composition_95`. The cuts decide: the table's column of keys, in the row of the previous-token
-# head. Verdict: **{glue:text}`claim-induction-composes-through-keys`**.
+# head. Verdicts: on the weights **{glue:text}`claim-composition-above-chance`**, on the path
+# **{glue:text}`claim-induction-composes-through-keys`**. (A cut reaches all heads of layer 1; the last column is of one.)
 
 # %% [markdown]
 # ## Take the heads out
@@ -727,6 +751,14 @@ run.table(
 run.value("n_ablated", n_ablated)
 
 
+def copying_of(heads):
+    """Mean copying score of some heads, in each sequence."""
+    return np.mean(
+        [scores["copying"][:, layer, head].numpy() for layer, head in heads],
+        axis=0,
+    )
+
+
 def evidence(samples, baseline, baseline_is):
     """What a claim needs; nothing where no set could be ablated."""
     if not rises:
@@ -776,9 +808,20 @@ run.claim(
     ),
 )
 run.claim(
-    "ablation-spares-first-half",
-    "The damage is to copying: the repeated half loses more than the first half does.",
+    "ablated-heads-copy",
+    "The heads chosen for where they look also write what they look at: they copy more than random heads of their layers.",
     rule="value > baseline",
+    tolerance=0.05,
+    **evidence(
+        lambda: copying_of(best),
+        lambda: max(copying_of(heads).mean() for heads in matched[n_ablated]),
+        f"the largest mean copying score of {n_random_sets} layer-matched random sets of {n_ablated}",
+    ),
+)
+run.claim(
+    "ablation-hits-copying",
+    "The damage is to copying: the repeated half loses more than the first half does, beyond any random set.",
+    rule="value > 0 and value > baseline",
     tolerance=0.05,
     **evidence(
         lambda: rises["mean"][0, 1] - rises["mean"][0, 0],
@@ -824,9 +867,9 @@ with plots.figure(
 # to copy, {glue:text}`loss_second_half_unrepeated`. What random heads of the same
 # layers cost is in the table, with its spread. Verdict
 # on the cause: **{glue:text}`claim-induction-heads-cause-copying`**; for every filling:
-# **{glue:text}`claim-cause-holds-for-any-filling`**; on the first half being spared:
-# **{glue:text}`claim-ablation-spares-first-half`**. Where the table's last column is below zero, the first half even
-# gained: one reading is that copying heads with nothing to copy do a little harm.
+# **{glue:text}`claim-cause-holds-for-any-filling`**; on the damage being to copying:
+# **{glue:text}`claim-ablation-hits-copying`**; on these heads being copiers by what they write: **{glue:text}`claim-ablated-heads-copy`**. Where the table's last column is below zero, the first half even
+# gains: one reading is that copying heads with nothing to copy do a little harm.
 
 # %% [markdown]
 # ## Patch what one token changes
@@ -834,7 +877,7 @@ with plots.figure(
 # Ablation breaks something; patching moves one piece of information and leaves the rest. Take two sequences of random tokens
 # that differ in one: … A **B** … A and … A **C** … A. Both end on the same token, yet a model that copies expects B
 # after the first and C after the second. We run the second, put in what one head wrote in the first, and read the
-# logit difference B minus C at the end. A head whose effect is 1 would carry all of it alone.
+# logit difference B minus C at the end. The table gives the change in logits; how far B and C are apart in the two runs is its measure.
 #
 # **What we expect.** Heads with a high prefix-matching score at the end have the effect, singly and more so together.
 
@@ -856,15 +899,14 @@ pairs = torch.stack([with_b[row, place], with_c[row, place]], dim=1).tolist()
 
 # %%
 patched = patching.patch_heads(model, base, source, answers=pairs)
-recovered = patched.recovered
-apart = float((patched.source - patched.base).mean())
+effects_of_heads = patched.effect.mean(-1)
 joint = None
 if best:
     together = patching.patch_sets(model, base, source, sets, answers=pairs)
-    joint = (together.effect / apart).numpy()  # set, pair
+    joint = together.effect.numpy()  # set, pair
 
 # %% tags=["hide-input"]
-strongest = top_heads(recovered, 5)
+strongest = top_heads(effects_of_heads, 5)
 run.value("pair_difference_b", claims.mean(patched.source.numpy(), seed=seed))
 run.value("pair_difference_c", claims.mean(patched.base.numpy(), seed=seed))
 run.table(
@@ -873,7 +915,7 @@ run.table(
         {
             "patched": f"head {layer}.{head}",
             "effect": claims.mean(
-                (patched.effect[layer, head] / apart).numpy(), seed=seed
+                patched.effect[layer, head].numpy(), seed=seed
             ),
             "random, largest": "–",
             "prefix-matching score": float(score["induction"][layer, head]),
@@ -889,7 +931,8 @@ run.table(
         }
         for _ in range(bool(best))
     ],
-    caption="Share of the logit difference between the two sequences that a patch moves: the five strongest single heads, then "
+    caption="By how much a patch moves the logit difference towards B, in logits, where the unpatched runs are "
+    f"{claims.short(float((patched.source - patched.base).mean()))} apart: the five strongest single heads, then "
     f"the best induction heads together. Mean over {n_sequences} pairs, 95 % bootstrap interval in brackets; {n_random_sets} random sets of the same layers.",
 )
 run.claim(
@@ -906,51 +949,50 @@ run.claim(
 # Does the attention score predict the effect? Each point below is a head.
 
 # %%
-from scipy.stats import bootstrap, spearmanr
+from scipy.stats import bootstrap, pearsonr, rankdata
 
 
-def rank_correlation(one, other):
-    return spearmanr(one, other).statistic
+def rank_in_layer(values):
+    """Each head's rank within its layer, from -1/2 to 1/2."""
+    ranks = rankdata(values.numpy(), axis=1) - 0.5
+    return (ranks / model.n_heads - 0.5).flatten()
 
 
 attended = score["induction"].flatten().numpy()
-effect = recovered.flatten().numpy()
-shuffler = np.random.default_rng(seed)
-shuffled = [
-    rank_correlation(
-        shuffler.permuted(score["induction"], axis=1).ravel(), effect
-    )
-    for _ in range(1000)
-]
+effect = effects_of_heads.flatten().numpy()
+ranks = rank_in_layer(score["induction"]), rank_in_layer(effects_of_heads)
 
 # %% tags=["hide-input"]
-interval = bootstrap(
-    (attended, effect),
-    rank_correlation,
-    paired=True,
-    vectorized=False,
-    n_resamples=1000,
-    method="percentile",
-    rng=seed,
-).confidence_interval
-run.claim(
-    "score-predicts-effect",
-    "Heads with a higher prefix-matching score have a larger effect, beyond what their layer tells.",
-    rule="value > baseline",
-    estimate=claims.Estimate(
-        float(rank_correlation(attended, effect)),
+correlation = None
+if len(effect) >= 8:
+    interval = bootstrap(
+        ranks,
+        lambda one, other: pearsonr(one, other).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=1000,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    correlation = claims.Estimate(
+        float(pearsonr(*ranks).statistic),
         float(interval.low),
         float(interval.high),
-        attended.size,
+        len(effect),
         "heads",
-    ),
-    baseline=float(np.quantile(shuffled, 0.95)),
-    baseline_is="95th percentile with the scores shuffled among the heads of a layer",
+    )
+run.claim(
+    "score-predicts-effect",
+    "Within a layer, heads with a higher prefix-matching score have a larger effect.",
+    rule="value > 0",
+    estimate=correlation,
     tolerance=0.05,
 )
-run.value("score_effect_correlation", float(rank_correlation(attended, effect)))
+run.value("score_effect_correlation", correlation or "not measured")
 matching = attended > 0.5
-run.value("matching_without_effect", int((matching & (effect < 0.01)).sum()))
+apart = float((patched.source - patched.base).mean())
+small = effect < 0.01 * abs(apart)
+run.value("matching_without_effect", int((matching & small).sum()))
 run.value("matching_heads", int(matching.sum()))
 
 # %% tags=["hide-input"]
@@ -975,24 +1017,24 @@ drawing = px.scatter(
 drawing.update_traces(marker={"size": 8, "line": {"width": 0.5}})
 drawing.update_layout(
     xaxis_title="prefix-matching score",
-    yaxis_title="share of the logit difference moved",
+    yaxis_title="effect of patching (logits)",
     coloraxis_colorbar_title_text="copying<br>score",
 )
 plots.show_plotly(
     "score-and-effect",
     drawing,
-    caption=f"Score and effect have a rank correlation of {claims.short(rank_correlation(attended, effect))} over "
-    f"{attended.size} heads. Scores are means over {n_sequences} sequences, effects over {n_sequences} pairs; hover for the name.",
-    alt="Scatter plot of heads: share of the logit difference moved against prefix-matching score, coloured by copying score.",
+    caption=f"Whether the score predicts the effect: {run.claims['score-predicts-effect'].verdict}. Scores are means over {n_sequences} "
+    f"sequences, effects over {n_sequences} pairs; each of {attended.size} points is a head, hover for its name.",
+    alt="Scatter plot of heads: effect of patching against prefix-matching score, coloured by copying score.",
 )
 
 # %% [markdown]
 # **What it means.** With nothing patched the logit difference is {glue:text}`pair_difference_c` in the run with C and
 # {glue:text}`pair_difference_b` in the run with B. The table shows the heads that carry most of what lies between. A
 # patched head acts on all positions, so that not only induction heads can have an effect: one that brings B's
-# identity to where an induction head finds it does too. The rank correlation of score and
-# effect is {glue:text}`score_effect_correlation`; of the {glue:text}`matching_heads` heads with a score above one half,
-# {glue:text}`matching_without_effect` move less than a hundredth. Verdicts, on the heads together:
+# identity to where an induction head finds it does too. Ranked within each layer, score and effect
+# correlate with {glue:text}`score_effect_correlation`; of the {glue:text}`matching_heads` heads with a score above one half,
+# {glue:text}`matching_without_effect` move less than a hundredth of what the runs are apart. Verdicts, on the heads together:
 # **{glue:text}`claim-induction-heads-carry-the-token`**; on the score as a predictor: **{glue:text}`claim-score-predicts-effect`**.
 
 # %% [markdown]
@@ -1030,7 +1072,7 @@ if model.card.name == "gpt2-small":
 # %% tags=["hide-input"]
 def published(heads, count):
     return {
-        "rule": "value >= published",
+        "rule": "value > 0.5 * published",
         "published": claims.Published(
             value=1.0,
             model="gpt2-small",
@@ -1042,19 +1084,19 @@ def published(heads, count):
 
 run.claim(
     "published-induction-heads",
-    "The induction heads named for GPT-2 small are among the five with the highest induction score.",
+    "Most of the induction heads named for GPT-2 small are among the five with the highest induction score.",
     estimate=shares.get("induction"),
     **published("5.5 and 6.9", "five"),
 )
 run.claim(
     "published-previous-token-heads",
-    "The previous-token heads named for GPT-2 small are the two with the highest previous-token score.",
+    "Most of the previous-token heads named for GPT-2 small are among the two with the highest previous-token score.",
     estimate=shares.get("previous token"),
     **published("4.11 and 2.2", "two"),
 )
 run.claim(
     "published-duplicate-token-heads",
-    "The duplicate-token heads named for GPT-2 small are among the three with the highest duplicate-token score.",
+    "Most of the duplicate-token heads named for GPT-2 small are among the three with the highest duplicate-token score.",
     estimate=shares.get("duplicate token"),
     **published("3.0 and 0.1", "three"),
 )
@@ -1063,7 +1105,7 @@ run.claim(
 # ## Check it
 #
 # The score of the best head and the effect of patching it once more, by another library: TransformerLens' bridge runs the same
-# weights through its own hooks. The two must agree to float32 precision. (The bridge wants a tokenizer; a folder without one is
+# weights through its own hooks. In float32 the two must agree to within rounding. (The bridge wants a tokenizer; a folder without one is
 # not checked.)
 
 # %%
@@ -1082,7 +1124,7 @@ if model.tokenizer is not None:
     score_apart = abs(
         theirs - float(scores["induction"][0, best_layer, best_head])
     )
-    assert score_apart < 1e-4
+    assert score_apart < 1e-4 or model.dtype != torch.float32
 
 # %%
 if bridge is not None:
@@ -1101,7 +1143,7 @@ if bridge is not None:
     )[0, -1]
     theirs = (logits[pairs[0][0]] - logits[pairs[0][1]]).item()
     patch_apart = abs(theirs - float(patched.values[best_layer, best_head, 0]))
-    assert patch_apart < 1e-2
+    assert patch_apart < 1e-2 or model.dtype != torch.float32
 
 # %% tags=["hide-input"]
 run.value("check_score", "not checked" if bridge is None else score_apart)
@@ -1128,25 +1170,13 @@ elif model.tokenizer is not None and model.tokenizer.bos_token_id is not None:
     bos = torch.full((n_sequences, 1), model.tokenizer.bos_token_id)
     variants["with a start token before it"] = torch.cat([bos, four_times], 1)
 if model.tokenizer is not None:
-    pool = prompts.passages(model, n_passages=16, n_tokens=shorter)[
-        :, start:
-    ].flatten()
-    common = [
-        pool[torch.randperm(len(pool), generator=generator)].unique(
-            sorted=False
-        )
-        for _ in range(n_sequences)
-    ]
-    if min(map(len, common)) >= copied_length:
-        drawn = [
-            one[
-                torch.randperm(len(one), generator=generator)[:copied_length]
-            ].repeat(4)
-            for one in common
-        ]
-        variants["tokens of a book"] = prompts.with_start_token(
-            model, torch.stack(drawn)
-        )
+    pool = prompts.passages(model, n_passages=16, n_tokens=shorter)[:, start:]
+    words, counts = pool.unique(return_counts=True)
+    if len(words) >= copied_length:  # common ones are drawn more often
+        chances = counts.double().expand(n_sequences, -1)
+        picks = torch.multinomial(chances, copied_length, generator=generator)
+        drawn = words[picks].repeat(1, 4)
+        variants["tokens of a book"] = prompts.with_start_token(model, drawn)
 reference = top_heads(score["induction"], 5)
 
 # %% tags=["hide-input"]
@@ -1155,15 +1185,15 @@ for name, tokens in ({"as above": four_times} | variants).items():
     found = attention_to({"induction": places(tokens)["induction"]}, tokens)[
         "induction"
     ]
-    best = top_heads(found.mean(0), 5)
+    top_five = top_heads(found.mean(0), 5)
     rows.append(
         {
             "sample": name,
             f"score of head {best_layer}.{best_head}": claims.mean(
                 found[:, best_layer, best_head].numpy(), seed=seed
             ),
-            "best head": named(best[:1])[0],
-            "of the best five, the same": len(set(best) & set(reference)),
+            "best head": named(top_five[:1])[0],
+            "of the best five, the same": len(set(top_five) & set(reference)),
         }
     )
 run.table(
@@ -1176,16 +1206,18 @@ run.value(
 )
 
 # %% [markdown]
-# - **The sample matters a little.** Of the five best heads, at least {glue:text}`same_five_at_least` are the same on every
-#   sample of the table. A start token gives idle heads a place to rest on, so it shifts scores, and so do other token statistics.
+# - **The sample may matter.** Of the five best heads, at least {glue:text}`same_five_at_least` are the same on every
+#   sample of the table. (The commonest and rarest tokens, which the paper leaves out, are in ours.)
 # - **A score is no proof.** A head may match prefixes and write nothing. Whether the heads with the best scores are
 #   also those whose removal hurts is a finding about one model (here: {glue:text}`claim-induction-heads-cause-copying`).
 # - **Ablation has side effects.** With several heads gone, later layers see a residual stream that they never
 #   met in training. The random sets bound how much of the damage that explains, and no more.
 # - **Random tokens are not language.** The scores say what heads *can* do on bare repetitions, not what they
-#   mostly do on text. And the novel is in the training data of most models: its loss is no measure of unseen text.
+#   mostly do on text. And a famous novel may well be in a model's training data: its loss is no measure of unseen text.
 # - **The toy is a toy.** It shows that two layers suffice and how they compose, not that the language model's heads
-#   came about in the same way. When its phase change comes depends on the seed and on the length of the sequences.
+#   came about in the same way. When its phase change comes may differ with the seed: set `n_training_seeds`. Its prefix matching counts the latest copy only.
+# - **Models that don't.** A model with random weights runs through this page too; its claims on copying fail or can't be decided, and
+#   the tests hold them to that.
 # - **One quantised model.** The default model's weights were rounded to four bits; `model_name` runs the
 #   same page on others.
 
@@ -1200,11 +1232,13 @@ run.value(
 #   {glue:text}`claim-induction-heads-exist`).
 # - Trained from scratch, two layers learn this suddenly and one layer does not (`two-layers-learn-induction`:
 #   {glue:text}`claim-two-layers-learn-induction`), by a previous-token head that writes into the keys of the second layer
-#   (`induction-composes-through-keys`: {glue:text}`claim-induction-composes-through-keys`).
+#   (`induction-composes-through-keys`: {glue:text}`claim-induction-composes-through-keys`; `composition-above-chance`:
+#   {glue:text}`claim-composition-above-chance`).
 # - In the language model the heads cause the copying (`induction-heads-cause-copying`:
 #   {glue:text}`claim-induction-heads-cause-copying`), however the gap is filled (`cause-holds-for-any-filling`:
-#   {glue:text}`claim-cause-holds-for-any-filling`), and not a general loss of ability (`ablation-spares-first-half`:
-#   {glue:text}`claim-ablation-spares-first-half`).
+#   {glue:text}`claim-cause-holds-for-any-filling`), they write what they look at (`ablated-heads-copy`:
+#   {glue:text}`claim-ablated-heads-copy`), and the damage is to copying (`ablation-hits-copying`:
+#   {glue:text}`claim-ablation-hits-copying`).
 # - Together they carry which token comes next (`induction-heads-carry-the-token`:
 #   {glue:text}`claim-induction-heads-carry-the-token`); their score predicts their effect (`score-predicts-effect`:
 #   {glue:text}`claim-score-predicts-effect`).
@@ -1223,9 +1257,8 @@ run.finish()
 #
 # ```{dropdown} Solution
 # `draw(4 * seed + 1, n_copies=3)`, and average `next_token_losses` over the third segment as
-# `half_means` does over the second. On the default model the loss falls again, and most of that fall is
-# at the first few tokens: in the second copy they have to find out that this *is* a repetition, in the third that is
-# settled. Plot the loss per position of both copies to see it.
+# `half_means` does over the second. Plot the loss per position of both copies. In the second the model has to find out
+# that this *is* a repetition; in the third that is settled, so look for the difference at the first few tokens.
 # ```
 #
 # **2. A head for a distance** (15 minutes). Suppose a head always attends exactly $L - 1$ places back, $L$ being the length of the
@@ -1242,13 +1275,14 @@ run.finish()
 # most harm, and why? *Hint: think of heads whose output is nearly constant.*
 #
 # ```{dropdown} Solution
-# Some heads write a nearly constant vector, which later layers rely on like a bias. Zero ablation takes it away and hurts for
-# a reason that has nothing to do with copying; mean and resample ablation leave it. Ablate random sets with `how="zero"` and
-# look at the first half, where there is nothing to copy: the harm is plainest there.
+# Some heads write a nearly constant vector, which later layers rely on like a bias. Zero ablation takes it away and can hurt for
+# a reason that has nothing to do with copying; mean and resample ablation leave it. The table's median and range show whether it
+# does here; `rises["zero"][1:, 0]` holds the same for the first half, where there is nothing to copy.
 # ```
 #
 # **4. Starve the toy** (20 minutes). Give the toy sequences a segment of fixed length and train one layer. What does it
-# learn, and which head does it? *Hint: set `period` to a constant in a copy of `toy.draw_repeats`.*
+# learn, and which head does it? *Hint: assign to `toy.draw_repeats` a copy of it in which
+# `period` is constant.*
 #
 # ```{dropdown} Solution
 # With a fixed period the next token always stands at the same distance, so a head of one layer can learn to attend to that

@@ -17,8 +17,8 @@
 #
 # "When Mary and John went to the store, John gave a drink to": and a small language model says "Mary". It has to
 # find the two names, notice which one came twice, and name the other. {cite:t}`wang2022interpretability` took this apart
-# in GPT-2 small and found twenty-six heads in seven roles. Here the same questions are put to whatever model is given, by criteria that were
-# fixed beforehand, so that the answer may be another circuit, or none: **{glue:text}`outcome`**.
+# in GPT-2 small and found twenty-six heads in seven roles. Here the same questions are put to whatever model is given, by criteria that are
+# the same for all, so that the answer may be another circuit, or none: **{glue:text}`outcome`**.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
 # {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -33,6 +33,7 @@
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 n_prompts: int = 64  # of each sample, for behaviour and attribution, 20 to 2000
 n_patched: int = 32  # of these, for patching and ablation, 10 to 2000
+n_reference: int = 100  # prompts behind the means of knock-outs, 40 to 2000
 n_random_sets: int = 10  # random circuits to compare with, 10 to 200
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
@@ -56,6 +57,7 @@ parameters = runs.validate(
     model_name=(model_name, str),
     n_prompts=(n_prompts, range(20, 2001)),
     n_patched=(n_patched, range(10, 2001)),
+    n_reference=(n_reference, range(40, 2001)),
     n_random_sets=(n_random_sets, range(10, 201)),
     seed=(seed, range(1_000_000)),
     device=(device, str),
@@ -82,6 +84,8 @@ run = runs.start(
 # %%
 chosen = prompts.ioi(model, n_prompts=n_prompts, seed=2 * seed)
 fresh = prompts.ioi(model, n_prompts=n_prompts, seed=2 * seed + 1)
+# only the means of knocked-out heads come from these
+reference = prompts.ioi(model, n_prompts=n_reference, seed=2_000_000 + seed)
 
 
 def text(tokens):
@@ -103,16 +107,21 @@ run.table(
     caption="The first prompt and its corruptions.",
 )
 run.value("n_templates", len(set(chosen.template)))
+run.value("n_reference", n_reference)
+run.value(
+    "least_of_a_form",
+    min(reference.forms.count(form) for form in reference.forms),
+)
 
 # %% [markdown]
 # The data sheet: sentences and name lists are in `helpers/prompts.py`, written for this book; {glue:text}`n_templates` templates, in turn, in
 # both orders in turn; no name twice in a prompt but the subject's; positions counted in this model's tokens. The English is
 # simple and the names are common in English-speaking countries: nothing here speaks for other names, languages or styles.
 #
-# ## Can the model do it?
+# ## See whether the model can do it
 #
 # The measure is the *logit difference*: the logit of the indirect object less that of the subject, at the last position. On p_ABC
-# it must be near zero, for there the two names of the original prompt do not even occur.
+# it should be near zero on average, for there the two names of the original prompt do not even occur.
 #
 # **What we expect.** Well above zero in every template and in both orders. Where it isn't, the table says so.
 
@@ -206,15 +215,17 @@ run.claim(
 # share of {glue:text}`accuracy` of the prompts and gets a probability of {glue:text}`p_io`. Templates in which the interval reaches zero:
 # {glue:text}`failing_templates`. Verdict: **{glue:text}`claim-names-the-indirect-object`**.
 #
-# ## Who writes the answer?
+# ## Split the answer into what each part writes
 #
-# The residual stream at the last position is a sum: the embedding, what every head wrote, what every MLP wrote. With the last norm's scale
+# The residual stream at the last position is a sum: the embedding, what every head wrote, what every MLP wrote, and biases. With the last norm's scale
 # frozen to what it is, each part has its own share of the logit difference, and the shares add up to it exactly. This is *direct logit attribution*.
+#
+# **What we expect.** A few late heads that write towards the indirect object, and perhaps some against it.
 
 # %%
 parts = circuits.logit_attribution(model, chosen.prompts, chosen.answers)
 mismatch = float((parts.total - torch.tensor(difference)).abs().max())
-assert mismatch < 1e-2, mismatch
+assert mismatch < 1e-2 or model.dtype != torch.float32, mismatch
 attribution = parts.heads.mean(-1)
 
 # %% tags=["hide-input"]
@@ -237,8 +248,8 @@ run.table(
 with plots.figure(
     "attribution",
     caption=f"The five strongest heads are {named(strongest_writers)}. Direct attribution of every head (left) and every MLP (right), in logits, means "
-    f"over {n_prompts} prompts; blue is towards the indirect object, red towards the subject.",
-    alt="Left: heat map of attribution by layer and head, with a few strong late heads. Right: bars by layer for MLPs.",
+    f"over {n_prompts} prompts; above zero (blue) is towards the indirect object, below (red) towards the subject.",
+    alt="Left: heat map of attribution by layer and head. Right: bars by layer for MLPs.",
     height=3.2,
     ncols=2,
     width_ratios=(3, 2),
@@ -249,7 +260,9 @@ with plots.figure(
         label="logits",
     )
     axes[1].bar(
-        range(model.n_layers), parts.mlps.mean(-1).numpy(), color=plots.BLUE
+        range(model.n_layers),
+        parts.mlps.mean(-1).numpy(),
+        color=plots.GREY,
     )
     axes[1].axhline(0, color=plots.INK, linewidth=0.6)
     axes[1].set(xlabel="layer", ylabel="logits", title="MLPs")
@@ -263,14 +276,16 @@ with plots.figure(
 #
 # *Path patching* replaces one head's output by what it is on p_ABC and lets the change travel along one path only: all other heads keep what
 # they had, MLPs and norms are recomputed, and what arrives at the receiver is put into an otherwise intact run. Receivers first are the logits;
-# then the queries, values and keys of those found. A head has a role where
+# then the queries of the heads found there, then the values of those that feed these, then the keys of the induction heads among those that feed these. A head has a role where
 #
-# 1. the logit difference moves the right way, more consistently over the prompts than the most consistent of all heads does in 95 of 100 cases
-#    when every prompt's sign is drawn at random;
+# 1. the logit difference moves the right way, and the mean over prompts, relative to its spread, exceeds what the largest of all heads reaches in 95 % of cases
+#    when the sign of every prompt is drawn at random;
 # 2. it moves by at least a hundredth of the logit difference;
-# 3. its attention, or what its value and output matrices do to a name, is above the 95th percentile of the heads that fail 1 or 2.
+# 3. its attention, or what its value and output matrices do to a name, is above the 95th percentile of the heads that fail 1 or 2; names it must
+#    raise or lower it does so for at least half of them.
 #
-# The criteria, the same for every model and set before any result was seen:
+# The criteria are the same for every model. They were written down before any head had a role, and mended twice since: when one strong head turned out to hide
+# all others from the first test, and when a backup planted in a toy model was missed.
 
 # %% tags=["hide-input"]
 run.table(
@@ -291,7 +306,7 @@ run.table(
 
 # %%
 searched = chosen.first(n_patched)
-found = roles.search(model, searched, seed=seed)
+found = roles.search(model, searched, reference, seed=seed)
 circuit = list(found.heads)
 
 
@@ -396,7 +411,7 @@ else:
 # {glue:text}`role_duplicate_token`; previous token: {glue:text}`role_previous_token`. That makes {glue:text}`outcome`, a share of
 # {glue:text}`circuit_share` of all heads. Heads with a direct effect that meet no role's criteria, so that we can't say what they do:
 # {glue:text}`unnamed_heads`. A *negative* head writes against the answer; an *S-suppressor* attends to the subject and lowers it, a role the
-# published circuit has no name for.
+# published circuit has no name for; {cite:t}`mcdougall2023copy` describe a head of GPT-2 small that suppresses whatever it attends to.
 #
 # Drawn as a circuit:
 
@@ -443,7 +458,7 @@ if boxes:
 # %% [markdown]
 # ## Look at what the last heads look at
 #
-# If a head moves or suppresses the name it attends to, then from prompt to prompt more attention to a name should mean more (or less) of that name in
+# **What we expect.** If a head moves or suppresses the name it attends to, then from prompt to prompt more attention to a name should mean more (or less) of that name in
 # what the head writes: its projection on the name, here relative to a name that is not in the prompt.
 
 # %%
@@ -494,7 +509,7 @@ if rows:
     run.table(
         "last_heads",
         rows,
-        caption="The heads that write the answer: attention at END (means), the share of names that their value and output matrices raise or lower into the "
+        caption="The heads that write the answer: attention at END (means over the patched prompts of the first sample), the share of names that their value and output matrices raise or lower into the "
         f"extreme five of all logits ({min(roles.COPIED, n_patched)} prompts), and the correlation of attention and projection over {2 * n_prompts} names.",
     )
     layer, head = max(
@@ -503,7 +518,7 @@ if rows:
     )
     with plots.figure(
         "attention-and-projection",
-        caption=f"What head {layer}.{head} writes of a name follows how much it attends to it (correlation {claims.short(correlation(layer, head))}). Two "
+        caption=f"Head {layer}.{head}: attention to a name and what is written of it correlate with {claims.short(correlation(layer, head))}. Two "
         f"points for each of {n_prompts} prompts.",
         alt="Scatter plot of the projection on a name against the attention to it, in two colours for IO and S.",
         height=3.2,
@@ -524,27 +539,20 @@ if rows:
             ylabel="projection on the name (logits)",
         )
         axes.legend()
-strongest = np.array(
-    [
-        float(np.corrcoef(attended[layer, head], written[layer, head])[0, 1])
-        ** 2
-        for layer, head in last_heads
-    ]
-)
 run.value("strongest_last_head", f"{layer}.{head}" if last_heads else "none")
 run.value(
     "attention_explains",
-    float(strongest.max()) if last_heads else "not measured",
+    correlation(layer, head) ** 2 if last_heads else "not measured",
 )
 
 # %% [markdown]
-# **What it means.** The figure shows head {glue:text}`strongest_last_head`. Over the heads of the table, attention explains at most a share of
-# {glue:text}`attention_explains` of the variance of what is written. A name mover's points rise, those of an S-suppressor or a negative head fall.
+# **What it means.** The figure shows head {glue:text}`strongest_last_head`; attention explains a share of {glue:text}`attention_explains` of the variance of what it writes, part of
+# which is only that it attends to one name and not to the other. A name mover's points should rise, those of an S-suppressor or a negative head fall.
 #
 # ## Knock out one role at a time
 #
-# From here on everything is measured on the second sample. *Knocked out* means: replaced by the mean over the p_ABC prompts of the same template and order,
-# position by position, which keeps the sentence and takes away who is who.
+# From here on everything is measured on the second sample. *Knocked out* means: replaced by the mean over p_ABC prompts of the same template and order,
+# position by position ({glue:text}`n_reference` prompts of their own, at least {glue:text}`least_of_a_form` of a form), which keeps the sentence and takes away who is who.
 #
 # **What we expect.** If the roles are right, each knock-out costs logit difference, that of the negative heads gains some. But name movers have
 # *backups* in GPT-2: others write more when they are gone. So a small loss is no proof of a small role.
@@ -571,8 +579,9 @@ def without(sets):
             model,
             tested.prompts,
             [nodes(heads) for heads in new],
-            reference=tested.corrupted("p_ABC"),
+            reference=reference.corrupted("p_ABC"),
             groups=tested.forms,
+            reference_groups=reference.forms,
             answers=tested.answers,
         )
         LEFT.update(zip(new, effects.values.numpy(), strict=True))
@@ -601,6 +610,7 @@ PUBLISHED_LEFT = {
     "previous token": 1.31,
     "negative": 4.07,
 }
+beyond_random = []  # roles whose loss is out of the range of random heads
 run.value("whole_difference", claims.mean(whole, seed=seed, of="prompts"))
 rows = []
 for name, values in by_role.items():
@@ -612,6 +622,8 @@ for name, values in by_role.items():
         if similar
         else "–"
     )
+    if similar and not min(similar) <= values.mean() <= max(similar):
+        beyond_random.append(name)
     row["published for GPT-2 small"] = PUBLISHED_LEFT.get(name, "–")
     rows.append(row)
 if rows:
@@ -621,6 +633,9 @@ if rows:
         caption=f"What is left of the logit difference when one role is knocked out: mean over {len(tested.prompts)} prompts of the second sample, 95 % bootstrap "
         f"interval in brackets; median and range of {n_random_sets} random sets. The published figures are of another model unless this one is GPT-2 small.",
     )
+
+
+run.value("beyond_random", ", ".join(beyond_random) or "none")
 
 
 def only(role_names, samples):
@@ -643,32 +658,85 @@ run.claim(
     tolerance=0.01,
 )
 fall = {name: whole - values for name, values in by_role.items()}
-lowering = fall.get("S-suppressor", np.zeros_like(whole)) - fall.get(
-    "name mover", np.zeros_like(whole)
-)
 run.claim(
     "lowers-s-more-than-raises-io",
     "Losing the heads that lower the subject costs more than losing those that raise the indirect object.",
     rule="value > 0",
-    estimate=claims.mean(lowering, seed=seed, of="prompts")
-    if {"S-suppressor", "name mover"} & set(filled)
-    else None,
+    estimate=only(
+        ["S-suppressor", "name mover"],
+        lambda: fall["S-suppressor"] - fall["name mover"],
+    ),
     tolerance=0.01,
 )
 
 # %% [markdown]
+# Does S-inhibition do what its name says? With it knocked out, the last heads' attention should move, if it tells them where to look.
+
+# %% tags=["hide-input"]
+means = roles.form_means(model, tested, reference)
+if found.roles["S-inhibition"]:
+    with hooks.intervene(
+        model, *roles.knock_out(means, found.roles["S-inhibition"])
+    ):
+        blind = roles.attention_between(model, tested)
+    sighted = roles.attention_between(model, tested)
+    run.table(
+        "s_inhibition",
+        [
+            {
+                "role": name,
+                "head": named([place]),
+                **{
+                    f"to {end}, {when}": float(attention["END", end][place])
+                    for end in ("IO", "S1", "S2")
+                    for when, attention in (
+                        ("whole", sighted),
+                        ("without", blind),
+                    )
+                },
+            }
+            for name in final_roles
+            for place in found.roles[name]
+        ],
+        caption=f"Mean attention from END in the whole model and without the S-inhibition heads, over {len(tested.prompts)} prompts of the second sample.",
+    )
+
+# %% [markdown]
+# Attention to S that falls without them means that these heads *point* to S, which helps a head that suppresses it; attention to S that rises means that
+# they *inhibit* it, which helps a name mover. The published heads inhibit.
+#
 # Do others take over when the movers go? Direct attribution before and after, on the second sample:
 
 # %%
 movers = [*found.roles["name mover"], *found.roles["S-suppressor"]]
-if movers:
-    data = tested.prompts, tested.answers
-    before = circuits.logit_attribution(model, *data).heads
-    with hooks.intervene(model, *roles.knock_out(model, tested, movers)):
+data = tested.prompts, tested.answers
+
+
+def rise_without(heads):
+    """By how much each head writes more when some are knocked out."""
+    with hooks.intervene(model, *roles.knock_out(means, heads)):
         after = circuits.logit_attribution(model, *data).heads
-    rise = after - before
+    return after - before
+
+
+def by_the_others(rise, heads):
+    """The rise of all heads but those knocked out, in each prompt."""
+    return (rise.sum((0, 1)) - sum(rise[place] for place in heads)).numpy()
+
+
+# %%
+if movers:
+    before = circuits.logit_attribution(model, *data).heads
+    rise = rise_without(movers)
     gone = -sum(rise[place] for place in movers)
-    takes_over = (rise.sum((0, 1)) + gone).numpy()  # by all but the movers
+    takes_over = by_the_others(rise, movers)
+    random_movers = hooks.layer_matched_sets(
+        model, movers, n_sets=n_random_sets, seed=seed
+    )
+    by_chance = [
+        by_the_others(rise_without(heads), heads).mean()
+        for heads in random_movers
+    ]
 
 # %% tags=["hide-input"]
 if movers:
@@ -684,7 +752,7 @@ if movers:
             {
                 "head": named([place]),
                 "writes": float(before[place].mean()),
-                "writes, movers out": float(after[place].mean()),
+                "writes, movers out": float((before + rise)[place].mean()),
                 "rise": claims.mean(rise[place].numpy(), seed=seed),
             }
             for place in largest_rises
@@ -694,25 +762,29 @@ if movers:
     )
 run.claim(
     "others-take-over",
-    "When name movers and S-suppressors are knocked out, other heads write more of the answer.",
-    rule="value > 0",
+    "When name movers and S-suppressors are knocked out, other heads write more of the answer than when random heads are.",
+    rule="value > 0 and value > baseline",
     estimate=claims.mean(takes_over, seed=seed, of="prompts")
-    if movers
+    if movers and by_chance
     else None,
+    baseline=float(max(by_chance)) if movers and by_chance else None,
+    baseline_is=f"the largest of {n_random_sets} layer-matched random sets",
     tolerance=0.01,
 )
 
 # %% [markdown]
-# **What it means.** The whole model has a logit difference of {glue:text}`whole_difference` on the second sample. Whether it loses more by the heads that lower the subject than by those
+# **What it means.** The whole model has a logit difference of {glue:text}`whole_difference` on the second sample. Roles whose knock-out changes it by more, or in another direction, than any random heads of their layers:
+# {glue:text}`beyond_random`. Whether it loses more by the heads that lower the subject than by those
 # that raise the indirect object: **{glue:text}`claim-lowers-s-more-than-raises-io`**. With the movers and suppressors the model loses
 # {glue:text}`movers_write` logits of direct writing, of which other heads make up a share of {glue:text}`share_made_up`:
 # **{glue:text}`claim-others-take-over`**. A head with a rise need not be a copy of what was lost: a negative head that has less to write against rises too.
 #
-# ## What does S-inhibition say?
+# ## Ask what S-inhibition says
 #
 # It could say *which name* to avoid (a token signal), or *which place* (a position signal: the first name or the second). The corrupted prompts pull the two apart. We put into the
 # S-inhibition heads, at END, what they write on a prompt with the same or the other place repeated, and with the same name, a random one, or the
-# other name. The paper's two-by-three table:
+# other name. The paper's two-by-three table. **What we expect**, from
+# GPT-2: both signals count, the place for more.
 
 # %%
 CELLS = {
@@ -746,13 +818,10 @@ def with_signal(kind):
 signals = {}
 if receivers:
     signals = {cell: with_signal(kind) for cell, kind in CELLS.items()}
-    cells, values = (
-        np.array(list(signals), dtype=float),
-        np.stack(list(signals.values())),
-    )
-    position_signal, token_signal = np.linalg.lstsq(cells, values, rcond=None)[
-        0
-    ]
+    cells = np.array([(*cell, 1) for cell in signals], dtype=float)
+    values = np.stack(list(signals.values()))
+    fit = np.linalg.lstsq(cells, values, rcond=None)[0]
+    position_signal, token_signal, constant = fit
 
 # %% tags=["hide-input"]
 if signals:
@@ -789,11 +858,19 @@ run.value(
     if signals
     else "not measured",
 )
+run.value(
+    "signal_constant",
+    claims.mean(constant, seed=seed, of="prompts")
+    if signals
+    else "not measured",
+)
 run.claim(
     "position-outweighs-token",
     "S-inhibition says more about the place to avoid than about the name.",
     rule="value > 0",
-    estimate=only(["S-inhibition"], lambda: position_signal - token_signal),
+    estimate=only(
+        ["S-inhibition"], lambda: position_signal - np.abs(token_signal)
+    ),
     tolerance=0.01,
 )
 run.claim(
@@ -810,15 +887,17 @@ run.claim(
 )
 
 # %% [markdown]
-# **What it means.** A linear fit to the six cells gives {glue:text}`position_signal` logits for the position and {glue:text}`token_signal` for the token, where GPT-2 small has
-# 2.31 and 0.99 {cite:p}`wang2022interpretability`. Whether the place counts for more: **{glue:text}`claim-position-outweighs-token`**.
+# **What it means.** A linear fit to the six cells gives {glue:text}`position_signal` logits for the position and {glue:text}`token_signal` for the token, around a constant of {glue:text}`signal_constant`, where GPT-2 small has
+# 2.31 and 0.99 {cite:p}`wang2022interpretability`. A constant above the position's coefficient means that inverting the signal weakens the preference without turning it. Whether the place counts for more: **{glue:text}`claim-position-outweighs-token`**.
 #
-# ## Does the circuit do the task?
+# ## Test the circuit as a whole
 #
 # Two questions, and both must be asked. *Keep only*: with every head outside the circuit knocked out, how much of the logit difference is left? *Knock out only*: with just the circuit knocked out, how much?
 # As {cite:t}`miller2024transformer` show, such a figure depends on six choices at least. Ours, here: (1) granularity: nodes, not edges; (2) components: heads, while MLPs
-# stay; (3) what fills the gap: means over p_ABC by template and order, and, in a second row, single p_ABC prompts (resampled); (4) token positions: all; (5) direction: ablation of an intact run; (6) the set
+# stay; (3) what fills the gap: means over p_ABC by template and order, and, in a second row, single p_ABC prompts (resampled); (4) token positions: all; (5) direction: p_ABC goes into the clean run, not the other way round; (6) the set
 # ablated: the complement of the circuit, and the circuit. Random circuits have as many heads in every layer.
+#
+# **What we expect.** Kept alone, the circuit does most of the task and random ones none of it; without it, little is left, and random ones can be spared.
 
 # %%
 all_heads = list(np.ndindex(model.n_layers, model.n_heads))
@@ -834,8 +913,8 @@ if circuit:
         model, circuit, n_sets=n_random_sets, seed=seed
     )
     several = [circuit, *random_circuits]
-    kept = without([complement(heads) for heads in several])
-    knocked = without(several)
+    both = without([complement(heads) for heads in several] + several)
+    kept, knocked = both[: len(several)], both[len(several) :]
     resampled = patching.patch_sets(
         model,
         tested.prompts,
@@ -852,8 +931,10 @@ def circuit_row(what, values, similar):
     row = {"ablated": what, "logit difference": claims.mean(values, seed=seed)}
     row["ratio of means"] = float(values.mean() / whole.mean())
     row["median of ratios"] = float(np.median(values / whole))
-    quarters = np.quantile(values / whole, (0.25, 0.75))
-    row["middle half of prompts"] = " to ".join(map(claims.short, quarters))
+    quarters = np.quantile(values / whole.mean(), (0.25, 0.75))
+    row["middle half of prompts, over the mean"] = " to ".join(
+        map(claims.short, quarters)
+    )
     for order in ("ABBA", "BABA"):
         members = tested_order == order
         row[f"ratio, {order}"] = float(
@@ -931,7 +1012,7 @@ run.claim(
 )
 run.claim(
     "published-faithfulness",
-    "The circuit keeps about the published share of the logit difference.",
+    "The circuit keeps about the published share of the logit difference (which was measured with heads at single positions).",
     rule="abs(value - published) < 0.1",
     estimate=circuit_estimate(lambda: kept[0] / whole.mean()),
     published=claims.Published(
@@ -958,12 +1039,12 @@ subsets = filled | {
 }
 
 
-def circuit_without(sets):
-    """The logit difference of the circuit alone, less each set of heads."""
-    kept_heads = [
-        [one for one in circuit if one not in heads] for heads in sets
+def circuit_less(sets):
+    """For each set the heads outside what the circuit is without it."""
+    return [
+        complement([one for one in circuit if one not in heads])
+        for heads in sets
     ]
-    return without(list(map(complement, kept_heads)))
 
 
 # %%
@@ -972,10 +1053,14 @@ rest_of_role = [
     [one for one in filled[name] if one != head] for name, head in role_of
 ]
 if circuit:
-    in_model = without(list(subsets.values()))
-    in_circuit = circuit_without(list(subsets.values()))
-    role_out = circuit_without([filled[name] for name, _ in role_of])
-    head_in = circuit_without(rest_of_role)
+    cuts = [
+        list(subsets.values()),
+        circuit_less(subsets.values()),
+        circuit_less([filled[name] for name, _ in role_of]),
+        circuit_less(rest_of_role),
+    ]
+    without([heads for sets in cuts for heads in sets])  # all in one go
+    in_model, in_circuit, role_out, head_in = map(without, cuts)
 
 # %% tags=["hide-input"]
 if circuit:
@@ -1025,28 +1110,32 @@ run.value("n_roles_filled", len(filled))
 # %% [markdown]
 # **What it means.** Alone, the circuit keeps a share of {glue:text}`kept_share` of the logit difference; without it, the rest of the model keeps {glue:text}`knocked_share`. Read the spread over prompts and the two orders in
 # the table before quoting either. Verdicts: necessary **{glue:text}`claim-circuit-is-necessary`**, better than random **{glue:text}`claim-circuit-beats-random`**, sufficient for half
-# **{glue:text}`claim-circuit-suffices`**. Model and circuit come apart by up to {glue:text}`largest_incompleteness` logits when the same heads are missing from both. Heads that change less than a hundredth
+# **{glue:text}`claim-circuit-suffices`**. Model and circuit come apart by up to {glue:text}`largest_incompleteness` logits when the same heads are missing from both, and a search for the worst set, as in the paper, would find more. Heads that change less than a hundredth
 # in this test, so that the circuit would do without: {glue:text}`idle_heads`.
 #
-# ## What differs from GPT-2 small?
+# ## Compare with GPT-2 small
 #
 # The published circuit moves the right name to the output. Whether this model rather suppresses the wrong one: **{glue:text}`claim-lowers-s-more-than-raises-io`**. The published S-inhibition says above all
 # which *place* to avoid; here: **{glue:text}`claim-position-outweighs-token`**. Knocking out GPT-2's name movers costs little, since backups take over; here others write more when movers and suppressors
-# go: **{glue:text}`claim-others-take-over`**. The published circuit is faithful to 87 %; this one keeps more than half: **{glue:text}`claim-circuit-suffices`**. And does one head do more than half of it all?
+# go: **{glue:text}`claim-others-take-over`**. The published circuit is faithful to 87 %; this one keeps more than half: **{glue:text}`claim-circuit-suffices`**. And does a single head, the one with the largest direct effect, carry more than a third of it all?
 
 # %% tags=["hide-input"]
-dominant = None
-if last_heads:
-    effect = found.stages["logits"].effect
-    place = max(last_heads, key=lambda head: abs(float(effect[head].mean())))
-    dominant = -effect[place].numpy() / float(found.logit_difference.mean())
+alone = None
+if "logits" in found.stages:
+    place = divmod(
+        int(found.stages["logits"].mean.argmin()), model.n_heads
+    )  # chosen on the first sample
+    alone = (whole - without([[place]])[0]) / whole.mean()
+    run.value("largest_head", named([place]))
+else:
+    run.value("largest_head", "none")
 run.claim(
     "one-head-dominates",
-    "A single head's direct path carries more than half of the logit difference.",
-    rule="value > 0.5",
-    estimate=claims.mean(dominant, seed=seed, of="prompts")
-    if last_heads
-    else None,
+    "Knocking out a single head costs more than a third of the logit difference.",
+    rule="value > 1 / 3",
+    estimate=None
+    if alone is None
+    else claims.mean(alone, seed=seed, of="prompts"),
     tolerance=0.01,
 )
 published_heads = {
@@ -1077,7 +1166,7 @@ run.claim(
 )
 
 # %% [markdown]
-# Verdict: **{glue:text}`claim-one-head-dominates`**.
+# It is head {glue:text}`largest_head`: **{glue:text}`claim-one-head-dominates`**.
 #
 # ## Check it
 #
@@ -1115,7 +1204,7 @@ ours = patching.patch_sets(
     answers=first.answers,
 )
 check_difference = abs(theirs - float(ours.values))
-assert check_difference < 1e-2
+assert check_difference < 1e-2 or model.dtype != torch.float32
 run.value("check_difference", check_difference)
 run.value("check_head", f"{layer}.{head}")
 
@@ -1126,7 +1215,7 @@ run.value("check_head", f"{layer}.{head}")
 # ## Where this breaks
 #
 # How firm are the roles? The criteria once more on random halves of the prompts: the share of forty halves in which a head of a role still
-# passes the test of its effect (its scores hardly depend on the prompts).
+# passes the test of its effect.
 
 # %%
 n_searched = len(searched.prompts)
@@ -1162,22 +1251,26 @@ weak = [
     place for (_, place), passed in survives.items() if np.mean(passed) < 0.5
 ]
 run.value("infirm_heads", named(weak))
+run.value("n_infirm", len(weak))
+run.value("n_with_role", len(survives))
 
 # %% [markdown]
-# - **Few prompts.** Heads whose effect passes in fewer than half of the halves: {glue:text}`infirm_heads`. Half the prompts make a weaker test, and with more prompts more heads would pass: the
+# - **Few prompts.** Heads whose effect passes in fewer than half of the halves: {glue:text}`infirm_heads` ({glue:text}`n_infirm` of {glue:text}`n_with_role` roles). Half the prompts make a weaker test, and with more prompts more heads would pass: the
 #   test finds what is *consistent*, and only the second criterion keeps out what is consistent and tiny.
 # - **The null is about signs.** It supposes that a head without a role moves the logit difference up as easily as down. A skewed effect can pass it; the other two criteria are there for that.
 # - **Heads only.** MLPs stay as they are in every test, and some of what they do belongs to the task. Heads without a name ({glue:text}`unnamed_heads`) have a direct effect that no role explains.
 # - **The order of the search matters.** Receivers of a stage are the heads found in the one before; a head missed there hides all that feeds it. With grouped-query attention the receivers of values and keys
 #   are shared by several query heads, so that what feeds one of them seems to feed all.
-# - **Means are not neutral.** A mean over p_ABC still holds the sentence; other fillings give other percentages, as the two rows of the table show.
-# - **Ten sentences.** Behaviour differs between templates, and a circuit may too.
+# - **Means are not neutral.** A mean over p_ABC still holds the sentence; other fillings may give other percentages: compare the rows of the table.
+# - **Ten sentences.** Behaviour differs between templates, and a circuit may too. *Fresh* prompts have other names, places and things, not other sentences, and the intervals treat
+#   prompts of one template as independent.
+# - **Models that can't.** With random weights the model does not do the task, nothing is traced, and the page says *no circuit found*; the tests hold it to that.
 #
 # ## Summary
 #
 # - The model names the indirect object because of who is named twice (`names-the-indirect-object`: {glue:text}`claim-names-the-indirect-object`).
 # - It loses more by the heads that lower the subject than by those that raise the indirect object (`lowers-s-more-than-raises-io`: {glue:text}`claim-lowers-s-more-than-raises-io`), and one
-#   head alone carries more than half (`one-head-dominates`: {glue:text}`claim-one-head-dominates`).
+#   head alone carries more than a third (`one-head-dominates`: {glue:text}`claim-one-head-dominates`).
 # - Others take over when these go (`others-take-over`: {glue:text}`claim-others-take-over`).
 # - S-inhibition says more about the place than about the name (`position-outweighs-token`: {glue:text}`claim-position-outweighs-token`).
 # - On fresh prompts the circuit is necessary (`circuit-is-necessary`: {glue:text}`claim-circuit-is-necessary`), better than random ones (`circuit-beats-random`:
@@ -1193,11 +1286,11 @@ run.finish()
 # %% [markdown]
 # ## Exercises
 #
-# **1. A third name** (15 minutes). Put a third person into the first clause: "When Mary, John and Tom …". What is right now, and what does the model say? *Hint: `prompts.ioi` takes `templates`; a name that is not a
+# **1. A third name** (15 minutes). Put a third person into the first clause: "When Mary, John and Jim …". What is right now, and what does the model say? *Hint: `prompts.ioi` takes `templates`; a name that is not a
 # slot may stand in the text.*
 #
 # ```{dropdown} Solution
-# Pass `templates=("When{A},{B} and Tom came back from the{PLACE},{S} gave a{OBJECT} to",)`. Two answers are right now. Compare the logits of the indirect object, of Tom and of the subject: if the model suppresses
+# Pass `templates=("When{A},{B} and Jim came back from the{PLACE},{S} gave a{OBJECT} to",)`. Two answers are right now. Compare the logits of the indirect object, of Jim and of the subject: if the model suppresses
 # what came twice, the subject falls behind both; if it moves one name, the two right ones differ.
 # ```
 #
@@ -1206,7 +1299,7 @@ run.finish()
 #
 # ```{dropdown} Solution
 # `dataclasses.replace(chosen, others=...)` gives other corruptions of the same prompts; `patch_paths(model, first, second, "logits", answers=chosen.answers)` patches between them. No effect there can be due to the task, as
-# neither prompt contains it. The largest mean effect of any head is a limit that needs no symmetry. It is small, so that more heads pass, and the size criterion decides.
+# neither prompt contains it. The largest mean effect of any head is a limit that needs no symmetry. Leave out prompts whose new names are among the two of the task. If the limit is smaller than ours, more heads pass and the size criterion decides.
 # ```
 #
 # **3. Positions** (20 minutes). Knock the circuit out only where each role acts (S1+1, S2 or END) and compare with the table. *Hint: `hooks.Edit` takes a position for each prompt.*
