@@ -884,7 +884,7 @@ with plots.figure(
 # %%
 generator = torch.Generator().manual_seed(seed)
 random_tokens = prompts.random_segments(
-    model, n_sequences=n_sequences, segment_length=11, n_segments=1, seed=seed
+    model, n_sequences=n_sequences, segment_length=9, n_segments=1, seed=seed
 )[:, 0]
 row = torch.arange(n_sequences)
 place = torch.randint(2, 5, (n_sequences,), generator=generator)  # of B and C
@@ -1181,10 +1181,10 @@ reference = top_heads(score["induction"], 5)
 
 # %% tags=["hide-input"]
 rows = []
-for name, tokens in ({"as above": four_times} | variants).items():
-    found = attention_to({"induction": places(tokens)["induction"]}, tokens)[
-        "induction"
-    ]
+again = {"as above": scores["induction"]}
+for name, tokens in variants.items():
+    again[name] = attention_to(places(tokens), tokens)["induction"]
+for name, found in again.items():
     top_five = top_heads(found.mean(0), 5)
     rows.append(
         {
