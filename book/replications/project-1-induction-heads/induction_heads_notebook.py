@@ -81,9 +81,9 @@ run = runs.start(
 # %% [markdown]
 # ## Make sequences that can't be memorised
 #
-# Each sequence is a segment of random tokens, drawn without replacement, followed by the same segment. The
-# comparison sequences are the same in every way but one: their second half is another random segment. Samples are
-# drawn in pairs. The heads that are ablated and patched below are *selected* on the first of a pair, and what is said about
+# Each sequence is a segment of random tokens, drawn without replacement, followed by the same segment. The comparison
+# sequences are the same in every way but one: their second half is another random segment. Samples are drawn in
+# pairs. The heads that are ablated and patched below are *selected* on the first of a pair, and what is said about
 # them is measured on the second, so that the luck of the selection can't flatter the result.
 
 
@@ -179,25 +179,24 @@ with plots.figure(
 
 # %% [markdown]
 # **What it means.** In the first half the loss is {glue:text}`loss_first_half` nats. A uniform guess would have
-# {glue:text}`uniform_loss`; a model that does worse expects language and is confidently wrong. In
-# the repeated half it is {glue:text}`loss_second_half`. Where the second half is new it is
-# {glue:text}`loss_second_half_unrepeated`: what is lost from one to the other is owed to the repetition, not the position.
-# As a ratio of perplexities (the exponential of the difference), having seen the segment once divides the perplexity by
-# {glue:text}`perplexity_ratio`.
-# Verdict: **{glue:text}`claim-repetition-lowers-loss`**.
+# {glue:text}`uniform_loss`; a model that does worse expects language and is confidently wrong. In the repeated half
+# it is {glue:text}`loss_second_half`. Where the second half is new it is {glue:text}`loss_second_half_unrepeated`:
+# what is lost from one to the other is owed to the repetition, not the position. As a ratio of perplexities (the
+# exponential of the difference), having seen the segment once divides the perplexity by
+# {glue:text}`perplexity_ratio`. Verdict: **{glue:text}`claim-repetition-lowers-loss`**.
 
 # %% [markdown]
 # ## Measure it on text
 #
 # Random tokens are an acid test, but does context help where it matters? {cite:t}`olsson2022context` define an
-# *in-context-learning score*: the loss of the 500th token of a text less that of the 50th. It is below zero if
-# late tokens are easier. A single token is noisy, so we take the mean over the twenty around each (fewer, and closer together, where
-# the passages are shorter than 512 tokens). The texts are
-# the beginnings of chapters of *Moby-Dick* (from an npm package, in the public domain: the data sheet is `helpers/data/README.md`).
+# *in-context-learning score*: the loss of the 500th token of a text less that of the 50th. It is below zero if late
+# tokens are easier. A single token is noisy, so we take the mean over the twenty around each (fewer, and closer
+# together, where the passages are shorter than 512 tokens). The texts are the beginnings of chapters of *Moby-Dick*
+# (from an npm package, in the public domain: the data sheet is `helpers/data/README.md`).
 #
-# **What we expect.** A score below zero. But the score compares *different* tokens: the late ones may just happen to be easier
-# or harder. As a control, the same late tokens are predicted again with only as many tokens before them as the early ones had. What
-# changes then is owed to the context alone.
+# **What we expect.** A score below zero. But the score compares *different* tokens: the late ones may just happen to
+# be easier or harder. As a control, the same late tokens are predicted again with only as many tokens before them as
+# the early ones had. What changes then is owed to the context alone.
 
 # %%
 length = min(passage_length, model.context_length or passage_length)
@@ -298,17 +297,19 @@ if text_loss is not None:
 
 # %% [markdown]
 # **What it means.** The loss around the early token is {glue:text}`text_loss_early`, around the late one
-# {glue:text}`text_loss_late`: a score of {glue:text}`text_score`. {cite:t}`olsson2022context` report about -0.4 nats for models of all
-# sizes once their phase change is over, on another mixture of texts, and take it as the mark of learning from context. Verdict
-# here: **{glue:text}`claim-late-tokens-are-easier`**. The control is sharper, since it compares each token with itself:
-# with the long context the loss of the late tokens is lower by {glue:text}`text_gain`, a perplexity divided by
-# {glue:text}`text_gain_ratio`. Verdict: **{glue:text}`claim-long-context-lowers-loss`**.
+# {glue:text}`text_loss_late`: a score of {glue:text}`text_score`. {cite:t}`olsson2022context` report about -0.4 nats
+# for models of all sizes once their phase change is over, on another mixture of texts, and take it as the mark of
+# learning from context. Verdict here: **{glue:text}`claim-late-tokens-are-easier`**. The control is sharper, since it
+# compares each token with itself: with the long context the loss of the late tokens is lower by
+# {glue:text}`text_gain`, a perplexity divided by {glue:text}`text_gain_ratio`. Verdict:
+# **{glue:text}`claim-long-context-lowers-loss`**.
 
 # %% [markdown]
 # ## Score every head for four jobs
 #
-# Three habits are easy to recognise in the attention pattern, the weight $A_{t,s}$ that position $t$ gives to position $s$.
-# We use the definitions of {cite:t}`olsson2022context` where there is one: twenty-five random tokens that come four times, and
+# Three habits are easy to recognise in the attention pattern, the weight $A_{t,s}$ that position $t$ gives to
+# position $s$. We use the definitions of {cite:t}`olsson2022context` where there is one: twenty-five random tokens
+# that come four times, and
 #
 # - *prefix matching*, the mark of an **induction head**: the weight on the tokens *after* earlier copies of the present
 #   token, $\sum_{s:\,x_{s-1}=x_t} A_{t,s}$;
@@ -487,14 +488,15 @@ plots.show_attention(
 # induction head can look for positions whose *key* says "the token before me was the present one". That is
 # K-composition, and a single layer can't do it.
 #
-# We train attention-only transformers of one and of two layers (no MLPs, no norms, four heads a layer, 64 dimensions) on
-# sequences that start with a few other tokens and then repeat one segment until they end. Where the segment starts and how long it
-# is differs from sequence to sequence, so that no head can do it by looking back a fixed distance. The in-context-learning score
-# is, here, the loss of the tokens that the repetition determines less that of the tokens that nothing determines.
+# We train attention-only transformers of one and of two layers (no MLPs, no norms, four heads a layer, 64 dimensions)
+# on sequences that start with a few other tokens and then repeat one segment until they end. Where the segment starts
+# and how long it is differs from sequence to sequence, so that no head can do it by looking back a fixed distance.
+# The in-context-learning score is, here, the loss of the tokens that the repetition determines less that of the
+# tokens that nothing determines.
 #
-# **What we expect.** Both models soon learn that one of the tokens seen will come again, which narrows the guess. Only the
-# one with two layers gets further, and not gradually: both heads are useless without the other, so that for a long while nothing
-# happens, and then everything does.
+# **What we expect.** Both models soon learn that one of the tokens seen will come again, which narrows the guess.
+# Only the one with two layers gets further, and not gradually: both heads are useless without the other, so that for
+# a long while nothing happens, and then everything does.
 
 # %%
 trained = {
@@ -591,11 +593,11 @@ with plots.figure(
 #
 # Do the two heads compose, and through the keys? What head $s$ of layer 0 writes is its value-output matrix
 # $W_{OV}^s$; what head $r$ of layer 1 looks for is its query-key matrix $W_{QK}^r$. The composition score of
-# {cite:t}`elhage2021mathematical` is $\lVert W_{OV}^s W_{QK}^{r\top}\rVert / (\lVert W_{OV}^s\rVert\,\lVert W_{QK}^r\rVert)$
-# for keys (with $W_{QK}^r$ itself for queries, $W_{OV}^r$ for values): high if what $s$ writes is
-# what $r$ reads. Random matrices of these shapes show how high it gets for nothing. And because a score of
-# weights is not yet a cause, we also *cut* each path: what a head of layer 0 writes is taken out of what layer 1 reads as
-# keys, queries or values, and left everywhere else.
+# {cite:t}`elhage2021mathematical` is $\lVert W_{OV}^s W_{QK}^{r\top}\rVert / (\lVert W_{OV}^s\rVert\,\lVert
+# W_{QK}^r\rVert)$ for keys (with $W_{QK}^r$ itself for queries, $W_{OV}^r$ for values): high if what $s$ writes is
+# what $r$ reads. Random matrices of these shapes show how high it gets for nothing. And because a score of weights is
+# not yet a cause, we also *cut* each path: what a head of layer 0 writes is taken out of what layer 1 reads as keys,
+# queries or values, and left everywhere else.
 
 # %%
 held_out = toy.held_out_repeats()
@@ -686,23 +688,26 @@ run.table(
 )
 
 # %% [markdown]
-# **What it means.** Head {glue:text}`sender` gives {glue:text}`sender_previous_token` of its attention to the previous token,
-# head {glue:text}`receiver` gives {glue:text}`receiver_prefix_matching` to the token after the earlier copy. Their
-# K-composition score is {glue:text}`k_composition`, where random matrices have a median of {glue:text}`random_composition_median`
-# and a 95th percentile of {glue:text}`random_composition_95`. The cuts decide: the table's column of keys, in the row of the previous-token
-# head. Verdicts: on the weights **{glue:text}`claim-composition-above-chance`**, on the path
-# **{glue:text}`claim-induction-composes-through-keys`**. (A cut reaches all heads of layer 1; the last column is of one.)
+# **What it means.** Head {glue:text}`sender` gives {glue:text}`sender_previous_token` of its attention to the
+# previous token, head {glue:text}`receiver` gives {glue:text}`receiver_prefix_matching` to the token after the
+# earlier copy. Their K-composition score is {glue:text}`k_composition`, where random matrices have a median of
+# {glue:text}`random_composition_median` and a 95th percentile of {glue:text}`random_composition_95`. The cuts decide:
+# the table's column of keys, in the row of the previous-token head. Verdicts: on the weights
+# **{glue:text}`claim-composition-above-chance`**, on the path **{glue:text}`claim-induction-composes-through-keys`**.
+# (A cut reaches all heads of layer 1; the last column is of one.)
 
 # %% [markdown]
 # ## Take the heads out
 #
-# Back to the language model. Attention is not importance: a head may look at the right place and write nothing of use. So we
-# remove heads and see what is lost. There are three ways to fill the gap, and none is innocent. *Zero* removes also
-# what the head always writes, on which later layers rely like a bias. *Mean* leaves that: the mean of the head's output over all positions of
-# the sequences themselves. *Resample* puts in what the head wrote on another of the sequences, a plausible output about the wrong tokens.
+# Back to the language model. Attention is not importance: a head may look at the right place and write nothing of
+# use. So we remove heads and see what is lost. There are three ways to fill the gap, and none is innocent. *Zero*
+# removes also what the head always writes, on which later layers rely like a bias. *Mean* leaves that: the mean of
+# the head's output over all positions of the sequences themselves. *Resample* puts in what the head wrote on another
+# of the sequences, a plausible output about the wrong tokens.
 #
-# **What we expect.** If induction heads do the copying, taking out the best $k$ raises the loss of the
-# second half far more than taking out $k$ other heads *of the same layers*, whatever fills the gap, and does not touch the first half.
+# **What we expect.** If induction heads do the copying, taking out the best $k$ raises the loss of the second half
+# far more than taking out $k$ other heads *of the same layers*, whatever fills the gap, and does not touch the first
+# half.
 
 # %%
 matched = {
@@ -862,22 +867,23 @@ with plots.figure(
     axes.legend(loc="center right")
 
 # %% [markdown]
-# **What it means.** Without the {glue:text}`n_ablated` best induction heads (mean ablation) the loss of the second half is
-# {glue:text}`loss_second_half_ablated` nats, where the intact model had {glue:text}`loss_second_half` and, with nothing
-# to copy, {glue:text}`loss_second_half_unrepeated`. What random heads of the same
-# layers cost is in the table, with its spread. Verdict
-# on the cause: **{glue:text}`claim-induction-heads-cause-copying`**; for every filling:
-# **{glue:text}`claim-cause-holds-for-any-filling`**; on the damage being to copying:
-# **{glue:text}`claim-ablation-hits-copying`**; on these heads being copiers by what they write: **{glue:text}`claim-ablated-heads-copy`**. Where the table's last column is below zero, the first half even
-# gains: one reading is that copying heads with nothing to copy do a little harm.
+# **What it means.** Without the {glue:text}`n_ablated` best induction heads (mean ablation) the loss of the second
+# half is {glue:text}`loss_second_half_ablated` nats, where the intact model had {glue:text}`loss_second_half` and,
+# with nothing to copy, {glue:text}`loss_second_half_unrepeated`. What random heads of the same layers cost is in the
+# table, with its spread. Verdict on the cause: **{glue:text}`claim-induction-heads-cause-copying`**; for every
+# filling: **{glue:text}`claim-cause-holds-for-any-filling`**; on the damage being to copying:
+# **{glue:text}`claim-ablation-hits-copying`**; on these heads being copiers by what they write:
+# **{glue:text}`claim-ablated-heads-copy`**. Where the table's last column is below zero, the first half even gains:
+# one reading is that copying heads with nothing to copy do a little harm.
 
 # %% [markdown]
 # ## Patch what one token changes
 #
-# Ablation breaks something; patching moves one piece of information and leaves the rest. Take two sequences of random tokens
-# that differ in one: … A **B** … A and … A **C** … A. Both end on the same token, yet a model that copies expects B
-# after the first and C after the second. We run the second, put in what one head wrote in the first, and read the
-# logit difference B minus C at the end. The table gives the change in logits; how far B and C are apart in the two runs is its measure.
+# Ablation breaks something; patching moves one piece of information and leaves the rest. Take two sequences of random
+# tokens that differ in one: … A **B** … A and … A **C** … A. Both end on the same token, yet a model that copies
+# expects B after the first and C after the second. We run the second, put in what one head wrote in the first, and
+# read the logit difference B minus C at the end. The table gives the change in logits; how far B and C are apart in
+# the two runs is its measure.
 #
 # **What we expect.** Heads with a high prefix-matching score at the end have the effect, singly and more so together.
 
@@ -1032,18 +1038,19 @@ plots.show_plotly(
 # **What it means.** With nothing patched the logit difference is {glue:text}`pair_difference_c` in the run with C and
 # {glue:text}`pair_difference_b` in the run with B. The table shows the heads that carry most of what lies between. A
 # patched head acts on all positions, so that not only induction heads can have an effect: one that brings B's
-# identity to where an induction head finds it does too. Ranked within each layer, score and effect
-# correlate with {glue:text}`score_effect_correlation`; of the {glue:text}`matching_heads` heads with a score above one half,
-# {glue:text}`matching_without_effect` move less than a hundredth of what the runs are apart. Verdicts, on the heads together:
-# **{glue:text}`claim-induction-heads-carry-the-token`**; on the score as a predictor: **{glue:text}`claim-score-predicts-effect`**.
+# identity to where an induction head finds it does too. Ranked within each layer, score and effect correlate with
+# {glue:text}`score_effect_correlation`; of the {glue:text}`matching_heads` heads with a score above one half,
+# {glue:text}`matching_without_effect` move less than a hundredth of what the runs are apart. Verdicts, on the heads
+# together: **{glue:text}`claim-induction-heads-carry-the-token`**; on the score as a predictor:
+# **{glue:text}`claim-score-predicts-effect`**.
 
 # %% [markdown]
 # ## Compare with what was published
 #
-# For GPT-2 small, {cite:t}`wang2022interpretability` (Appendices H and I) name heads 5.5 and 6.9 among the five with the
-# highest induction score, 4.11 and 2.2 as the two with the highest previous-token score, and 3.0 and 0.1 among the three with the
-# highest duplicate-token score, on a hundred random tokens that come twice. Heads of another model have other numbers, so
-# elsewhere these claims can't be decided and say so.
+# For GPT-2 small, {cite:t}`wang2022interpretability` (Appendices H and I) name heads 5.5 and 6.9 among the five with
+# the highest induction score, 4.11 and 2.2 as the two with the highest previous-token score, and 3.0 and 0.1 among
+# the three with the highest duplicate-token score, on a hundred random tokens that come twice. Heads of another model
+# have other numbers, so elsewhere these claims can't be decided and say so.
 
 # %% tags=["hide-input"]
 shares = {}
@@ -1104,9 +1111,9 @@ run.claim(
 # %% [markdown]
 # ## Check it
 #
-# The score of the best head and the effect of patching it once more, by another library: TransformerLens' bridge runs the same
-# weights through its own hooks. In float32 the two must agree to within rounding. (The bridge wants a tokenizer; a folder without one is
-# not checked.)
+# The score of the best head and the effect of patching it once more, by another library: TransformerLens' bridge runs
+# the same weights through its own hooks. In float32 the two must agree to within rounding. (The bridge wants a
+# tokenizer; a folder without one is not checked.)
 
 # %%
 bridge = None
@@ -1150,14 +1157,15 @@ run.value("check_score", "not checked" if bridge is None else score_apart)
 run.value("check_patch", "not checked" if bridge is None else patch_apart)
 
 # %% [markdown]
-# The two libraries differ by {glue:text}`check_score` in the score and by {glue:text}`check_patch` logits in the patched run.
+# The two libraries differ by {glue:text}`check_score` in the score and by {glue:text}`check_patch` logits in the
+# patched run.
 
 # %% [markdown]
 # ## Where this breaks
 #
-# Are the heads a property of the model or of our sequences? The best five heads once more, on other samples: other seeds, a
-# first position with a start token where this model is used without one (or the other way round), and tokens as they
-# are distributed in a book instead of uniformly from the vocabulary.
+# Are the heads a property of the model or of our sequences? The best five heads once more, on other samples: other
+# seeds, a first position with a start token where this model is used without one (or the other way round), and tokens
+# as they are distributed in a book instead of uniformly from the vocabulary.
 
 # %% tags=["hide-input"]
 variants = {
@@ -1209,31 +1217,34 @@ run.value(
 # - **The sample may matter.** Of the five best heads, at least {glue:text}`same_five_at_least` are the same on every
 #   sample of the table. (The commonest and rarest tokens, which the paper leaves out, are in ours.)
 # - **A score is no proof.** A head may match prefixes and write nothing. Whether the heads with the best scores are
-#   also those whose removal hurts is a finding about one model (here: {glue:text}`claim-induction-heads-cause-copying`).
-# - **Ablation has side effects.** With several heads gone, later layers see a residual stream that they never
-#   met in training. The random sets bound how much of the damage that explains, and no more.
-# - **Random tokens are not language.** The scores say what heads *can* do on bare repetitions, not what they
-#   mostly do on text. And a famous novel may well be in a model's training data: its loss is no measure of unseen text.
+#   also those whose removal hurts is a finding about one model (here:
+#   {glue:text}`claim-induction-heads-cause-copying`).
+# - **Ablation has side effects.** With several heads gone, later layers see a residual stream that they never met in
+#   training. The random sets bound how much of the damage that explains, and no more.
+# - **Random tokens are not language.** The scores say what heads *can* do on bare repetitions, not what they mostly
+#   do on text. And a famous novel may well be in a model's training data: its loss is no measure of unseen text.
 # - **The toy is a toy.** It shows that two layers suffice and how they compose, not that the language model's heads
-#   came about in the same way. When its phase change comes may differ with the seed: set `n_training_seeds`. Its prefix matching counts the latest copy only.
-# - **Models that don't.** A model with random weights runs through this page too; its claims on copying fail or can't be decided, and
-#   the tests hold them to that.
-# - **One quantised model.** The default model's weights were rounded to four bits; `model_name` runs the
-#   same page on others.
+#   came about in the same way. When its phase change comes may differ with the seed: set `n_training_seeds`. Its
+#   prefix matching counts the latest copy only.
+# - **Models that don't.** A model with random weights runs through this page too; its claims on copying fail or can't
+#   be decided, and the tests hold them to that.
+# - **One quantised model.** The default model's weights were rounded to four bits; `model_name` runs the same page on
+#   others.
 
 # %% [markdown]
 # ## Summary
 #
 # - The model continues random sequences that it has seen once (`repetition-lowers-loss`:
 #   {glue:text}`claim-repetition-lowers-loss`).
-# - On text a long context helps with the same tokens (`long-context-lowers-loss`: {glue:text}`claim-long-context-lowers-loss`); whether
-#   late tokens are easier than early ones (`late-tokens-are-easier`): {glue:text}`claim-late-tokens-are-easier`.
+# - On text a long context helps with the same tokens (`long-context-lowers-loss`:
+#   {glue:text}`claim-long-context-lowers-loss`); whether late tokens are easier than early ones
+#   (`late-tokens-are-easier`): {glue:text}`claim-late-tokens-are-easier`.
 # - A few heads attend to the tokens after earlier copies (`induction-heads-exist`:
 #   {glue:text}`claim-induction-heads-exist`).
 # - Trained from scratch, two layers learn this suddenly and one layer does not (`two-layers-learn-induction`:
-#   {glue:text}`claim-two-layers-learn-induction`), by a previous-token head that writes into the keys of the second layer
-#   (`induction-composes-through-keys`: {glue:text}`claim-induction-composes-through-keys`; `composition-above-chance`:
-#   {glue:text}`claim-composition-above-chance`).
+#   {glue:text}`claim-two-layers-learn-induction`), by a previous-token head that writes into the keys of the second
+#   layer (`induction-composes-through-keys`: {glue:text}`claim-induction-composes-through-keys`;
+#   `composition-above-chance`: {glue:text}`claim-composition-above-chance`).
 # - In the language model the heads cause the copying (`induction-heads-cause-copying`:
 #   {glue:text}`claim-induction-heads-cause-copying`), however the gap is filled (`cause-holds-for-any-filling`:
 #   {glue:text}`claim-cause-holds-for-any-filling`), they write what they look at (`ablated-heads-copy`:
@@ -1242,9 +1253,10 @@ run.value(
 # - Together they carry which token comes next (`induction-heads-carry-the-token`:
 #   {glue:text}`claim-induction-heads-carry-the-token`); their score predicts their effect (`score-predicts-effect`:
 #   {glue:text}`claim-score-predicts-effect`).
-# - The heads published for GPT-2 small: induction (`published-induction-heads`) {glue:text}`claim-published-induction-heads`,
-#   previous token (`published-previous-token-heads`) {glue:text}`claim-published-previous-token-heads`, duplicate token
-#   (`published-duplicate-token-heads`) {glue:text}`claim-published-duplicate-token-heads`.
+# - The heads published for GPT-2 small: induction (`published-induction-heads`)
+#   {glue:text}`claim-published-induction-heads`, previous token (`published-previous-token-heads`)
+#   {glue:text}`claim-published-previous-token-heads`, duplicate token (`published-duplicate-token-heads`)
+#   {glue:text}`claim-published-duplicate-token-heads`.
 
 # %%
 run.finish()
@@ -1252,8 +1264,8 @@ run.finish()
 # %% [markdown]
 # ## Exercises
 #
-# **1. Three times** (10 minutes). Let the segment come three times instead of twice. Does the loss fall further in the third
-# copy? *Hint: `draw` takes `n_copies`.*
+# **1. Three times** (10 minutes). Let the segment come three times instead of twice. Does the loss fall further in
+# the third copy? *Hint: `draw` takes `n_copies`.*
 #
 # ```{dropdown} Solution
 # `draw(4 * seed + 1, n_copies=3)`, and average `next_token_losses` over the third segment as
@@ -1261,23 +1273,25 @@ run.finish()
 # that this *is* a repetition; in the third that is settled, so look for the difference at the first few tokens.
 # ```
 #
-# **2. A head for a distance** (15 minutes). Suppose a head always attends exactly $L - 1$ places back, $L$ being the length of the
-# segment. Which numbers on this page would it fool, and which not? *Hint: look at the baseline of each claim, and at
-# what varies in the toy's sequences.*
+# **2. A head for a distance** (15 minutes). Suppose a head always attends exactly $L - 1$ places back, $L$ being the
+# length of the segment. Which numbers on this page would it fool, and which not? *Hint: look at the baseline of each
+# claim, and at what varies in the toy's sequences.*
 #
 # ```{dropdown} Solution
-# Its prefix-matching score would be high on the repeated sequences, and the heat map would show it among the induction heads.
-# It would be as high at the same places where nothing repeats, so the baseline of `induction-heads-exist` would rise and the claim
-# would fail. In the sequences of the toy models the length of the segment varies, so there it would be of no use.
+# Its prefix-matching score would be high on the repeated sequences, and the heat map would show it among the
+# induction heads. It would be as high at the same places where nothing repeats, so the baseline of
+# `induction-heads-exist` would rise and the claim would fail. In the sequences of the toy models the length of the
+# segment varies, so there it would be of no use.
 # ```
 #
-# **3. Which filling is harshest?** (10 minutes). Compare the three fillings in the table of ablations for *random* heads. Which does
-# most harm, and why? *Hint: think of heads whose output is nearly constant.*
+# **3. Which filling is harshest?** (10 minutes). Compare the three fillings in the table of ablations for *random*
+# heads. Which does most harm, and why? *Hint: think of heads whose output is nearly constant.*
 #
 # ```{dropdown} Solution
-# Some heads write a nearly constant vector, which later layers rely on like a bias. Zero ablation takes it away and can hurt for
-# a reason that has nothing to do with copying; mean and resample ablation leave it. The table's median and range show whether it
-# does here; `rises["zero"][1:, 0]` holds the same for the first half, where there is nothing to copy.
+# Some heads write a nearly constant vector, which later layers rely on like a bias. Zero ablation takes it away and
+# can hurt for a reason that has nothing to do with copying; mean and resample ablation leave it. The table's median
+# and range show whether it does here; `rises["zero"][1:, 0]` holds the same for the first half, where there is
+# nothing to copy.
 # ```
 #
 # **4. Starve the toy** (20 minutes). Give the toy sequences a segment of fixed length and train one layer. What does it
@@ -1285,10 +1299,10 @@ run.finish()
 # `period` is constant.*
 #
 # ```{dropdown} Solution
-# With a fixed period the next token always stands at the same distance, so a head of one layer can learn to attend to that
-# distance by the position embeddings alone, and copy. The loss of the known tokens falls far below that of the one-layer model on this
-# page, and the prefix-matching score is high: a score that does not vary the distance can't tell such a head
-# from an induction head.
+# With a fixed period the next token always stands at the same distance, so a head of one layer can learn to attend to
+# that distance by the position embeddings alone, and copy. The loss of the known tokens falls far below that of the
+# one-layer model on this page, and the prefix-matching score is high: a score that does not vary the distance can't
+# tell such a head from an induction head.
 # ```
 
 # %% [markdown]

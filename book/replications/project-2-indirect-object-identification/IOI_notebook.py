@@ -15,10 +15,11 @@
 # %% [markdown]
 # # How does a model know who gets the drink?
 #
-# "When Mary and John went to the store, John gave a drink to": and a small language model says "Mary". It has to
-# find the two names, notice which one came twice, and name the other. {cite:t}`wang2022interpretability` took this apart
-# in GPT-2 small and found twenty-six heads in seven roles. Here the same questions are put to whatever model is given, by criteria that are
-# the same for all, so that the answer may be another circuit, or none: **{glue:text}`outcome`**.
+# "When Mary and John went to the store, John gave a drink to": and a small language model says "Mary". It has to find
+# the two names, notice which one came twice, and name the other. {cite:t}`wang2022interpretability` took this apart
+# in GPT-2 small and found twenty-six heads in seven roles. Here the same questions are put to whatever model is
+# given, by criteria that are the same for all, so that the answer may be another circuit, or none:
+# **{glue:text}`outcome`**.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
 # {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -73,13 +74,13 @@ run = runs.start(
 # ## Make prompts whose answer is known
 #
 # Ten sentences of our own, each with two names of which one, the subject S, is named again; the other is the indirect
-# object IO. The names come in two orders: ABBA (the indirect object first) and BABA. Names, places and objects are drawn from
-# lists, those words only that are a single token in this model. Two samples are drawn: heads are *chosen* on the first,
-# and the circuit is *tested* on the second.
+# object IO. The names come in two orders: ABBA (the indirect object first) and BABA. Names, places and objects are
+# drawn from lists, those words only that are a single token in this model. Two samples are drawn: heads are *chosen*
+# on the first, and the circuit is *tested* on the second.
 #
-# The most useful comparison is a prompt that is the same but for what matters. In *p_ABC* the three names are three different
-# others, so nobody is named twice and there is no right answer; the remaining ones change the order of the names or who
-# is repeated.
+# The most useful comparison is a prompt that is the same but for what matters. In *p_ABC* the three names are three
+# different others, so nobody is named twice and there is no right answer; the remaining ones change the order of the
+# names or who is repeated.
 
 # %%
 chosen = prompts.ioi(model, n_prompts=n_prompts, seed=2 * seed)
@@ -114,14 +115,16 @@ run.value(
 )
 
 # %% [markdown]
-# The data sheet: sentences and name lists are in `helpers/prompts.py`, written for this book; {glue:text}`n_templates` templates, in turn, in
-# both orders in turn; no name twice in a prompt but the subject's; positions counted in this model's tokens. The English is
-# simple and the names are common in English-speaking countries: nothing here speaks for other names, languages or styles.
+# The data sheet: sentences and name lists are in `helpers/prompts.py`, written for this book;
+# {glue:text}`n_templates` templates, in turn, in both orders in turn; no name twice in a prompt but the subject's;
+# positions counted in this model's tokens. The English is simple and the names are common in English-speaking
+# countries: nothing here speaks for other names, languages or styles.
 #
 # ## See whether the model can do it
 #
-# The measure is the *logit difference*: the logit of the indirect object less that of the subject, at the last position. On p_ABC
-# it should be near zero on average, for there the two names of the original prompt do not even occur.
+# The measure is the *logit difference*: the logit of the indirect object less that of the subject, at the last
+# position. On p_ABC it should be near zero on average, for there the two names of the original prompt do not even
+# occur.
 #
 # **What we expect.** Well above zero in every template and in both orders. Where it isn't, the table says so.
 
@@ -211,14 +214,16 @@ run.claim(
 )
 
 # %% [markdown]
-# **What it means.** The mean logit difference is {glue:text}`logit_difference`, on p_ABC {glue:text}`difference_abc`. The indirect object is preferred in a
-# share of {glue:text}`accuracy` of the prompts and gets a probability of {glue:text}`p_io`. Templates in which the interval reaches zero:
-# {glue:text}`failing_templates`. Verdict: **{glue:text}`claim-names-the-indirect-object`**.
+# **What it means.** The mean logit difference is {glue:text}`logit_difference`, on p_ABC {glue:text}`difference_abc`.
+# The indirect object is preferred in a share of {glue:text}`accuracy` of the prompts and gets a probability of
+# {glue:text}`p_io`. Templates in which the interval reaches zero: {glue:text}`failing_templates`. Verdict:
+# **{glue:text}`claim-names-the-indirect-object`**.
 #
 # ## Split the answer into what each part writes
 #
-# The residual stream at the last position is a sum: the embedding, what every head wrote, what every MLP wrote, and biases. With the last norm's scale
-# frozen to what it is, each part has its own share of the logit difference, and the shares add up to it exactly. This is *direct logit attribution*.
+# The residual stream at the last position is a sum: the embedding, what every head wrote, what every MLP wrote, and
+# biases. With the last norm's scale frozen to what it is, each part has its own share of the logit difference, and
+# the shares add up to it exactly. This is *direct logit attribution*.
 #
 # **What we expect.** A few late heads that write towards the indirect object, and perhaps some against it.
 
@@ -268,24 +273,27 @@ with plots.figure(
     axes[1].set(xlabel="layer", ylabel="logits", title="MLPs")
 
 # %% [markdown]
-# **What it means.** All heads together write {glue:text}`heads_write`, all MLPs {glue:text}`mlps_write` (sum and logit difference differ by at most
-# {glue:text}`attribution_mismatch`). But what a head writes is not what would be missing without it: others may make up for it, and a head that
-# writes nothing of the answer itself may tell another one where to look. For that we must intervene.
+# **What it means.** All heads together write {glue:text}`heads_write`, all MLPs {glue:text}`mlps_write` (sum and
+# logit difference differ by at most {glue:text}`attribution_mismatch`). But what a head writes is not what would be
+# missing without it: others may make up for it, and a head that writes nothing of the answer itself may tell another
+# one where to look. For that we must intervene.
 #
 # ## Trace the circuit backwards
 #
-# *Path patching* replaces one head's output by what it is on p_ABC and lets the change travel along one path only: all other heads keep what
-# they had, MLPs and norms are recomputed, and what arrives at the receiver is put into an otherwise intact run. Receivers first are the logits;
-# then the queries of the heads found there, then the values of those that feed these, then the keys of the induction heads among those that feed these. A head has a role where
+# *Path patching* replaces one head's output by what it is on p_ABC and lets the change travel along one path only:
+# all other heads keep what they had, MLPs and norms are recomputed, and what arrives at the receiver is put into an
+# otherwise intact run. Receivers first are the logits; then the queries of the heads found there, then the values of
+# those that feed these, then the keys of the induction heads among those that feed these. A head has a role where
 #
-# 1. the logit difference moves the right way, and the mean over prompts, relative to its spread, exceeds what the largest of all heads reaches in 95 % of cases
-#    when the sign of every prompt is drawn at random;
+# 1. the logit difference moves the right way, and the mean over prompts, relative to its spread, exceeds what the
+#    largest of all heads reaches in 95 % of cases when the sign of every prompt is drawn at random;
 # 2. it moves by at least a hundredth of the logit difference;
-# 3. its attention, or what its value and output matrices do to a name, is above the 95th percentile of the heads that fail 1 or 2; names it must
-#    raise or lower it does so for at least half of them.
+# 3. its attention, or what its value and output matrices do to a name, is above the 95th percentile of the heads that
+#    fail 1 or 2; names it must raise or lower it does so for at least half of them.
 #
-# The criteria are the same for every model. They were written down before any head had a role, and mended twice since: when one strong head turned out to hide
-# all others from the first test, and when a backup planted in a toy model was missed.
+# The criteria are the same for every model. They were written down before any head had a role, and mended three times
+# since: when one strong head turned out to hide all others from the first test, when a backup planted in a toy model
+# was missed, and when most heads turned out to raise or lower no name at all, so that their 95th percentile was zero.
 
 # %% tags=["hide-input"]
 run.table(
@@ -406,12 +414,14 @@ else:
     )
 
 # %% [markdown]
-# **What it means.** Name movers: {glue:text}`role_name_mover`; S-suppressors: {glue:text}`role_s_suppressor`; negative: {glue:text}`role_negative`; backup:
-# {glue:text}`role_backup`; S-inhibition: {glue:text}`role_s_inhibition`; induction: {glue:text}`role_induction`; duplicate token:
-# {glue:text}`role_duplicate_token`; previous token: {glue:text}`role_previous_token`. That makes {glue:text}`outcome`, a share of
-# {glue:text}`circuit_share` of all heads. Heads with a direct effect that meet no role's criteria, so that we can't say what they do:
-# {glue:text}`unnamed_heads`. A *negative* head writes against the answer; an *S-suppressor* attends to the subject and lowers it, a role the
-# published circuit has no name for; {cite:t}`mcdougall2023copy` describe a head of GPT-2 small that suppresses whatever it attends to.
+# **What it means.** Name movers: {glue:text}`role_name_mover`; S-suppressors: {glue:text}`role_s_suppressor`;
+# negative: {glue:text}`role_negative`; backup: {glue:text}`role_backup`; S-inhibition:
+# {glue:text}`role_s_inhibition`; induction: {glue:text}`role_induction`; duplicate token:
+# {glue:text}`role_duplicate_token`; previous token: {glue:text}`role_previous_token`. That makes
+# {glue:text}`outcome`, a share of {glue:text}`circuit_share` of all heads. Heads with a direct effect that meet no
+# role's criteria, so that we can't say what they do: {glue:text}`unnamed_heads`. A *negative* head writes against the
+# answer; an *S-suppressor* attends to the subject and lowers it, a role the published circuit has no name for;
+# {cite:t}`mcdougall2023copy` describe a head of GPT-2 small that suppresses whatever it attends to.
 #
 # Drawn as a circuit:
 
@@ -458,8 +468,9 @@ if boxes:
 # %% [markdown]
 # ## Look at what the last heads look at
 #
-# **What we expect.** If a head moves or suppresses the name it attends to, then from prompt to prompt more attention to a name should mean more (or less) of that name in
-# what the head writes: its projection on the name, here relative to a name that is not in the prompt.
+# **What we expect.** If a head moves or suppresses the name it attends to, then from prompt to prompt more attention
+# to a name should mean more (or less) of that name in what the head writes: its projection on the name, here relative
+# to a name that is not in the prompt.
 
 # %%
 final_roles = ("name mover", "S-suppressor", "negative")
@@ -546,16 +557,19 @@ run.value(
 )
 
 # %% [markdown]
-# **What it means.** The figure shows head {glue:text}`strongest_last_head`; attention explains a share of {glue:text}`attention_explains` of the variance of what it writes, part of
-# which is only that it attends to one name and not to the other. A name mover's points should rise, those of an S-suppressor or a negative head fall.
+# **What it means.** The figure shows head {glue:text}`strongest_last_head`; attention explains a share of
+# {glue:text}`attention_explains` of the variance of what it writes, part of which is only that it attends to one name
+# and not to the other. A name mover's points should rise, those of an S-suppressor or a negative head fall.
 #
 # ## Knock out one role at a time
 #
-# From here on everything is measured on the second sample. *Knocked out* means: replaced by the mean over p_ABC prompts of the same template and order,
-# position by position ({glue:text}`n_reference` prompts of their own, at least {glue:text}`least_of_a_form` of a form), which keeps the sentence and takes away who is who.
+# From here on everything is measured on the second sample. *Knocked out* means: replaced by the mean over p_ABC
+# prompts of the same template and order, position by position ({glue:text}`n_reference` prompts of their own, at
+# least {glue:text}`least_of_a_form` of a form), which keeps the sentence and takes away who is who.
 #
-# **What we expect.** If the roles are right, each knock-out costs logit difference, that of the negative heads gains some. But name movers have
-# *backups* in GPT-2: others write more when they are gone. So a small loss is no proof of a small role.
+# **What we expect.** If the roles are right, each knock-out costs logit difference, that of the negative heads gains
+# some. But name movers have *backups* in GPT-2: others write more when they are gone. So a small loss is no proof of
+# a small role.
 
 # %%
 tested = fresh.first(n_patched)
@@ -670,7 +684,8 @@ run.claim(
 )
 
 # %% [markdown]
-# Does S-inhibition do what its name says? With it knocked out, the last heads' attention should move, if it tells them where to look.
+# Does S-inhibition do what its name says? With it knocked out, the last heads' attention should move, if it tells
+# them where to look.
 
 # %% tags=["hide-input"]
 means = roles.form_means(model, tested, reference)
@@ -702,8 +717,8 @@ if found.roles["S-inhibition"]:
     )
 
 # %% [markdown]
-# Attention to S that falls without them means that these heads *point* to S, which helps a head that suppresses it; attention to S that rises means that
-# they *inhibit* it, which helps a name mover. The published heads inhibit.
+# Attention to S that falls without them means that these heads *point* to S, which helps a head that suppresses it;
+# attention to S that rises means that they *inhibit* it, which helps a name mover. The published heads inhibit.
 #
 # Do others take over when the movers go? Direct attribution before and after, on the second sample:
 
@@ -773,18 +788,20 @@ run.claim(
 )
 
 # %% [markdown]
-# **What it means.** The whole model has a logit difference of {glue:text}`whole_difference` on the second sample. Roles whose knock-out changes it by more, or in another direction, than any random heads of their layers:
-# {glue:text}`beyond_random`. Whether it loses more by the heads that lower the subject than by those
-# that raise the indirect object: **{glue:text}`claim-lowers-s-more-than-raises-io`**. With the movers and suppressors the model loses
-# {glue:text}`movers_write` logits of direct writing, of which other heads make up a share of {glue:text}`share_made_up`:
-# **{glue:text}`claim-others-take-over`**. A head with a rise need not be a copy of what was lost: a negative head that has less to write against rises too.
+# **What it means.** The whole model has a logit difference of {glue:text}`whole_difference` on the second sample.
+# Roles whose knock-out changes it by more, or in another direction, than any random heads of their layers:
+# {glue:text}`beyond_random`. Whether it loses more by the heads that lower the subject than by those that raise the
+# indirect object: **{glue:text}`claim-lowers-s-more-than-raises-io`**. With the movers and suppressors the model
+# loses {glue:text}`movers_write` logits of direct writing, of which other heads make up a share of
+# {glue:text}`share_made_up`: **{glue:text}`claim-others-take-over`**. A head with a rise need not be a copy of what
+# was lost: a negative head that has less to write against rises too.
 #
 # ## Ask what S-inhibition says
 #
-# It could say *which name* to avoid (a token signal), or *which place* (a position signal: the first name or the second). The corrupted prompts pull the two apart. We put into the
-# S-inhibition heads, at END, what they write on a prompt with the same or the other place repeated, and with the same name, a random one, or the
-# other name. The paper's two-by-three table. **What we expect**, from
-# GPT-2: both signals count, the place for more.
+# It could say *which name* to avoid (a token signal), or *which place* (a position signal: the first name or the
+# second). The corrupted prompts pull the two apart. We put into the S-inhibition heads, at END, what they write on a
+# prompt with the same or the other place repeated, and with the same name, a random one, or the other name. The
+# paper's two-by-three table. **What we expect**, from GPT-2: both signals count, the place for more.
 
 # %%
 CELLS = {
@@ -887,17 +904,24 @@ run.claim(
 )
 
 # %% [markdown]
-# **What it means.** A linear fit to the six cells gives {glue:text}`position_signal` logits for the position and {glue:text}`token_signal` for the token, around a constant of {glue:text}`signal_constant`, where GPT-2 small has
-# 2.31 and 0.99 {cite:p}`wang2022interpretability`. A constant above the position's coefficient means that inverting the signal weakens the preference without turning it. Whether the place counts for more: **{glue:text}`claim-position-outweighs-token`**.
+# **What it means.** A linear fit to the six cells gives {glue:text}`position_signal` logits for the position and
+# {glue:text}`token_signal` for the token, around a constant of {glue:text}`signal_constant`, where GPT-2 small has
+# 2.31 and 0.99 {cite:p}`wang2022interpretability`. A constant above the position's coefficient means that inverting
+# the signal weakens the preference without turning it. Whether the place counts for more:
+# **{glue:text}`claim-position-outweighs-token`**.
 #
 # ## Test the circuit as a whole
 #
-# Two questions, and both must be asked. *Keep only*: with every head outside the circuit knocked out, how much of the logit difference is left? *Knock out only*: with just the circuit knocked out, how much?
-# As {cite:t}`miller2024transformer` show, such a figure depends on six choices at least. Ours, here: (1) granularity: nodes, not edges; (2) components: heads, while MLPs
-# stay; (3) what fills the gap: means over p_ABC by template and order, and, in a second row, single p_ABC prompts (resampled); (4) token positions: all; (5) direction: p_ABC goes into the clean run, not the other way round; (6) the set
-# ablated: the complement of the circuit, and the circuit. Random circuits have as many heads in every layer.
+# Two questions, and both must be asked. *Keep only*: with every head outside the circuit knocked out, how much of the
+# logit difference is left? *Knock out only*: with just the circuit knocked out, how much? As
+# {cite:t}`miller2024transformer` show, such a figure depends on six choices at least. Ours, here: (1) granularity:
+# nodes, not edges; (2) components: heads, while MLPs stay; (3) what fills the gap: means over p_ABC by template and
+# order, and, in a second row, single p_ABC prompts (resampled); (4) token positions: all; (5) direction: p_ABC goes
+# into the clean run, not the other way round; (6) the set ablated: the complement of the circuit, and the circuit.
+# Random circuits have as many heads in every layer.
 #
-# **What we expect.** Kept alone, the circuit does most of the task and random ones none of it; without it, little is left, and random ones can be spared.
+# **What we expect.** Kept alone, the circuit does most of the task and random ones none of it; without it, little is
+# left, and random ones can be spared.
 
 # %%
 all_heads = list(np.ndindex(model.n_layers, model.n_heads))
@@ -1024,8 +1048,9 @@ run.claim(
 )
 
 # %% [markdown]
-# *Completeness* asks whether the circuit reacts like the model: knock the same heads $K$ out of both, and the logit differences should stay together. *Minimality* asks whether each head is needed: take a
-# head out of the circuit in which the rest of its role is already missing, and see how much changes.
+# *Completeness* asks whether the circuit reacts like the model: knock the same heads $K$ out of both, and the logit
+# differences should stay together. *Minimality* asks whether each head is needed: take a head out of the circuit in
+# which the rest of its role is already missing, and see how much changes.
 
 # %%
 generator = np.random.default_rng(seed)
@@ -1108,16 +1133,22 @@ run.value(
 run.value("n_roles_filled", len(filled))
 
 # %% [markdown]
-# **What it means.** Alone, the circuit keeps a share of {glue:text}`kept_share` of the logit difference; without it, the rest of the model keeps {glue:text}`knocked_share`. Read the spread over prompts and the two orders in
-# the table before quoting either. Verdicts: necessary **{glue:text}`claim-circuit-is-necessary`**, better than random **{glue:text}`claim-circuit-beats-random`**, sufficient for half
-# **{glue:text}`claim-circuit-suffices`**. Model and circuit come apart by up to {glue:text}`largest_incompleteness` logits when the same heads are missing from both, and a search for the worst set, as in the paper, would find more. Heads that change less than a hundredth
-# in this test, so that the circuit would do without: {glue:text}`idle_heads`.
+# **What it means.** Alone, the circuit keeps a share of {glue:text}`kept_share` of the logit difference; without it,
+# the rest of the model keeps {glue:text}`knocked_share`. Read the spread over prompts and the two orders in the table
+# before quoting either. Verdicts: necessary **{glue:text}`claim-circuit-is-necessary`**, better than random
+# **{glue:text}`claim-circuit-beats-random`**, sufficient for half **{glue:text}`claim-circuit-suffices`**. Model and
+# circuit come apart by up to {glue:text}`largest_incompleteness` logits when the same heads are missing from both,
+# and a search for the worst set, as in the paper, would find more. Heads that change less than a hundredth in this
+# test, so that the circuit would do without: {glue:text}`idle_heads`.
 #
 # ## Compare with GPT-2 small
 #
-# The published circuit moves the right name to the output. Whether this model rather suppresses the wrong one: **{glue:text}`claim-lowers-s-more-than-raises-io`**. The published S-inhibition says above all
-# which *place* to avoid; here: **{glue:text}`claim-position-outweighs-token`**. Knocking out GPT-2's name movers costs little, since backups take over; here others write more when movers and suppressors
-# go: **{glue:text}`claim-others-take-over`**. The published circuit is faithful to 87 %; this one keeps more than half: **{glue:text}`claim-circuit-suffices`**. And does a single head, the one with the largest direct effect, carry more than a third of it all?
+# The published circuit moves the right name to the output. Whether this model rather suppresses the wrong one:
+# **{glue:text}`claim-lowers-s-more-than-raises-io`**. The published S-inhibition says above all which *place* to
+# avoid; here: **{glue:text}`claim-position-outweighs-token`**. Knocking out GPT-2's name movers costs little, since
+# backups take over; here others write more when movers and suppressors go: **{glue:text}`claim-others-take-over`**.
+# The published circuit is faithful to 87 %; this one keeps more than half: **{glue:text}`claim-circuit-suffices`**.
+# And does a single head, the one with the largest direct effect, carry more than a third of it all?
 
 # %% tags=["hide-input"]
 alone = None
@@ -1170,7 +1201,8 @@ run.claim(
 #
 # ## Check it
 #
-# The effect of patching one head once more in TransformerLens itself: its bridge runs the same weights through its own hooks.
+# The effect of patching one head once more in TransformerLens itself: its bridge runs the same weights through its
+# own hooks.
 
 # %%
 strongest = last_heads or all_heads[-1:]
@@ -1214,8 +1246,8 @@ run.value("check_head", f"{layer}.{head}")
 # %% [markdown]
 # ## Where this breaks
 #
-# How firm are the roles? The criteria once more on random halves of the prompts: the share of forty halves in which a head of a role still
-# passes the test of its effect.
+# How firm are the roles? The criteria once more on random halves of the prompts: the share of forty halves in which a
+# head of a role still passes the test of its effect.
 
 # %%
 n_searched = len(searched.prompts)
@@ -1255,30 +1287,43 @@ run.value("n_infirm", len(weak))
 run.value("n_with_role", len(survives))
 
 # %% [markdown]
-# - **Few prompts.** Heads whose effect passes in fewer than half of the halves: {glue:text}`infirm_heads` ({glue:text}`n_infirm` of {glue:text}`n_with_role` roles). Half the prompts make a weaker test, and with more prompts more heads would pass: the
-#   test finds what is *consistent*, and only the second criterion keeps out what is consistent and tiny.
-# - **The null is about signs.** It supposes that a head without a role moves the logit difference up as easily as down. A skewed effect can pass it; the other two criteria are there for that.
-# - **Heads only.** MLPs stay as they are in every test, and some of what they do belongs to the task. Heads without a name ({glue:text}`unnamed_heads`) have a direct effect that no role explains.
-# - **The order of the search matters.** Receivers of a stage are the heads found in the one before; a head missed there hides all that feeds it. With grouped-query attention the receivers of values and keys
-#   are shared by several query heads, so that what feeds one of them seems to feed all.
-# - **Means are not neutral.** A mean over p_ABC still holds the sentence; other fillings may give other percentages: compare the rows of the table.
-# - **Ten sentences.** Behaviour differs between templates, and a circuit may too. *Fresh* prompts have other names, places and things, not other sentences, and the intervals treat
-#   prompts of one template as independent.
-# - **Models that can't.** With random weights the model does not do the task, nothing is traced, and the page says *no circuit found*; the tests hold it to that.
+# - **Few prompts.** Heads whose effect passes in fewer than half of the halves: {glue:text}`infirm_heads`
+#   ({glue:text}`n_infirm` of {glue:text}`n_with_role` roles). Half the prompts make a weaker test, and with more
+#   prompts more heads would pass: the test finds what is *consistent*, and only the second criterion keeps out what
+#   is consistent and tiny.
+# - **The null is about signs.** It supposes that a head without a role moves the logit difference up as easily as
+#   down. A skewed effect can pass it; the other two criteria are there for that.
+# - **Heads only.** MLPs stay as they are in every test, and some of what they do belongs to the task. Heads without a
+#   name ({glue:text}`unnamed_heads`) have a direct effect that no role explains.
+# - **The order of the search matters.** Receivers of a stage are the heads found in the one before; a head missed
+#   there hides all that feeds it. With grouped-query attention the receivers of values and keys are shared by several
+#   query heads, so that what feeds one of them seems to feed all.
+# - **Means are not neutral.** A mean over p_ABC still holds the sentence; other fillings may give other percentages:
+#   compare the rows of the table.
+# - **Ten sentences.** Behaviour differs between templates, and a circuit may too. *Fresh* prompts have other names,
+#   places and things, not other sentences, and the intervals treat prompts of one template as independent.
+# - **Models that can't.** With random weights the model does not do the task, nothing is traced, and the page says
+#   *no circuit found*; the tests hold it to that.
 #
 # ## Summary
 #
-# - The model names the indirect object because of who is named twice (`names-the-indirect-object`: {glue:text}`claim-names-the-indirect-object`).
-# - It loses more by the heads that lower the subject than by those that raise the indirect object (`lowers-s-more-than-raises-io`: {glue:text}`claim-lowers-s-more-than-raises-io`), and one
-#   head alone carries more than a third (`one-head-dominates`: {glue:text}`claim-one-head-dominates`).
+# - The model names the indirect object because of who is named twice (`names-the-indirect-object`:
+#   {glue:text}`claim-names-the-indirect-object`).
+# - It loses more by the heads that lower the subject than by those that raise the indirect object
+#   (`lowers-s-more-than-raises-io`: {glue:text}`claim-lowers-s-more-than-raises-io`), and one head alone carries more
+#   than a third (`one-head-dominates`: {glue:text}`claim-one-head-dominates`).
 # - Others take over when these go (`others-take-over`: {glue:text}`claim-others-take-over`).
-# - S-inhibition says more about the place than about the name (`position-outweighs-token`: {glue:text}`claim-position-outweighs-token`).
-# - On fresh prompts the circuit is necessary (`circuit-is-necessary`: {glue:text}`claim-circuit-is-necessary`), better than random ones (`circuit-beats-random`:
-#   {glue:text}`claim-circuit-beats-random`) and sufficient for half (`circuit-suffices`: {glue:text}`claim-circuit-suffices`).
-# - Against what was published for GPT-2 small: logit difference (`published-logit-difference`) {glue:text}`claim-published-logit-difference`, accuracy (`published-accuracy`)
-#   {glue:text}`claim-published-accuracy`, heads (`published-heads`) {glue:text}`claim-published-heads`, S-inhibition (`published-s-inhibition-knock-out`)
-#   {glue:text}`claim-published-s-inhibition-knock-out`, position signal (`published-position-signal`) {glue:text}`claim-published-position-signal`, faithfulness (`published-faithfulness`)
-#   {glue:text}`claim-published-faithfulness`.
+# - S-inhibition says more about the place than about the name (`position-outweighs-token`:
+#   {glue:text}`claim-position-outweighs-token`).
+# - On fresh prompts the circuit is necessary (`circuit-is-necessary`: {glue:text}`claim-circuit-is-necessary`),
+#   better than random ones (`circuit-beats-random`: {glue:text}`claim-circuit-beats-random`) and sufficient for half
+#   (`circuit-suffices`: {glue:text}`claim-circuit-suffices`).
+# - Against what was published for GPT-2 small: logit difference (`published-logit-difference`)
+#   {glue:text}`claim-published-logit-difference`, accuracy (`published-accuracy`)
+#   {glue:text}`claim-published-accuracy`, heads (`published-heads`) {glue:text}`claim-published-heads`, S-inhibition
+#   (`published-s-inhibition-knock-out`) {glue:text}`claim-published-s-inhibition-knock-out`, position signal
+#   (`published-position-signal`) {glue:text}`claim-published-position-signal`, faithfulness
+#   (`published-faithfulness`) {glue:text}`claim-published-faithfulness`.
 
 # %%
 run.finish()
@@ -1286,29 +1331,39 @@ run.finish()
 # %% [markdown]
 # ## Exercises
 #
-# **1. A third name** (15 minutes). Put a third person into the first clause: "When Mary, John and Jim …". What is right now, and what does the model say? *Hint: `prompts.ioi` takes `templates`; a name that is not a
-# slot may stand in the text.*
+# **1. A third name** (15 minutes). Put a third person into the first clause: "When Mary, John and Jim …". What is
+# right now, and what does the model say? *Hint: `prompts.ioi` takes `templates`; a name that is not a slot may stand
+# in the text.*
 #
 # ```{dropdown} Solution
-# Pass `templates=("When{A},{B} and Jim came back from the{PLACE},{S} gave a{OBJECT} to",)`. Two answers are right now. Compare the logits of the indirect object, of Jim and of the subject: if the model suppresses
-# what came twice, the subject falls behind both; if it moves one name, the two right ones differ.
+# Pass `templates=("When{A},{B} and Jim came back from the{PLACE},{S} gave a{OBJECT} to",)`. Two answers are right
+# now. Compare the logits of the indirect object, of Jim and of the subject: if the model suppresses what came twice,
+# the subject falls behind both; if it moves one name, the two right ones differ.
 # ```
 #
-# **2. Another null** (20 minutes). Replace the sign flips by a null of your own: the effects of path patching between two *different* p_ABC corruptions of each prompt. Which roles change? *Hint: draw a second data set with another
+# **2. Another null** (20 minutes). Replace the sign flips by a null of your own: the effects of path patching between
+# two *different* p_ABC corruptions of each prompt. Which roles change? *Hint: draw a second data set with another
 # seed and swap its `others` in.*
 #
 # ```{dropdown} Solution
-# `dataclasses.replace(chosen, others=...)` gives other corruptions of the same prompts; `patch_paths(model, first, second, "logits", answers=chosen.answers)` patches between them. No effect there can be due to the task, as
-# neither prompt contains it. The largest mean effect of any head is a limit that needs no symmetry. Leave out prompts whose new names are among the two of the task. If the limit is smaller than ours, more heads pass and the size criterion decides.
+# `dataclasses.replace(chosen, others=...)` gives other corruptions of the same prompts; `patch_paths(model, first,
+# second, "logits", answers=chosen.answers)` patches between them. No effect there can be due to the task, as neither
+# prompt contains it. The largest mean effect of any head is a limit that needs no symmetry. Leave out prompts whose
+# new names are among the two of the task. If the limit is smaller than ours, more heads pass and the size criterion
+# decides.
 # ```
 #
-# **3. Positions** (20 minutes). Knock the circuit out only where each role acts (S1+1, S2 or END) and compare with the table. *Hint: `hooks.Edit` takes a position for each prompt.*
+# **3. Positions** (20 minutes). Knock the circuit out only where each role acts (S1+1, S2 or END) and compare with
+# the table. *Hint: `hooks.Edit` takes a position for each prompt.*
 #
 # ```{dropdown} Solution
-# Build edits as `roles.knock_out` does, with `position=torch.tensor(tested.positions["S2"])` and the means at those positions, and read the logit difference inside `hooks.intervene`. If the roles are right, little changes
-# for the knock-out; for *keep only*, knocking out the circuit's own heads at all other positions costs more, which is what {cite:t}`miller2024transformer` warn of.
+# Build edits as `roles.knock_out` does, with `position=torch.tensor(tested.positions["S2"])` and the means at those
+# positions, and read the logit difference inside `hooks.intervene`. If the roles are right, little changes for the
+# knock-out; for *keep only*, knocking out the circuit's own heads at all other positions costs more, which is what
+# {cite:t}`miller2024transformer` warn of.
 # ```
 #
 # ## References
 #
-# {cite:t}`wang2022interpretability` and {cite:t}`miller2024transformer`, in full in the [bibliography](../../reference/bibliography).
+# {cite:t}`wang2022interpretability`, {cite:t}`miller2024transformer` and {cite:t}`mcdougall2023copy`, in full in the
+# [bibliography](../../reference/bibliography).
