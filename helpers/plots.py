@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from helpers.claims import Estimate
 
 SVG = "http://www.w3.org/2000/svg"
+LINK = re.compile(r"^#(\S+)$|url\(#([^)]+)\)")
 INK = "#010203"  # a colour that nothing else uses
 BLUE, ORANGE, GREY = "#3c8dd0", "#d1791f", "#8a8a8a"
 """Distinguishable for colour-blind readers, with enough contrast on white and on near-black."""
@@ -204,7 +205,16 @@ def _inline_svg(svg: str, key: str, alt: str) -> str:
     root = ElementTree.fromstring(re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", svg))
     for metadata in root.findall(f"{{{SVG}}}metadata"):
         root.remove(metadata)
+    used = {
+        name
+        for element in root.iter()
+        for text in element.attrib.values()
+        for found in LINK.findall(text)
+        for name in found
+    }
     for element in root.iter():
+        if element.get("id") not in used:  # equal images have equal ones
+            element.attrib.pop("id", None)
         for name, text in element.attrib.items():
             text = text.replace(INK, "currentColor")
             text = re.sub(r"url\(#", f"url(#{key}-", text)

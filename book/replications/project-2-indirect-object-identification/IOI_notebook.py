@@ -1151,15 +1151,12 @@ run.value("n_roles_filled", len(filled))
 # And does a single head, the one with the largest direct effect, carry more than a third of it all?
 
 # %% tags=["hide-input"]
-alone = None
+place, alone = [], None
 if "logits" in found.stages:
-    place = divmod(
-        int(found.stages["logits"].mean.argmin()), model.n_heads
-    )  # chosen on the first sample
-    alone = (whole - without([[place]])[0]) / whole.mean()
-    run.value("largest_head", named([place]))
-else:
-    run.value("largest_head", "none")
+    direct = found.stages["logits"].mean  # chosen on the first sample
+    place = [divmod(int(direct.argmin()), model.n_heads)]
+    alone = (whole - without([place])[0]) / whole.mean()
+run.value("largest_head", named(place))
 run.claim(
     "one-head-dominates",
     "Knocking out a single head costs more than a third of the logit difference.",
