@@ -359,16 +359,25 @@ def next_token_losses(
     return torch.cat(losses)
 
 
-def layer_matched_sets(loaded: LoadedModel, heads: Sequence[Head], *, n_sets: int, seed: int) -> list[list[Head]]:
+def layer_matched_sets(
+    loaded: LoadedModel, heads: Sequence[Head], *, n_sets: int, seed: int, disjoint: bool = True
+) -> list[list[Head]]:
     """Random sets to compare with: as many heads in every layer as `heads` has there, none of them in `heads`.
 
-    Returns no set at all where a layer has too few other heads.
+    Args:
+        disjoint: if not, they are drawn from all heads of the layer, so that they may share some with `heads`.
+
+    Returns no set at all where a layer has too few other heads, or where `heads` are all that could be drawn.
     """
     import numpy as np
 
     generator = np.random.default_rng(seed)
     taken = {layer: [head for other, head in heads if other == layer] for layer, _ in heads}
     free = {layer: np.setdiff1d(np.arange(loaded.n_heads), taken[layer]) for layer in taken}
+    if taken and all(len(taken[layer]) == loaded.n_heads for layer in taken):
+        return []
+    if not disjoint:
+        free = {layer: np.arange(loaded.n_heads) for layer in taken}
     if any(len(free[layer]) < len(taken[layer]) for layer in taken):
         return []
     return [

@@ -1323,6 +1323,20 @@ def test_random_sets_have_as_many_other_heads_in_every_layer(load_tiny, heads, s
     assert sets == hooks.layer_matched_sets(loaded, heads, n_sets=5, seed=seed)
 
 
+@given(heads=SETS_OF_HEADS.filter(bool), seed=st.integers(0, 1000))
+def test_random_sets_that_may_share_heads_are_there_unless_only_one_could_be(load_tiny, heads, seed):
+    loaded = load_tiny("llama")
+    per_layer = [sum(layer == i for layer, _ in heads) for i in range(2)]
+    sets = hooks.layer_matched_sets(loaded, heads, n_sets=5, seed=seed, disjoint=False)
+    if set(per_layer) <= {0, 4}:
+        assert sets == []
+        return
+    assert len(sets) == 5
+    for chosen in sets:
+        assert len(set(chosen)) == len(chosen)
+        assert [sum(layer == i for layer, _ in chosen) for i in range(2)] == per_layer
+
+
 def test_random_sets_reach_every_other_head_about_equally_often(load_tiny):
     sets = hooks.layer_matched_sets(load_tiny("llama"), [(1, 2)], n_sets=600, seed=0)
     counts = [sum((1, head) in chosen for chosen in sets) for head in range(4)]

@@ -603,13 +603,17 @@ def without(sets):
 
 
 # %%
-filled = {name: list(heads) for name, heads in found.roles.items() if heads}
-random_like = {
-    name: hooks.layer_matched_sets(
-        model, heads, n_sets=n_random_sets, seed=seed
+def random_sets(heads):
+    """As many heads in every layer: other ones, or any where a layer has too few."""
+    options = {"n_sets": n_random_sets, "seed": seed}
+    others = hooks.layer_matched_sets(model, heads, **options)
+    return others or hooks.layer_matched_sets(
+        model, heads, disjoint=False, **options
     )
-    for name, heads in filled.items()
-}
+
+
+filled = {name: list(heads) for name, heads in found.roles.items() if heads}
+random_like = {name: random_sets(heads) for name, heads in filled.items()}
 everything = [*filled.values()] + [
     heads for sets in random_like.values() for heads in sets
 ]
@@ -745,12 +749,9 @@ if movers:
     rise = rise_without(movers)
     gone = -sum(rise[place] for place in movers)
     takes_over = by_the_others(rise, movers)
-    random_movers = hooks.layer_matched_sets(
-        model, movers, n_sets=n_random_sets, seed=seed
-    )
     by_chance = [
         by_the_others(rise_without(heads), heads).mean()
-        for heads in random_movers
+        for heads in random_sets(movers)
     ]
 
 # %% tags=["hide-input"]
@@ -918,7 +919,8 @@ run.claim(
 # nodes, not edges; (2) components: heads, while MLPs stay; (3) what fills the gap: means over p_ABC by template and
 # order, and, in a second row, single p_ABC prompts (resampled); (4) token positions: all; (5) direction: p_ABC goes
 # into the clean run, not the other way round; (6) the set ablated: the complement of the circuit, and the circuit.
-# Random circuits have as many heads in every layer.
+# Random circuits have as many heads in every layer: others, or where a layer has too few others
+# any, so that they may share some with the circuit.
 #
 # **What we expect.** Kept alone, the circuit does most of the task and random ones none of it; without it, little is
 # left, and random ones can be spared.
@@ -933,9 +935,7 @@ def complement(heads):
 
 # %%
 if circuit:
-    random_circuits = hooks.layer_matched_sets(
-        model, circuit, n_sets=n_random_sets, seed=seed
-    )
+    random_circuits = random_sets(circuit)
     several = [circuit, *random_circuits]
     both = without([complement(heads) for heads in several] + several)
     kept, knocked = both[: len(several)], both[len(several) :]
