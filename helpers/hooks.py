@@ -344,11 +344,8 @@ def next_token_losses(
 
     rows, n_entries = token_ids(loaded, tokens), tokens.shape[1] - 1
     lengths = torch.full((len(rows),), tokens.shape[1])
-    chosen = (
-        torch.arange(n_entries)
-        if entries is None
-        else torch.tensor([_whole(entry) for entry in entries], dtype=torch.long)
-    )
+    entries = range(n_entries) if entries is None else entries
+    chosen = torch.tensor([_whole(entry) for entry in entries], dtype=torch.long)
     if ((chosen < 0) | (chosen >= n_entries)).any():
         raise InputError(f"entries {chosen.tolist()}: legal are 0 to {n_entries - 1}")
     losses = []

@@ -88,6 +88,8 @@ class AttentionOnly(nn.Module):
         """
         if cut is not None and (cut[1] not in INPUTS or not 0 <= cut[0] < self.W_Q.shape[1]):
             raise InputError(f"cut {cut!r}: legal are (0 to {self.W_Q.shape[1] - 1}, one of q, k, v)")
+        if tokens.shape[1] > len(self.W_pos):
+            raise InputError(f"sequences of {tokens.shape[1]} tokens: legal are at most {len(self.W_pos)}")
         resid = self.W_E[tokens] + self.W_pos[: tokens.shape[1]]
         later = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
         patterns, first_written = [], None

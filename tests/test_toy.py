@@ -410,3 +410,9 @@ def test_the_learnt_lookup_needs_the_keys_that_the_previous_token_head_writes(tr
     scores, by_chance = toy.composition_scores(model), toy.random_composition_scores(model, n_draws=500, seed=0)
     assert scores["k"][sender].max() > 1.3 * by_chance.quantile(0.95)
     assert int(scores["k"].max(1).values.argmax()) == sender
+
+
+def test_longer_sequences_than_the_model_has_positions_for_are_refused(refused):
+    model = toy.AttentionOnly(1, vocabulary_size=12, length=16)
+    with refused("17 tokens", "at most 16"):
+        model(torch.zeros(1, 17, dtype=torch.long))

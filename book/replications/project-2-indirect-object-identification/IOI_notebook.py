@@ -142,7 +142,7 @@ def behaviour(rows, data):
 
 
 difference, accurate, p_io = behaviour(chosen.prompts, chosen)
-difference_abc, *_ = behaviour(chosen.corrupted("p_ABC"), chosen)
+difference_abc, _, p_io_abc = behaviour(chosen.corrupted("p_ABC"), chosen)
 
 # %% tags=["hide-input"]
 forms = {
@@ -163,6 +163,7 @@ for name, members in forms.items():
             "accuracy": float(accurate[members].mean()),
             "P(IO)": float(p_io[members].mean()),
             "logit difference on p_ABC": float(difference_abc[members].mean()),
+            "P(IO) on p_ABC": float(p_io_abc[members].mean()),
             "n": int(members.sum()),
         }
     )
