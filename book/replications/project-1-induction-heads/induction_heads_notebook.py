@@ -970,7 +970,7 @@ ranks = rank_in_layer(score["induction"]), rank_in_layer(effects_of_heads)
 
 # %% tags=["hide-input"]
 correlation = None
-if len(effect) >= 8:
+if len(effect) >= 16:  # fewer may be all alike in a resample
     interval = bootstrap(
         ranks,
         lambda one, other: pearsonr(one, other).statistic,
