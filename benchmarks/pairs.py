@@ -26,10 +26,13 @@ class Row:
     note: str = ""
 
 
-def timed(function: Callable[[], object]) -> float:
+def timed(function: Callable[[], object], repeats: int = 1) -> float:
+    """Seconds of one run; of a short one, the mean of several in a row."""
+    time.sleep(0.2)  # until the threads of what ran before no longer wait for work, which takes processor time
     start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - start) / repeats
 
 
 def paired(
@@ -41,6 +44,7 @@ def paired(
     at_least: float,
     n_pairs: int,
     scale: float = 1.0,
+    repeats: int = 1,
     once: Callable[[], object] | None = None,
     floor: Callable[[], float] | None = None,
     note: str = "",
@@ -50,13 +54,14 @@ def paired(
     Args:
         at_least: the ratio to reach.
         scale: the peer's whole work over what `peer` runs of it.
+        repeats: of ours and of the peer in a row, where one run is too short to be timed.
         once: what the peer does once besides, whatever the sample.
         floor: measured in each pair.
     """
     ours_seconds, peer_seconds, floors = [], [], []
     for _ in range(n_pairs):
-        ours_seconds.append(timed(ours))
-        peer_seconds.append(scale * timed(peer) + (timed(once) if once else 0))
+        ours_seconds.append(timed(ours, repeats))
+        peer_seconds.append(scale * timed(peer, repeats) + (timed(once) if once else 0))
         if floor:
             floors.append(floor())
     ratio = statistics.median(b / a for a, b in zip(ours_seconds, peer_seconds, strict=True))
