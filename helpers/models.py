@@ -283,6 +283,30 @@ def load(
     )
 
 
+def untrained(loaded: LoadedModel, *, seed: int) -> LoadedModel:
+    """A copy of the model before its training: the architecture's own random weights, drawn with a seed.
+
+    Raises:
+        InputError: another backend than plain transformers.
+    """
+    import torch
+    import transformers
+
+    if loaded.backend != "huggingface":
+        raise InputError(f"no untrained copy on backend {loaded.backend!r}: legal is 'huggingface'")
+    with torch.random.fork_rng(devices=[]), _quiet_transformers():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(
+            loaded.model.config, dtype=loaded.model.dtype, attn_implementation="eager"
+        )
+    return replace(
+        loaded,
+        card=replace(loaded.card, title=f"{loaded.card.title}, untrained"),
+        model=model.to(loaded.device).eval().requires_grad_(False),
+        weights_sha256=f"random, seed {seed}",
+    )
+
+
 def verify(card: ModelCard, folder: Path) -> str:
     """Compare a folder's files with their known hashes; returns the hash of the weights.
 

@@ -800,3 +800,23 @@ def test_a_registered_start_token_is_used_whatever_the_tokenizer_does(fake, monk
     loaded = models.load("fake-q4")
     assert loaded.encode("the cat") == [loaded.start_token_id, *loaded.tokenizer("the cat")["input_ids"]]
     assert loaded.tokenizer.convert_ids_to_tokens(loaded.start_token_id) == START
+
+
+# Without training
+
+
+def test_an_untrained_copy_has_the_shape_and_nothing_else(load_tiny, refused):
+    loaded = load_tiny("gpt2")
+    random = torch.random.get_rng_state()
+    one, same, other = (models.untrained(loaded, seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(torch.random.get_rng_state(), random)
+    weights = [dict(model.model.named_parameters()) for model in (loaded, one, same, other)]
+    assert all(weights[0][name].shape == tensor.shape for name, tensor in weights[1].items())
+    name = next(name for name in weights[0] if name.endswith("c_attn.weight"))
+    trained, first, again, different = (group[name] for group in weights)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, trained) and not torch.equal(first, different)
+    assert not any(tensor.requires_grad for tensor in weights[1].values())
+    assert one.weights_sha256 == "random, seed 5" and one.card.title.endswith(", untrained")
+    with refused("no untrained copy on backend 'transformer_lens'"):
+        models.untrained(load_tiny("gpt2", "transformer_lens"), seed=0)
