@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +110,12 @@ class Captured:
 
     def __getitem__(self, site: str) -> Tensor:
         return self.values[site]
+
+    def chosen(self, rows: Sequence[int]) -> Captured:
+        """Those of some of the prompts."""
+        rows = list(rows)
+        values = {site: tensor[rows] for site, tensor in self.values.items()}
+        return replace(self, values=values, lengths=self.lengths[rows])
 
 
 def token_ids(loaded: LoadedModel, prompts: Sequence[Prompt] | Int[Tensor, "example position"]) -> list[list[int]]:

@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     import matplotlib.figure
+    import pandas as pd
     import plotly.graph_objects
     from jaxtyping import Float
     from numpy.typing import NDArray
@@ -163,6 +164,37 @@ def interval(axes: Any, x: float, estimate: Estimate, **style: Any) -> None:
     """Draw an estimate as a point with a bar for its interval."""
     error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
     axes.errorbar(x, estimate.value, error, **{"fmt": "o", "color": BLUE, "capsize": 4} | style)
+
+
+def layer_curve(axes: Any, table: pd.DataFrame, *, label: str = "", null: bool = True, **style: Any) -> None:
+    """Draw the AUROC of a probe by layer, with its interval, and the band of its null in grey.
+
+    Args:
+        table: what `probes.Sweep.table` gives, of one component at one position.
+    """
+    line = axes.plot(table["layer"], table["auroc"], **{"color": BLUE, "label": label} | style)[0]
+    if null:
+        band = table["layer"], table["null_low"], table["null_high"]
+        axes.fill_between(*band, color=GREY, alpha=0.3, linewidth=0)
+    interval = table["layer"], table["auroc_low"], table["auroc_high"]
+    axes.fill_between(*interval, color=line.get_color(), alpha=0.25, linewidth=0)
+    axes.axhline(0.5, color=INK, linestyle=":", linewidth=1)
+    axes.set(xlabel="layer", ylabel="AUROC")
+
+
+def matrix(axes: Any, values: pd.DataFrame, *, limits: tuple[float, float] = (0.0, 1.0)) -> Any:
+    """Draw a table of numbers as colours with the numbers in them; rows and columns keep their names."""
+    import numpy as np
+
+    middle = sum(limits) / 2
+    image = axes.imshow(values, cmap="RdBu", vmin=limits[0], vmax=limits[1], aspect="auto")
+    for (row, column), value in np.ndenumerate(values.to_numpy()):
+        far = abs(value - middle) > 0.35 * (limits[1] - limits[0])
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if far else "black", fontsize=9)
+    axes.set_xticks(range(values.shape[1]), [plain(str(name)) for name in values.columns], rotation=30, ha="right")
+    axes.set_yticks(range(values.shape[0]), [plain(str(name)) for name in values.index])
+    axes.set(xlabel=values.columns.name or "", ylabel=values.index.name or "")
+    return image
 
 
 def diagram(axes: Any, boxes: dict[str, tuple[float, float, str]], arrows: Sequence[tuple[str, str, str]]) -> None:

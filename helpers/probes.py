@@ -495,6 +495,37 @@ def evaluate(
     return _estimates(scores, labels, groups, folds, seed) | {"recall": _recall(scores, labels, groups, seed)}
 
 
+def difference(
+    one: Float[Tensor, " row"],
+    other: Float[Tensor, " row"],
+    labels: Sequence[bool],
+    groups: Sequence[Hashable],
+    *,
+    folds: Sequence[int] | None = None,
+    seed: int,
+) -> Estimate:
+    """By how much the AUROC of one score exceeds that of another on the same rows: each bootstrap sample has both.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    import torch
+
+    checked, codes = _checked(labels, groups)
+    scores = torch.stack([torch.as_tensor(score).double() for score in (one, other)])
+    if scores.shape[1] != len(checked) or not scores.isfinite().all():
+        raise InputError(f"scores of shape {list(scores.shape[1:])}: legal are {len(checked)} finite numbers")
+    folds = torch.zeros(len(checked), dtype=torch.long) if folds is None else torch.as_tensor(folds)
+    _check_folds(checked, codes, folds)
+    truth = torch.from_numpy(checked)
+
+    def gap(weights: Float[Tensor, "resample row"]) -> Float[Tensor, " resample"]:
+        auroc = _resampled(scores, truth, folds, weights)["auroc"]
+        return auroc[0] - auroc[1]
+
+    return _estimate(gap, groups, len(checked), seed)
+
+
 def calibration_error(
     logits: Float[Tensor, " row"], labels: Sequence[bool], groups: Sequence[Hashable], *, n_bins: int = 10, seed: int
 ) -> Estimate:
@@ -668,28 +699,23 @@ def baselines(
     positions: str | int | Sequence[int] | Mapping[str, int | Sequence[int]] = "last",
     folds: int | Sequence[int] = 5,
     seed: int,
-) -> pd.DataFrame:
-    """What is to be had without the model's inside, on the folds of a sweep with the same groups and seed.
+) -> dict[str, Float[Tensor, " row"]]:
+    """Scores that are to be had without the model's inside, on the folds of a sweep with the same groups and seed.
 
     The majority class of the training folds; TF-IDF of word and of character n-grams with logistic regression; the
     mean of the model's own input embeddings with ridge; each of `rules`, a score for each row; and the model's own
-    output (`output_logit_difference`) at each position. Accuracies of the last two are those of the median of the
-    training folds as threshold.
+    output (`output_logit_difference`) at each position. The last two are less the median of the training folds, so that
+    zero is a threshold. `compared` makes a table of them.
 
     Raises:
         InputError: as `evaluate` and `output_logit_difference`.
     """
-    import pandas as pd
     import torch
 
     checked, _ = _checked(labels, groups)
-    if len(texts) != len(checked):
-        raise InputError(f"{len(texts)} texts for {len(checked)} labels: legal is one for each")
     folds = _folds(checked, groups, folds, seed)
-    scores = {"majority class": _majority(checked, folds)} | _text_scores(texts, checked, folds)
-    tasks = torch.from_numpy(checked)[:, None]
-    z = _one_site(_mean_embedding(loaded, texts), len(checked))
-    scores["mean of the input embeddings"] = _validated(z, tasks, folds, "ridge", PENALTIES["ridge"]).scores[0]
+    scores = {"majority class": _majority(checked, folds)}
+    scores |= text_baselines(loaded, texts, checked, groups, folds=folds, seed=seed)
     unfitted = {f"rule: {name}": torch.as_tensor(values, dtype=torch.float32) for name, values in rules.items()}
     output = output_logit_difference(loaded, texts, *answers, positions=positions)
     names = hooks.positions_of(positions, torch.tensor([len(loaded.encode(text)) for text in texts]))[0]
@@ -699,8 +725,22 @@ def baselines(
             raise InputError(f"{name}: {len(values)} scores for {len(checked)} labels: legal is one for each")
         middle = torch.stack([values[folds != fold].median() for fold in range(int(folds.max()) + 1)])
         scores[name] = values - middle[folds]
+    return scores
+
+
+def compared(
+    scores: Mapping[str, Float[Tensor, " row"]],
+    labels: Sequence[bool],
+    groups: Sequence[Hashable],
+    *,
+    folds: Sequence[int] | None = None,
+    seed: int,
+) -> pd.DataFrame:
+    """A row for each score with what `evaluate` says of it."""
+    import pandas as pd
+
     return pd.DataFrame(
-        {"baseline": name} | _columns(evaluate(values, checked, groups, folds=folds, seed=seed))
+        {"scores": name} | _columns(evaluate(values, labels, groups, folds=folds, seed=seed))
         for name, values in scores.items()
     )
 
@@ -713,31 +753,46 @@ def _majority(labels: np.ndarray, folds: Int[Tensor, " row"]) -> Float[Tensor, "
     return means[folds]
 
 
-def _text_scores(
-    texts: Sequence[str], labels: np.ndarray, folds: Int[Tensor, " row"]
+def text_baselines(
+    loaded: LoadedModel,
+    texts: Sequence[str],
+    labels: Sequence[bool],
+    groups: Sequence[Hashable],
+    *,
+    folds: int | Sequence[int] = 5,
+    seed: int,
 ) -> dict[str, Float[Tensor, " row"]]:
+    """Those of `baselines` that are fitted to the text: n-grams, and the mean of the input embeddings."""
     import torch
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import PredefinedSplit, cross_val_predict
     from sklearn.pipeline import make_pipeline
 
+    checked, _ = _checked(labels, groups)
+    if len(texts) != len(checked):
+        raise InputError(f"{len(texts)} texts for {len(checked)} labels: legal is one for each")
+    folds = _folds(checked, groups, folds, seed)
     kinds = {
         "word n-grams": {"ngram_range": (1, 2), "token_pattern": r"\S+"},
         "character n-grams": {"analyzer": "char_wb", "ngram_range": (2, 4)},
     }
-    return {
+    scores = {
         name: torch.from_numpy(
             cross_val_predict(
                 make_pipeline(TfidfVectorizer(**options), LogisticRegression(max_iter=1000)),
                 list(texts),
-                labels,
+                checked,
                 cv=PredefinedSplit(folds.numpy()),
                 method="decision_function",
             )
         ).float()
         for name, options in kinds.items()
     }
+    z = _one_site(_mean_embedding(loaded, texts), len(checked))
+    tasks = torch.from_numpy(checked)[:, None]
+    scores["mean of the input embeddings"] = _validated(z, tasks, folds, "ridge", PENALTIES["ridge"]).scores[0]
+    return scores
 
 
 def _mean_embedding(loaded: LoadedModel, texts: Sequence[str]) -> Float[Tensor, "row d_model"]:

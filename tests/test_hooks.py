@@ -421,6 +421,16 @@ def test_a_full_disk_gives_one_sentence_and_no_file(load_tiny, tmp_path, refused
     assert list(tmp_path.iterdir()) == []
 
 
+def test_some_prompts_of_a_capture_keep_what_is_theirs(load_tiny):
+    texts = ["the cat", "on the mat it sat", "the"]
+    captured = hooks.capture(load_tiny("llama"), texts, ["resid_post", "head_z"], positions="all")
+    some = captured.chosen([2, 0])
+    assert some.lengths.tolist() == [captured.lengths[2], captured.lengths[0]]
+    for site in ("resid_post", "head_z"):
+        assert torch.equal(some[site].nan_to_num(), captured[site][[2, 0]].nan_to_num())
+    assert (some.axes, some.layers, some.positions) == (captured.axes, captured.layers, captured.positions)
+
+
 def test_a_failed_capture_leaves_no_half_written_file(copy_of, tmp_path, refused):
     folder = tmp_path / "results"
     with refused("holds NaN or infinity"):

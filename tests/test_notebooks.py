@@ -116,6 +116,9 @@ def test_every_project_has_a_readme_and_names_follow_the_convention():
     for folder in (ROOT / "book" / "replications").iterdir():
         assert re.fullmatch(r"project-\d+-[a-z0-9-]+", folder.name)
         assert (folder / "README.md").is_file()
+    for folder in (ROOT / "book" / "projects").iterdir():
+        assert re.fullmatch(r"[a-z0-9-]+", folder.name)
+        assert (folder / "README.md").is_file()
 
 
 def test_records_belong_to_chapters_and_hold_what_a_record_must():

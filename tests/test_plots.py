@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
+import pandas
 import plotly.graph_objects as go
 import pytest
 import torch
@@ -306,6 +307,32 @@ BOXES = {"early": (0, 0, "previous token"), "late": (1, 2, "induction"), "apart"
 
 def drawn_arrows(axes):
     return [(text.xyann, text.xy) for text in axes.texts if isinstance(text, Annotation)]
+
+
+def test_a_layer_curve_has_its_line_its_interval_and_its_null(shown):
+    names = ("auroc", "auroc_low", "auroc_high", "null_low", "null_high")
+    table = pandas.DataFrame({"layer": range(3)} | {name: [0.1 * i, 0.5, 0.9] for i, name in enumerate(names)})
+    for null in (True, False):
+        with plots.figure(f"curve-{null}", caption="", alt="") as (_, axes):
+            plots.layer_curve(axes, table, null=null)
+            assert axes.lines[0].get_xydata().tolist() == [[0, 0.0], [1, 0.5], [2, 0.9]]
+            bands = [band.get_datalim(axes.transData).get_points()[:, 1].tolist() for band in axes.collections]
+            assert bands == ([pytest.approx([0.3, 0.9])] if null else []) + [pytest.approx([0.1, 0.9])]
+
+
+def test_a_matrix_has_each_number_in_its_cell_and_the_names_at_its_sides(shown):
+    table = pandas.DataFrame([[0.1, 0.55], [0.9, 0.5]], index=["$a$", "b"], columns=["c", "d"])
+    table.index.name, table.columns.name = "trained", "tested"
+    with plots.figure("matrix", caption="", alt="") as (_, axes):
+        plots.matrix(axes, table)
+        assert {text.get_text(): text.get_position() for text in axes.texts} == {
+            "0.10": (0, 0),
+            "0.55": (1, 0),
+            "0.90": (0, 1),
+            "0.50": (1, 1),
+        }
+        assert [label.get_text() for label in axes.get_yticklabels()] == [r"\$a\$", "b"]
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("tested", "trained")
 
 
 def test_a_diagram_has_the_arrows_both_of_whose_boxes_there_are(shown):

@@ -283,6 +283,20 @@ def test_calibration_error_is_small_for_true_probabilities_and_large_for_bold_on
     assert bold.low < bold.value < bold.high
 
 
+def test_a_difference_knows_that_both_scores_are_of_the_same_rows():
+    generator = np.random.default_rng(0)
+    labels, groups = words(100, 4)
+    shared = generator.normal(size=100)[groups]
+    one, other = (torch.tensor(np.where(labels, lift, -lift) + shared) for lift in (0.8, 0.6))
+    gap = probes.difference(one, other, labels, groups, seed=0)
+    apart = [probes.evaluate(score, labels, groups, seed=0)["auroc"] for score in (one, other)]
+    assert gap.value == pytest.approx(apart[0].value - apart[1].value, abs=1e-6)
+    assert gap.high - gap.low < 0.7 * (apart[0].high - apart[0].low)
+    assert gap.low > 0
+    none = probes.difference(one, one, labels, groups, seed=0)
+    assert (none.value, none.low, none.high) == (0, 0, 0)
+
+
 # Transfer and learning curves
 
 
@@ -347,8 +361,13 @@ def test_a_confound_planted_in_the_text_is_caught_by_the_text_baseline(load_tiny
     ]
     clean = [text.rsplit(" ", 1)[0] for text in texts]
     options = {"answers": ([65], [66]), "rules": {"length": [len(text) for text in texts]}, "seed": 0, "folds": 4}
-    caught = probes.baselines(loaded, texts, labels, groups, **options).set_index("baseline")
-    missed = probes.baselines(loaded, clean, labels, groups, **options).set_index("baseline")
+    folds = probes.grouped_folds(labels, groups, n_folds=4, seed=0)
+
+    def table(texts):
+        scores = probes.baselines(loaded, texts, labels, groups, **options)
+        return probes.compared(scores, labels, groups, folds=folds, seed=0).set_index("scores")
+
+    caught, missed = table(texts), table(clean)
     assert caught["auroc"]["word n-grams"] > 0.95 and caught["auroc"]["character n-grams"] > 0.95
     assert caught["auroc"]["mean of the input embeddings"] > 0.95
     assert abs(missed["auroc"]["word n-grams"] - 0.5) < 0.25
@@ -428,6 +447,8 @@ def test_bad_input_to_the_smaller_functions_is_refused(refused, load_tiny):
     x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
     with refused("[23]", "24 finite"):
         probes.evaluate(torch.zeros(23), labels, groups, seed=0)
+    with refused("[23]", "24 finite"):
+        probes.difference(torch.zeros(23), torch.zeros(23), labels, groups, seed=0)
     with refused("activations of shape [24, 3, 1]", "row feature"):
         probes.transfer(x[..., None], labels, groups, ["a"] * 24, seed=0, folds=3)
     with refused("the activations hold NaN"):
