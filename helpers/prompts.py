@@ -259,7 +259,8 @@ def _token(loaded: LoadedModel, word: str) -> int:
 
 # Sentiment
 
-# One judgement a sentence; {THING} is what is judged, {WORD} the judging adjective. Families differ in how it is said.
+# One judgement a sentence; {THING} is what is judged, {WORD} the judging adjective. Families differ in how it is said;
+# negation denies what copula and opinion say, in the same words.
 SENTIMENT_TEMPLATES = {
     "copula": (
         "The{THING} was{WORD} that day.",
@@ -279,7 +280,9 @@ SENTIMENT_TEMPLATES = {
     ),
     "negation": (
         "The{THING} was not{WORD} that day.",
-        "My sister never found the{THING}{WORD} at any time.",
+        "In the end the{THING} did not turn out to be{WORD} for all of us.",
+        "My sister never found the{THING}{WORD} from start to finish.",
+        "People here do not consider the{THING}{WORD} in every way.",
     ),
 }
 CUE = " Overall, it was"

@@ -78,10 +78,11 @@ run = runs.start(
 #
 # ## Make sentences whose label is in one word
 #
-# Every sentence judges a thing by one adjective, and ends on the same cue. The adjectives carry ratings by people, from
-# VADER's lexicon {cite:p}`hutto2014vader`. Each adjective comes once in each of eight templates from four families; a
-# fifth family negates and is kept for later. We read at three places: the `word`, the `end` of its sentence (a full
-# stop or question mark), and the `last` token of the cue, where the model is about to give its verdict.
+# Every sentence judges a thing by one adjective, and ends on the same cue. The adjectives carry ratings by people,
+# from VADER's lexicon {cite:p}`hutto2014vader`. Each adjective comes once in each of eight templates from four
+# families; a fifth family denies what two of them say, in the same words, and is kept for later. We read at three
+# places: the `word`, the `end` of its sentence (a full stop or question mark), and the `last` token of the cue, where
+# the model is about to give its verdict.
 
 # %%
 both = prompts.sentiment(
@@ -546,21 +547,28 @@ for name, layer in (("early", early), ("middle", middle), ("late", late)):
     run.value(f"negated_end_{name}", estimate(at_end))
 run.claim(
     "early-layers-read-the-word",
-    "A third of the way up, a probe trained without negation takes negated sentences for the opposite.",
+    "A third of the way up, at the end of the sentence, a probe trained without negation takes negated sentences for the opposite.",
     rule="value < 0.5",
-    estimate=estimate(turned[early]),
+    estimate=estimate(pair(curves["end"][early], "plain", "negated")),
     tolerance=0.05,
 )
 run.claim(
     "middle-layers-read-the-sentence",
-    "Half way up, the same probe gets negated sentences right more often than not.",
+    "Half way up, at the end of the sentence, the same kind of probe gets negated sentences right more often than not.",
+    rule="value > 0.5",
+    estimate=estimate(pair(curves["end"][middle], "plain", "negated")),
+    tolerance=0.05,
+)
+run.claim(
+    "the-last-token-reads-the-sentence",
+    "Half way up, at the last token of the cue, it does so too.",
     rule="value > 0.5",
     estimate=estimate(turned[middle]),
     tolerance=0.05,
 )
 run.claim(
     "late-layers-tell-less-of-negation",
-    "After the last layer the same probe does worse on negated sentences than half way up.",
+    "At the last token it does worse on negated sentences after the last layer than half way up.",
     rule="value < baseline",
     estimate=estimate(turned[late]),
     baseline=float(turned[middle]["auroc"]),
@@ -568,15 +576,37 @@ run.claim(
     tolerance=0.05,
 )
 
+# %%
+ways = [
+    template if family == "negation" else "plain"
+    for template, family in zip(both.templates, both.families, strict=True)
+]
+by_way = {place: carried_over(middle, place, ways) for place in ("end", "last")}
+
+# %% tags=["hide-input"]
+run.table(
+    "ways_of_denying",
+    [
+        {"sentence": way.replace("{", " (").replace("}", ")")}
+        | {
+            place: estimate(pair(found, "plain", way))
+            for place, found in by_way.items()
+        }
+        for way in dict.fromkeys(ways)
+    ],
+    caption=f"AUROC of the probe trained without negation on each kind of sentence, layer {middle}, at two positions. 95 % bootstrap interval over {2 * n_words} adjectives; below one half it reads the word.",
+)
+
 # %% [markdown]
-# **What it means.** At the last token the AUROC on negated sentences is {glue:text}`negated_early` in layer
-# {glue:text}`early_layer` (the word: **{glue:text}`claim-early-layers-read-the-word`**), {glue:text}`negated_middle` in
-# layer {glue:text}`middle_layer` (the sentence: **{glue:text}`claim-middle-layers-read-the-sentence`**), and
-# {glue:text}`negated_late` after the last (less than half way up:
-# **{glue:text}`claim-late-layers-tell-less-of-negation`**). At the end of the sentence, before the cue, it is
-# {glue:text}`negated_end_early` and {glue:text}`negated_end_middle` in the first two of these layers. The grey line is
-# what one sees without this test. Where blue and grey part, two probes with the same score read two different things,
-# and only sentences whose words and meaning disagree tell them apart.
+# **What it means.** At the end of the sentence, before the cue, the AUROC on negated sentences is
+# {glue:text}`negated_end_early` in layer {glue:text}`early_layer` (the word:
+# **{glue:text}`claim-early-layers-read-the-word`**) and {glue:text}`negated_end_middle` in layer
+# {glue:text}`middle_layer` (the sentence: **{glue:text}`claim-middle-layers-read-the-sentence`**). At the last token it
+# is {glue:text}`negated_early`, {glue:text}`negated_middle` and, after the last layer, {glue:text}`negated_late` (the
+# sentence half way up: **{glue:text}`claim-the-last-token-reads-the-sentence`**; less of it after the last layer:
+# **{glue:text}`claim-late-layers-tell-less-of-negation`**). The table says whether that depends on how a sentence
+# denies. The grey line is what one sees without this test: where blue and grey part, two probes with the same score
+# read two different things, and only sentences whose words and meaning disagree tell them apart.
 
 # %% [markdown]
 # ## Carry it to other sentences
@@ -594,7 +624,7 @@ square = across.pivot(index="trained", columns="tested", values="auroc").loc[
 with plots.figure(
     "families",
     caption=f"AUROC of probes trained on one family of sentences (rows) and tested on another (columns), layer {middle}, last token, always on new adjectives. "
-    f"n = {2 * n_words} adjectives, two templates in each family.",
+    f"n = {2 * n_words} adjectives, two templates in each family, four of negation.",
     alt="A five by five matrix of AUROC, rows trained, columns tested.",
     width=6.0,
     height=4.0,
@@ -797,8 +827,8 @@ if n_natural:
 # %% [markdown]
 # - **The ceiling.** Where every layer is near 1, an AUROC ranks nothing. Look for a test that is *not* at the ceiling,
 #   as negation is for the default model.
-# - **Negation is two templates.** "Not" and "never", each in a sentence of one shape. Where the curve turns holds for
-#   these; and "not wonderful" need not be an insult.
+# - **Negation is four templates** with "not" or "never". Where the curve turns holds for these; and "not wonderful"
+#   need not be an insult.
 # - **The cue asks for it.** "Overall, it was" makes the model think of a verdict. Without a reason to, it may not sum
 #   up at the end.
 # - **Intervals at the ceiling.** Where no sentence is out of order, no bootstrap sample has one either, and the
@@ -821,7 +851,9 @@ if n_natural:
 # - By AUROC the last layer tells no more than the middle (`last-layer-tells-no-more`:
 #   {glue:text}`claim-last-layer-tells-no-more`). It tells something different: early layers read the word
 #   (`early-layers-read-the-word`: {glue:text}`claim-early-layers-read-the-word`), the middle ones the sentence
-#   (`middle-layers-read-the-sentence`: {glue:text}`claim-middle-layers-read-the-sentence`), the last one less so
+#   (`middle-layers-read-the-sentence`: {glue:text}`claim-middle-layers-read-the-sentence`), at the end of the sentence;
+#   at the last token they do as well (`the-last-token-reads-the-sentence`:
+#   {glue:text}`claim-the-last-token-reads-the-sentence`), and the last layer does so less
 #   (`late-layers-tell-less-of-negation`: {glue:text}`claim-late-layers-tell-less-of-negation`).
 # - Further from the word a probe memorises less (`meaning-travels-further`:
 #   {glue:text}`claim-meaning-travels-further`); it carries over between kinds of sentences
