@@ -9,6 +9,7 @@ the site wherever a best one is reported (`Sweep.best`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ class Best:
     auroc: Estimate
     accuracy: Estimate
     null: tuple[float, float]
-    """The AUROC's 95 % band, by the same choice on permuted labels."""
+    """The AUROC's 95 % band, by the same choice on permuted labels; NaN, as `p_value`, without permutations."""
     p_value: float
     scores: Float[Tensor, " row"]
 
@@ -221,10 +222,6 @@ class Sweep:
             frame["selectivity"] = frame["shared_accuracy"] - frame["control_accuracy"]
         return frame
 
-    def highest_null(self) -> float:
-        """The 95th percentile, over permutations, of the highest AUROC of all sites."""
-        return float(self.auroc[..., 1:].nanmean(1).max(0).values.quantile(0.95))
-
     def best(self, sites: Sequence[Site] | None = None) -> Best:
         """The best of some sites, or of all: chosen for each fold by the loss within the others.
 
@@ -240,14 +237,14 @@ class Sweep:
         auroc = self.auroc.gather(0, winner[None])[0].nanmean(0)
         scores = self.scores[winner[self.folds, 0], torch.arange(len(self.folds))]
         found = _estimates(scores, self.labels, self.groups, self.folds, self.seed)
-        null = auroc[1:] if len(auroc) > 1 else torch.full((1,), torch.nan)
-        low, high = _quantiles(null[None])[0].tolist()
+        null = auroc[None, 1:]
+        low, high = _quantiles(null)[0].tolist() if null.shape[1] else (math.nan, math.nan)
         return Best(
             tuple(self.sites[number] for number in winner[:, 0].tolist()),
             found["auroc"],
             found["accuracy"],
             (low, high),
-            float(_p_values(auroc[:1], null[None])[0]),
+            float(_p_values(auroc[:1], null)[0]) if null.shape[1] else math.nan,
             scores,
         )
 

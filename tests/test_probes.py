@@ -204,6 +204,15 @@ def test_the_best_of_many_is_not_flattered_by_the_choice():
     assert abs(np.mean(nested) - 0.5) < 0.06
 
 
+def test_without_permutations_there_is_no_null():
+    labels, groups = words()
+    found = swept(activations(labels, planted=[(1, None)]), labels, groups, n_permutations=0)
+    assert not {"null_low", "null_high", "p_value", "p_corrected"} & set(found.table().columns)
+    best = found.best()
+    assert all(map(np.isnan, (*best.null, best.p_value)))
+    assert best.auroc.value > 0.9
+
+
 def test_the_same_seed_gives_the_same_table():
     labels, groups = words()
     captured = activations(labels, planted=[(1, None)])
