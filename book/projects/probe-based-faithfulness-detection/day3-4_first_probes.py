@@ -32,7 +32,7 @@
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
-n_words: int = 30  # favourable adjectives, and as many unfavourable, 10 to 60
+n_words: int = 30  # favourable adjectives, and as many unfavourable, 6 to 60
 n_permutations: int = 100  # of the labels, 20 to 1000
 n_control: int = 10  # control tasks, 2 to 100
 n_data_seeds: int = 2  # data sets in all, 1 to 10
@@ -48,7 +48,7 @@ from helpers.probes import Site
 
 parameters = runs.validate(
     model_name=(model_name, str),
-    n_words=(n_words, range(10, 61)),
+    n_words=(n_words, range(6, 61)),
     n_permutations=(n_permutations, range(20, 1001)),
     n_control=(n_control, range(2, 101)),
     n_data_seeds=(n_data_seeds, range(1, 11)),
