@@ -482,13 +482,8 @@ def evaluate(
     """
     import torch
 
-    checked, codes = _checked(labels, groups)
     scores = torch.as_tensor(scores, dtype=torch.float32)
-    if scores.shape != (len(checked),) or not scores.isfinite().all():
-        raise InputError(f"scores of shape {list(scores.shape)}: legal are {len(checked)} finite numbers")
-    folds = torch.zeros(len(checked), dtype=torch.long) if folds is None else torch.as_tensor(folds)
-    _check_folds(checked, codes, folds)
-    labels = torch.from_numpy(checked)
+    labels, folds = _scored(scores, labels, groups, folds)
     return _estimates(scores, labels, groups, folds, seed) | {"recall": _recall(scores, labels, groups, seed)}
 
 
@@ -508,19 +503,16 @@ def difference(
     """
     import torch
 
-    checked, codes = _checked(labels, groups)
-    scores = torch.stack([torch.as_tensor(score).double() for score in (one, other)])
-    if scores.shape[1] != len(checked) or not scores.isfinite().all():
-        raise InputError(f"scores of shape {list(scores.shape[1:])}: legal are {len(checked)} finite numbers")
-    folds = torch.zeros(len(checked), dtype=torch.long) if folds is None else torch.as_tensor(folds)
-    _check_folds(checked, codes, folds)
-    truth = torch.from_numpy(checked)
+    both = [torch.as_tensor(score).double() for score in (one, other)]
+    for scores in both:
+        truth, numbers = _scored(scores, labels, groups, folds)
+    scores = torch.stack(both)
 
     def gap(weights: Float[Tensor, "resample row"]) -> Float[Tensor, " resample"]:
-        auroc = _resampled(scores, truth, folds, weights)["auroc"]
+        auroc = _resampled(scores, truth, numbers, weights)["auroc"]
         return auroc[0] - auroc[1]
 
-    return _estimate(gap, groups, len(checked), seed)
+    return _estimate(gap, groups, len(truth), seed)
 
 
 def calibration_error(
@@ -806,6 +798,7 @@ def _codes(groups: Sequence[Hashable]) -> Int[np.ndarray, " row"]:
     """Groups by number, in the order in which they come."""
     import numpy as np
 
+    groups = [group.item() if hasattr(group, "item") else group for group in groups]  # equal tensors are no equal keys
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     return np.array([numbers[group] for group in groups])
 
@@ -822,7 +815,7 @@ def _checked(
         raise InputError(f"labels {sorted(set(map(str, given.tolist())))[:5]}: legal are True and False")
     if len(set(given.tolist())) < 2:
         raise InputError(f"all {len(given)} labels are of one class: legal are labels of two")
-    return given.astype(bool), _codes([group.item() if hasattr(group, "item") else group for group in groups])
+    return given.astype(bool), _codes(groups)
 
 
 def _folds(
@@ -838,6 +831,20 @@ def _folds(
         raise InputError(f"folds {sorted(set(given.tolist()))}: legal are at least three")
     _check_folds(labels, _checked(labels, groups)[1], given)
     return given
+
+
+def _scored(
+    scores: Float[Tensor, " row"], labels: Sequence[bool], groups: Sequence[Hashable], folds: Sequence[int] | None
+) -> tuple[Bool[Tensor, " row"], Int[Tensor, " row"]]:
+    """Labels and folds of scores, all checked; without folds all rows are one."""
+    import torch
+
+    checked, codes = _checked(labels, groups)
+    if scores.shape != (len(checked),) or not scores.isfinite().all():
+        raise InputError(f"scores of shape {list(scores.shape)}: legal are {len(checked)} finite numbers")
+    folds = torch.zeros(len(checked), dtype=torch.long) if folds is None else torch.as_tensor(folds)
+    _check_folds(checked, codes, folds)
+    return torch.from_numpy(checked), folds
 
 
 def _check_folds(labels: Bool[np.ndarray, " row"], codes: Int[np.ndarray, " row"], folds: Int[Tensor, " row"]) -> None:

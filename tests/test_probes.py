@@ -272,6 +272,13 @@ def test_evaluate_gives_what_was_planted_with_intervals_that_know_groups():
     assert width["words"] > 1.5 * width["rows"]  # four rows of a word say no more than one
 
 
+def test_groups_may_be_a_tensor():
+    labels, groups = words(30, 4)
+    scores = torch.linspace(0, 1, 120)
+    expected = probes.evaluate(scores, labels, groups, seed=0)
+    assert probes.evaluate(scores, labels, torch.tensor(groups), seed=0) == expected
+
+
 def test_recall_at_one_percent_needs_300_negatives():
     labels = [True] * 200 + [False] * 300
     scores = torch.cat([torch.linspace(0, 1, 200), torch.linspace(-1, 0.5, 300)])

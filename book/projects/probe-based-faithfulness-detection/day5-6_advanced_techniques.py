@@ -361,8 +361,8 @@ run.claim(
 # %% [markdown]
 # **What it means.** The best head less the stream: {glue:text}`head_gain` (it tells more:
 # **{glue:text}`claim-a-head-beats-the-stream`**). The stream less the best MLP: {glue:text}`mlp_loss` (the MLP tells
-# less: **{glue:text}`claim-mlps-tell-less`**). A head has a fraction of the stream's dimensions, so coming close is
-# the more remarkable of the two results.
+# less: **{glue:text}`claim-mlps-tell-less`**). Where a head does not beat the stream, there is a plain reason: what it
+# has it writes into the stream, where others have written as well. It has a fraction of the stream's dimensions, though.
 #
 # ## See whether the stream keeps it
 #
@@ -424,7 +424,9 @@ run.claim(
 
 # %% [markdown]
 # The probe of layer {glue:text}`middle_layer` has {glue:text}`kept_later` in layer {glue:text}`later_layer` (above 0.9:
-# **{glue:text}`claim-the-stream-keeps-it`**) and {glue:text}`kept_final` after the last.
+# **{glue:text}`claim-the-stream-keeps-it`**) and {glue:text}`kept_final` after the last. Compare with the diagonal, where
+# each layer has a probe of its own: where that stays high and the rest of the row does not, the verdict is still there,
+# and its direction has turned.
 #
 # ## Cut the supply
 #
