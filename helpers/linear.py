@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 METHODS = ("ridge", "logistic", "mean_difference")
 CONSTANT = 1e-5
-"""A feature that varies by less than this share of the site's root mean square is rounding of the forward pass."""
+"""A feature that varies by less than this share of the site's root mean square is rounding of the forward pass: in
+float32, tokens with the same prefix in prompts of other lengths differ by at most 5e-6 on the embedded model."""
 TOLERANCE = 1e-5
 """Of a logistic probe's objective: twice its distance from the optimum, relative to it, by a quadratic estimate."""
 ILL_CONDITIONED = 4e3

@@ -201,9 +201,14 @@ run.table(
             "AUROC": estimate(row),
             "accuracy": estimate(row, "accuracy"),
         }
+        | (
+            {"recall at 1 %": estimate(row, "recall")}
+            if row["recall"] is not None
+            else {}
+        )
         for _, row in evaluated.iterrows()
     ],
-    caption=f"What a probe has to beat. Adjectives are never in training and test at once; 95 % bootstrap interval over adjectives. The null of the best probe: {claims.short(best.null[0])} to {claims.short(best.null[1])}.",
+    caption=f"What a probe has to beat. Adjectives are never in training and test at once; 95 % bootstrap interval over adjectives. The recall at 1 % false positives is given only where there are {probes.FEWEST_NEGATIVES} negatives. The null of the best probe: {claims.short(best.null[0])} to {claims.short(best.null[1])}.",
 )
 evaluated = evaluated.set_index("scores")
 
@@ -309,6 +314,46 @@ run.claim(
 # **{glue:text}`claim-probe-beats-own-answer`**). So a high AUROC is no finding yet about what the layers *do*. That the
 # last layer tells no more than the middle: **{glue:text}`claim-last-layer-tells-no-more`**; near the ceiling, AUROC
 # can't show whether it tells something *different*. The negations below can.
+#
+# AUROC asks for the order of the scores alone. Whoever acts on a single score wants a probability, which a logistic
+# probe gives. **What we expect.** With as many features as sentences, too much confidence.
+
+# %%
+logistic = probes.sweep(
+    activations,
+    data.labels,
+    data.words,
+    types=None,
+    sites=[Site("resid_post", middle, "last")],
+    method="logistic",
+    n_permutations=0,
+    folds=sweep.folds,
+    seed=seed,
+)
+logits = logistic.scores[0]
+missed = probes.calibration_error(logits, data.labels, data.words, seed=seed)
+chance = logits.sigmoid().bernoulli(
+    generator=torch.Generator().manual_seed(seed)
+)
+exact = probes.calibration_error(logits, chance.bool(), data.words, seed=seed)
+
+# %% tags=["hide-input"]
+run.value("calibration_error", missed)
+run.value("calibration_exact", exact.value)
+run.claim(
+    "probabilities-can-be-believed",
+    "The probabilities of a logistic probe miss the share of praise by less than 0.05, on average over ten bins.",
+    rule="value < 0.05",
+    estimate=missed,
+    baseline=exact.value,
+    baseline_is="labels drawn with exactly these probabilities",
+    tolerance=0.02,
+)
+
+# %% [markdown]
+# Its probabilities miss the share of praise by {glue:text}`calibration_error` on average over ten bins, so that they can
+# be believed: **{glue:text}`claim-probabilities-can-be-believed`**. Labels drawn with exactly the probabilities that it
+# names would miss by {glue:text}`calibration_exact`, by chance alone.
 
 # %% [markdown]
 # ## Let a bag of words win
@@ -847,7 +892,8 @@ if n_natural:
 # - It tells more than the model's own next word (`probe-beats-own-answer`:
 #   {glue:text}`claim-probe-beats-own-answer`) and more than the untrained model (`training-made-it`:
 #   {glue:text}`claim-training-made-it`); more than the input embeddings (`probe-beats-embeddings`):
-#   {glue:text}`claim-probe-beats-embeddings`.
+#   {glue:text}`claim-probe-beats-embeddings`. Its probabilities are good to 0.05 (`probabilities-can-be-believed`:
+#   {glue:text}`claim-probabilities-can-be-believed`).
 # - By AUROC the last layer tells no more than the middle (`last-layer-tells-no-more`:
 #   {glue:text}`claim-last-layer-tells-no-more`). It tells something different: early layers read the word
 #   (`early-layers-read-the-word`: {glue:text}`claim-early-layers-read-the-word`), the middle ones the sentence
