@@ -10,7 +10,7 @@ from dataclasses import asdict
 import joblib
 import torch
 
-from benchmarks import capturing, patching, probing
+from benchmarks import capturing, generating, patching, probing
 from benchmarks.pairs import Row
 from helpers import ROOT
 
@@ -26,7 +26,9 @@ def line(row: Row) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="smaller samples, one pair each")
-    parser.add_argument("--only", choices=("patching", "capturing", "probing"), help="one part of the table")
+    parser.add_argument(
+        "--only", choices=("capturing", "patching", "probing", "generating"), help="one part of the table"
+    )
     options = parser.parse_args()
     torch.set_num_threads(joblib.cpu_count())
     intro = (
@@ -36,7 +38,7 @@ def main() -> None:
     table = [intro, "", "| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
     print("\n".join(table), flush=True)
     rows = []
-    for part in (capturing, patching, probing):
+    for part in (capturing, patching, probing, generating):
         if options.only in (None, part.__name__.split(".")[-1]):
             for row in part.rows(options.quick):
                 rows.append(row)

@@ -1,0 +1,177 @@
+"""Generation with a shared prefix: transformers' own tokens, whatever is beside a row, also after an interruption."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers import generation, hooks
+
+PREFIX = [5, 9, 120, 33, 7, 81, 14]
+SUFFIXES = [[40, 41], [7], [9, 9, 200, 17, 3], [250, 6, 6], [40, 41, 42, 43]]
+SHARED = [PREFIX + suffix for suffix in SUFFIXES]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def by_transformers(loaded, rows, n_new):
+    """Row by row, so that nothing is padded; cut at the end token."""
+    found = []
+    for row in rows:
+        ids = torch.tensor([row])
+        options = {"max_new_tokens": n_new, "do_sample": False, "pad_token_id": 0}
+        new = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(row) :].tolist()
+        ends = generation._end_tokens(loaded)
+        found.append(new[: next((i for i, token in enumerate(new) if token in ends), len(new))])
+    return found
+
+
+def within_window(loaded, rows, n_new):
+    """As many new tokens as the model's sliding window leaves."""
+    window = getattr(loaded.config, "sliding_window", None)
+    return n_new if window is None else min(n_new, window - max(map(len, rows)))
+
+
+@pytest.fixture
+def wide(tiny):
+    """A model of each family; the one with a sliding window gets a wide one, as in real models."""
+    if getattr(tiny.config, "sliding_window", None) is None:
+        yield tiny
+        return
+    layers = [module for module in tiny.model.modules() if getattr(module, "sliding_window", None) is not None]
+    before = tiny.config.sliding_window
+    for thing in (tiny.config, *layers):
+        thing.sliding_window = 60
+    yield tiny
+    for thing in (tiny.config, *layers):
+        thing.sliding_window = before
+
+
+@pytest.mark.parametrize("rows", [SHARED, SUFFIXES, [PREFIX], [PREFIX, [*PREFIX, 3]]])
+def test_the_same_tokens_as_transformers(wide, rows):
+    n_new = within_window(wide, rows, 12)
+    assert generation.generate(wide, rows, max_new_tokens=n_new) == by_transformers(wide, rows, n_new)
+
+
+@pytest.mark.parametrize("rows", [SHARED, SUFFIXES])
+def test_the_same_logits_as_capture(wide, rows):
+    tokens = torch.arange(300).expand(len(rows), -1)
+    found = generation.next_token_logits(wide, rows, tokens, batch_size=2)
+    torch.testing.assert_close(found, hooks.capture(wide, rows, "logits")["logits"][:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_model_is_left_as_it_was(load_tiny):
+    loaded = load_tiny("llama")
+    before = loaded.model.config._attn_implementation
+    with pytest.raises(RuntimeError):
+        generation.next_token_logits(loaded, SHARED, torch.full((len(SHARED), 1), 10**6))
+    assert loaded.model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_does_not_depend_on_those_beside_it(load_tiny, temperature):
+    options = {"max_new_tokens": 10, "temperature": temperature, "seed": 3}
+    together = generation.generate(load_tiny("llama"), SHARED, **options)
+    for batch_size in (1, 2, 3):
+        assert generation.generate(load_tiny("llama"), SHARED, batch_size=batch_size, **options) == together
+
+
+def test_a_seed_gives_the_same_sample_and_another_seed_another(load_tiny):
+    def sample(seed):
+        return generation.generate(load_tiny("gpt2"), SHARED, max_new_tokens=10, temperature=1.0, seed=seed)
+
+    assert sample(1) == sample(1)
+    assert sample(1) != sample(2)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_samples_follow_the_distribution(temperature):
+    from scipy.stats import chisquare
+
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.0])
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = generation._drawn(logits.expand(len(uniform), -1), uniform, temperature)
+    expected = (logits / temperature).softmax(0) * len(uniform)
+    assert chisquare(drawn.bincount(minlength=4).numpy(), expected.double().numpy(), sum_check=False).pvalue > 1e-3
+
+
+def test_a_token_without_probability_is_never_drawn():
+    logits = torch.tensor([[float("-inf"), 0.0, float("-inf")]]).expand(3, -1)
+    assert generation._drawn(logits, torch.tensor([0.0, 0.5, 1.0]), 1.0).tolist() == [1, 1, 1]
+
+
+def test_a_stop_cuts_before_the_token_that_completes_it(load_tiny):
+    loaded = load_tiny("llama")
+    whole = generation.generate(loaded, SHARED, max_new_tokens=8)
+    text = loaded.tokenizer.decode(whole[0][2:4])
+    assert text
+    cut = generation.generate(loaded, SHARED, max_new_tokens=8, stop=[text])
+    assert text not in loaded.tokenizer.decode(cut[0])
+    for row, new in zip(whole, cut, strict=True):
+        assert row[: len(new)] == new
+
+
+def test_a_row_ends_at_its_end_token(load_tiny):
+    loaded = load_tiny("llama")
+    whole = generation.generate(loaded, SHARED, max_new_tokens=8)
+    ends = replace(loaded)
+    before = loaded.model.generation_config.eos_token_id
+    try:
+        loaded.model.generation_config.eos_token_id = [whole[0][3], whole[1][1]]
+        found = generation.generate(ends, SHARED, max_new_tokens=8)
+    finally:
+        loaded.model.generation_config.eos_token_id = before
+    for row, new in zip(whole, found, strict=True):
+        stops = [i for i, token in enumerate(row) if token in (whole[0][3], whole[1][1])]
+        assert new == row[: stops[0] if stops else len(row)]
+
+
+def test_an_interrupted_job_goes_on_and_gives_the_same_tokens(load_tiny, tmp_path, monkeypatch):
+    loaded, options = load_tiny("llama"), {"max_new_tokens": 6, "temperature": 1.0, "batch_size": 2}
+    whole = generation.generate(loaded, SHARED, **options)
+    run, calls = generation._continued, []
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(*arguments)
+
+    monkeypatch.setattr(generation, "_continued", killed)
+    with pytest.raises(KeyboardInterrupt):
+        generation.generate(loaded, SHARED, folder=tmp_path, **options)
+    assert generation.generate(loaded, SHARED, folder=tmp_path, **options) == whole
+    assert len(calls) == 2 + 2  # three batches, of which the first was not run again
+    assert generation.generate(loaded, SHARED, folder=tmp_path, **options) == whole
+    assert len(calls) == 4
+    assert generation.generate(loaded, SHARED, folder=tmp_path, **options | {"seed": 1}) != whole
+    assert not list(tmp_path.rglob(f"*.{generation.os.getpid()}"))
+
+
+def test_bad_input_is_refused(load_tiny, foreign_folders, refused):
+    from helpers import models
+
+    loaded = load_tiny("llama")
+    with refused("max_new_tokens = 0", "at least 1"):
+        generation.generate(loaded, SHARED, max_new_tokens=0)
+    with refused("batch_size = 0", "at least 1"):
+        generation.generate(loaded, SHARED, max_new_tokens=1, batch_size=0)
+    with refused("temperature = -1", "legal is 0"):
+        generation.generate(loaded, SHARED, max_new_tokens=1, temperature=-1)
+    with refused("60 new tokens", "64 in all"):
+        generation.generate(loaded, SHARED, max_new_tokens=60)
+    with refused("prompts"):
+        generation.generate(loaded, [], max_new_tokens=1)
+    with refused("shape [2, 1]", "5 prompts"):
+        generation.next_token_logits(loaded, SHARED, torch.zeros(2, 1, dtype=torch.long))
+    with refused("'nnsight'", "hooks.generate"):
+        generation.generate(load_tiny("llama", "nnsight"), SHARED, max_new_tokens=1)
+    with refused("sliding window of 8"):
+        generation.generate(load_tiny("gemma3_text"), SHARED, max_new_tokens=1)
+    with refused("'opt'", "legal are"):
+        generation.generate(models.load(str(foreign_folders["opt"])), SHARED, max_new_tokens=1)
+
+
+def test_the_real_model_says_what_transformers_says(embedded):
+    shots = "Question: What is 2 + 2?\nAnswer: 4\n\nQuestion: What is 1 + 2?\nAnswer: 3\n\n"
+    rows = [embedded.encode(f"{shots}Question: {question}") for question in ("What is 1 + 1?", "Who wrote Hamlet?")]
+    assert generation.generate(embedded, rows, max_new_tokens=8) == by_transformers(embedded, rows, 8)
