@@ -211,7 +211,7 @@ def ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Sequence[s
     if n_prompts < 1:
         raise InputError(f"{n_prompts} prompts are asked for: legal is at least 1")
     lists = {"names": NAMES, "places": PLACES, "objects": OBJECTS}
-    words = {kind: _single_tokens(loaded, choice) for kind, choice in lists.items()}
+    words = {kind: single_tokens(loaded, choice) for kind, choice in lists.items()}
     for kind, needed in (("names", 5), ("places", 1), ("objects", 1)):
         if len(words[kind]) < needed:
             raise InputError(
@@ -246,7 +246,7 @@ def ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Sequence[s
     )
 
 
-def _single_tokens(loaded: LoadedModel, words: Sequence[str]) -> list[str]:
+def single_tokens(loaded: LoadedModel, words: Sequence[str]) -> list[str]:
     """The words that are one token with a space before them."""
     if loaded.tokenizer is None:
         raise InputError(f"model {loaded.card.name!r} has no tokenizer, so no words can be chosen for it")
@@ -365,7 +365,7 @@ def sentiment(loaded: LoadedModel, *, n_words: int, seed: int, families: Sequenc
     known = [word for word in dict.fromkeys(ADJECTIVES) if word in valences]
     generator = np.random.default_rng(seed)
     chosen = []
-    single = _single_tokens(loaded, known)
+    single = single_tokens(loaded, known)
     for side in (1, -1):
         words = [word for word in single if side * valences[word] > 0]
         if not 1 <= n_words <= len(words):
@@ -375,7 +375,7 @@ def sentiment(loaded: LoadedModel, *, n_words: int, seed: int, families: Sequenc
                 f"tokens of {loaded.card.name!r}"
             )
         chosen += generator.permutation(words)[:n_words].tolist()
-    things = _single_tokens(loaded, THINGS)
+    things = single_tokens(loaded, THINGS)
     if not things:
         raise InputError(f"no thing to judge is a single token of {loaded.card.name!r}: legal is another tokenizer")
     rows = []

@@ -1,0 +1,157 @@
+"""Questions with two candidates: right by an independent reading, balanced, and told from their text by no count."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from helpers import questions
+from helpers.questions import TASKS, Question
+
+N = 60
+
+
+@pytest.fixture(scope="module")
+def drawn(embedded):
+    return questions.questions(embedded, n=N, seed=0)
+
+
+def solved(question: Question, text: str) -> str:
+    """The answer that follows from a text, which is the question's own or that of some steps."""
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    match question.task:
+        case "addition":
+            return str(sum(numbers))
+        case "two_step_addition":
+            return str(sum(numbers)) if "finds" in text else str(numbers[2] + numbers[3])
+        case "word_problem":
+            return str(numbers[0] + numbers[1] - numbers[2]) if "gets" in text else str(numbers[2] - numbers[3])
+        case "comparison":
+            names = re.findall(r"(\w+) has", text)[:2]
+            return names[numbers[1] > numbers[0]]
+        case "ordering":
+            asked = re.search(r"Who is (\w+)\?", question.text)[1]
+            facts = re.findall(r"(\w+) is (\w+) than (\w+)", text)
+            if facts[-1][2] == "everybody":
+                top = facts[-1][0]
+                last = facts[-1][1] != asked
+                return facts[0][0] if last else top
+            first, relation, _ = facts[0]
+            return first if relation == asked else facts[1][2]
+        case "tracking":
+            asked = re.search(r"Where is the (\w+)\?", question.text)[1]
+            one, first, other, second = re.search(
+                r"The (\w+) goes into the (\w+) and the (\w+) into the (\w+)", text
+            ).groups()
+            assert asked in (one, other)
+            return second if (asked == one) == ("exchanges" in text) else first
+        case "swaps":
+            asked = re.search(r"Who has the (\w+) now", question.text)[1]
+            first, thing, second, _ = re.search(r"first (\w+) has the (\w+) and (\w+) has the (\w+)", text).groups()
+            return second if (asked == thing) == ("Then they swap" in text) else first
+        case "parity":
+            if "pairs" in text:
+                return "odd" if "One is left over" in text else "even"
+            return "odd" if numbers[0] % 2 else "even"
+        case "coin_flips":
+            start = re.search(r"shows (\w+)", question.text)[1]
+            flips = len(re.findall("flips it", text))
+            return start if flips % 2 == 0 else {"heads": "tails", "tails": "heads"}[start]
+        case "letters":
+            word = re.search(r"word (\w+)\.|spelled ([\w, ]+)\.", text)
+            letters = word[1] or word[2].replace(", ", "")
+            return letters[-1] if "last" in text else letters[0]
+
+
+def test_the_first_candidate_is_right_and_steps_lead_where_they_should(drawn):
+    assert Counter(question.task for question in drawn) == dict.fromkeys(TASKS, N)
+    for question in drawn:
+        right, other = question.candidates
+        assert solved(question, question.text) == right, question
+        assert solved(question, " ".join(question.steps)) == right, question
+        assert len(question.mistaken) == len(question.steps)
+        for number, steps in enumerate(question.mistaken):
+            assert solved(question, " ".join(steps)) == other, (question, steps)
+            assert steps[:number] == question.steps[:number]
+            assert steps[number] != question.steps[number]
+
+
+def test_steps_name_both_candidates_equally_often(drawn):
+    for question in drawn:
+        for steps in (question.steps, *question.mistaken):
+            counts = Counter(re.findall(r"[A-Za-z]+|\d+", " ".join(steps)))
+            assert counts[question.candidates[0]] == counts[question.candidates[1]], question
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_place_and_no_answer_is_right_more_often(embedded, task):
+    from scipy.stats import binomtest
+
+    found = questions.questions(embedded, tasks=[task], n=300, seed=1)
+    if all(question.candidates[0].isdigit() for question in found):
+        first = [int(question.candidates[0]) < int(question.candidates[1]) for question in found]
+    else:
+        lines = [
+            " ".join(question.steps) if task != "letters" else "".join(sorted(question.candidates))
+            for question in found
+        ]
+        pairs = [question.candidates for question in found]
+        first = [
+            line.find(right) < line.find(other) if right in line else right in ("even", "heads")
+            for line, (right, other) in zip(lines, pairs, strict=True)
+        ]
+    assert binomtest(sum(first), len(first)).pvalue > 1e-3, sum(first)
+
+
+def test_a_seed_gives_the_same_questions_and_another_seed_others(embedded, drawn):
+    assert questions.questions(embedded, n=N, seed=0) == drawn
+    assert questions.questions(embedded, tasks=["letters"], n=N, seed=0) == drawn[-N:]
+    assert questions.questions(embedded, tasks=["letters"], n=N, seed=1) != drawn[-N:]
+    assert len({question.text for question in drawn}) == len(drawn)
+
+
+def test_candidates_differ_by_one_token(embedded, drawn, refused):
+    for question in drawn:
+        lead, pair = questions.answer_tokens(embedded, question.candidates)
+        text = [embedded.tokenizer.decode([*lead, token]) for token in pair]
+        assert text == [f" {candidate}" for candidate in question.candidates]
+    with refused("('box', 'antidisestablishment')", "one token"):
+        questions.answer_tokens(embedded, ("box", "antidisestablishment"))
+
+
+@pytest.mark.parametrize("style", questions.STYLES.values())
+def test_styles_tell_every_step_and_end_with_the_verdict(style):
+    told = style(("One.", "Two.", "Three."), "5, not 6")
+    assert all(step in told for step in ("One.", "Two.", "Three."))
+    assert told.endswith("5, not 6.")
+
+
+@pytest.mark.parametrize("verdict", [questions.stated, questions.implied])
+def test_verdicts_name_both_in_both_orders(verdict):
+    first, second = (verdict("this", "other", order) for order in questions.ORDERS)
+    assert first.find("this") < first.find("other")
+    assert second.find("this") > second.find("other")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So it is 5.\nAnswer: 5.", "5"),
+        ("Answer: Ben\n", "Ben"),
+        ("Answer: 12", "12"),
+        ("Answer: 4.\n\nAnswer: 6", "6"),
+        ("Answer:", None),
+        ("Answer: .", None),
+        ("The answer is 5", None),
+        ("", None),
+    ],
+)
+def test_answers_are_parsed_or_said_not_to_be(text, answer):
+    assert questions.parsed_answer(text) == answer
+
+
+def test_bad_input_is_refused(embedded, refused):
+    with refused("'chess'", "addition"):
+        questions.questions(embedded, tasks=["chess"], n=1, seed=0)
+    with refused("'parity'", "fewer"):
+        questions.questions(embedded, tasks=["parity"], n=10**5, seed=0)
