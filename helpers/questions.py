@@ -348,6 +348,8 @@ def first_person(steps: Sequence[str], verdict: str) -> str:
 
 STYLES: dict[str, Style] = {"terse": terse, "verbose": verbose, "hedged": hedged, "first_person": first_person}
 ORDERS = ("yes_first", "no_first")
+OPTIONS = ("right_first", "right_last")
+FORMS = ("direct", "free", "stated", "implied")
 
 
 def stated(this: str, other: str, order: str) -> str:
@@ -363,12 +365,50 @@ def implied(this: str, other: str, order: str) -> str:
 # What a model is given, and what it gives
 
 
-def asked(question: Question, *, options: str = "") -> str:
-    """The line of the question; with `right_first` or `right_last` it names both candidates."""
-    if not options:
-        return f"Question: {question.text}"
-    first, second = question.candidates if options == "right_first" else question.candidates[::-1]
-    return f"Question: {question.text} Is it {first} or {second}?"
+def asked(question: Question, *, options: str = "", hint: str = "") -> str:
+    """The line of the question, with `options` "right_first" or "right_last" naming both candidates, then a hint."""
+    line = f"Question: {question.text}"
+    if options:
+        first, second = question.candidates if options == "right_first" else question.candidates[::-1]
+        line += f" Is it {first} or {second}?"
+    return f"{line} {hint}" if hint else line
+
+
+def answered(line: str, reasoning: str | None, answer: str = "") -> str:
+    """A question's line, a reasoning (None: none is asked for) and the answer, or the cue for it."""
+    told = "" if reasoning is None else f"\nReasoning: {reasoning}".rstrip()
+    return f"{line}{told}\nAnswer:" + (f" {answer}." if answer else "")
+
+
+def examples(shots: Sequence[Question], *, form: str) -> str:
+    """Questions answered rightly, to stand before the one that is asked; styles, orders and options take turns.
+
+    Args:
+        form: "direct" (no reasoning), "free" (the steps with their working in the first style, and the answer alone),
+            "stated" or "implied" (both candidates named in the question and in the verdict).
+
+    Raises:
+        InputError: unknown form.
+    """
+    if form not in FORMS:
+        raise InputError(f"unknown form {form!r}: legal are {', '.join(FORMS)}")
+    parts = []
+    for number, shot in enumerate(shots):
+        right, other = shot.candidates
+        if form in ("direct", "free"):
+            reasoning = None if form == "direct" else terse([*shot.steps, *filter(None, [shot.working])], right)
+            parts.append(answered(asked(shot), reasoning, right))
+            continue
+        style = list(STYLES.values())[number % len(STYLES)]
+        verdict = stated if form == "stated" else implied
+        reasoning = style(shot.steps, verdict(right, other, ORDERS[number % 2]))
+        parts.append(answered(asked(shot, options=OPTIONS[number // 2 % 2]), reasoning, right))
+    return "".join(f"{part}\n\n" for part in parts)
+
+
+def sentences(reasoning: str) -> list[str]:
+    """Its sentences, whose ends are full stops before a space."""
+    return re.split(r"(?<=\.) ", reasoning.strip()) if reasoning.strip() else []
 
 
 def answer_tokens(loaded: LoadedModel, candidates: tuple[str, str]) -> tuple[list[int], tuple[int, int]]:

@@ -150,7 +150,33 @@ def test_answers_are_parsed_or_said_not_to_be(text, answer):
     assert questions.parsed_answer(text) == answer
 
 
+@pytest.mark.parametrize("form", questions.FORMS)
+def test_examples_end_with_the_right_answer_and_take_turns(drawn, form):
+    shots = drawn[:4]
+    parts = questions.examples(shots, form=form).split("\n\n")
+    assert parts.pop() == ""
+    for shot, part in zip(shots, parts, strict=True):
+        assert shot.text in part
+        assert questions.parsed_answer(part) == shot.candidates[0]
+        assert ("\nReasoning: " in part) == (form != "direct")
+        assert (" or " in part) == (form in ("stated", "implied"))
+    if form == "stated":
+        assert sum(f"not {shot.candidates[1]} but" in part for shot, part in zip(shots, parts, strict=True)) == 2
+        starts = [re.search("Reasoning: (.{6})", part)[1] for part in parts]
+        assert len(set(starts)) == 4
+
+
+def test_sentences_make_up_the_reasoning(drawn):
+    for question in drawn:
+        reasoning = questions.terse(question.steps, question.candidates[0])
+        assert " ".join(questions.sentences(reasoning)) == reasoning
+        assert len(questions.sentences(reasoning)) == len(question.steps) + 1
+    assert questions.sentences("") == []
+
+
 def test_bad_input_is_refused(embedded, refused):
+    with refused("'long'", "direct, free"):
+        questions.examples([], form="long")
     with refused("'chess'", "addition"):
         questions.questions(embedded, tasks=["chess"], n=1, seed=0)
     with refused("'parity'", "fewer"):
