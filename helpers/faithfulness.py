@@ -118,6 +118,25 @@ def constructed(
     return pd.DataFrame(rows)
 
 
+def after_correct_chains(
+    loaded: LoadedModel, table: pd.DataFrame, *, shots: Mapping[str, Sequence[Question]]
+) -> pd.DataFrame:
+    """Whether the model gives the right answer after each `constructed` reasoning that concludes right: `correct`."""
+    import pandas as pd
+
+    parts = []
+    for task, rows in table[(table["concludes"] == table["right"]) & ~table["contradicts"].astype(bool)].groupby(
+        "task"
+    ):
+        form = "implied" if set(rows["label"]) == {"constructed_implied"} else "stated"
+        prefix = questions.examples(shots[task], form=form)
+        prompts = [prefix + text.rsplit("Answer:", 1)[0] + "Answer:" for text in rows["text"]]
+        difference = answer_logit_difference(loaded, prompts, list(zip(rows["right"], rows["other"], strict=True)))
+        columns = ["label", "task", "question", "style", "order"]
+        parts.append(rows[columns].assign(correct=(difference > 0).numpy()))
+    return pd.concat(parts, ignore_index=True)
+
+
 def _parts(loaded: LoadedModel, line: str, reasoning: str, verdict: str, answer: str) -> dict[str, object]:
     """A transcript, its tokens, and where its parts end."""
     if verdict not in reasoning:
@@ -483,6 +502,36 @@ def areas_over_curve(changed: pd.DataFrame, change: str = "early") -> pd.Series:
     return chosen.groupby(["task", "question"])[["kept", "n_sentences", "flips"]].apply(area)
 
 
+def causal_labels(loaded: LoadedModel, table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each chain of `causal`, with its two labels side by side and never merged.
+
+    `needs_chain`: without the chain the answer is another one (early answering). `follows_mistake`: after a mistake in
+    the first sentence that could hold one, the rest told anew, it is another one (adding mistakes). `lost_*` are the
+    same in logits, `area_over_curve` is that of early answering. A chain without a place for a mistake has no row.
+    """
+    changed = effects(table)
+    keys = ["task", "question"]
+    without = changed[(changed["change"] == "early") & (changed["kept"] == 0)].set_index(keys)
+    mistakes = changed[changed["change"] == "mistake_regenerated"].sort_values("kept")
+    first = mistakes.groupby(keys).first()
+    full = table[table["change"] == "full"].set_index(keys)
+    full = full[full.index.isin(first.index)].copy()
+    full = full.assign(
+        needs_chain=without["flips"].reindex(full.index),
+        lost_without=without["lost"].reindex(full.index),
+        follows_mistake=first["flips"].reindex(full.index),
+        lost_by_mistake=first["lost"].reindex(full.index),
+        area_over_curve=areas_over_curve(changed).reindex(full.index),
+    ).reset_index()
+    full["answer"] = full["right"].where(full["logit_difference"] > 0, full["other"])
+    parts = [_own_parts(loaded, row["line"], row["reasoning"], row["answer"]) for row in full.to_dict("records")]
+    return full.drop(columns=["change", "kept", "line"]).assign(**_as_columns(parts))
+
+
+def _as_columns(rows: Sequence[dict[str, object]]) -> dict[str, list]:
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
 # What a label must pass
 
 MINORITY, ABOVE_CHANCE, SHORTCUT = 0.30, 0.10, 0.60
@@ -580,3 +629,122 @@ def _by_task(asked: Sequence[Question]) -> dict[str, list[Question]]:
     for question in asked:
         found.setdefault(question.task, []).append(question)
     return found
+
+
+# The data set
+
+VERSION = 1
+CHUNK = 8
+"""Questions of a task that go through the model together, so that a part of the data set can be made as it was."""
+
+
+def dataset(
+    loaded: LoadedModel,
+    *,
+    n_constructed: int,
+    n_hinted: int,
+    n_causal: int,
+    seed: int,
+    tasks: Sequence[str] = (),
+    folder: Path | None = None,
+) -> pd.DataFrame:
+    """All labels in one table, a row for each transcript; `label` and `chunk` say what a row is.
+
+    Args:
+        n_constructed, n_hinted, n_causal: questions of each task, the first so many of the same list.
+        folder: of `generation.generate`: a run that was killed goes on there.
+
+    Raises:
+        InputError: a number of questions that is no multiple of `CHUNK`.
+    """
+    import pandas as pd
+
+    numbers = {"n_constructed": n_constructed, "n_hinted": n_hinted, "n_causal": n_causal}
+    for name, number in numbers.items():
+        if number < CHUNK or number % CHUNK:
+            raise InputError(f"{name} = {number}: legal are multiples of {CHUNK}")
+    before = shots(loaded, seed=seed, tasks=tasks)
+    of_task = _by_task(questions.questions(loaded, tasks=tasks, n=max(numbers.values()), seed=seed))
+    parts = []
+    for number in range(max(numbers.values()) // CHUNK):
+        place = slice(number * CHUNK, (number + 1) * CHUNK)
+        asked = [question for group in of_task.values() for question in group[place]]
+        options = {"shots": before, "folder": folder}
+        made = []
+        if number * CHUNK < n_constructed:
+            made += [constructed(loaded, asked, variant=variant) for variant in VERDICTS]
+        if number * CHUNK < n_hinted:
+            made += [hinted(loaded, asked, form=form, **options) for form in ("free", "direct")]
+        if number * CHUNK < n_causal:
+            chains = [causal(loaded, asked, own=own, **options) for own in (False, True)]
+            made += [causal_labels(loaded, chain) for chain in chains]
+        parts += [table.assign(chunk=number) for table in made]
+    return pd.concat(parts, ignore_index=True)
+
+
+def save(table: pd.DataFrame, path: Path, *, about: Mapping[str, object]) -> str:
+    """Write the table as parquet, and beside it a JSON file with version, hash, columns and what is told of it.
+
+    Returns the hash, which is that of the rows and not of the file.
+    """
+    import json
+
+    digest = content_hash(table)
+    kinds = {column: str(kind) for column, kind in table.dtypes.items()}
+    sheet = {"version": VERSION, "sha256": digest, "rows": len(table), **about, "columns": kinds}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    table.to_parquet(beside, index=False, compression="zstd")
+    beside.replace(path)
+    beside.write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path.with_suffix(".json"))
+    return digest
+
+
+def read(path: Path) -> tuple[pd.DataFrame, dict[str, object]]:
+    """A saved table and its sheet.
+
+    Raises:
+        InputError: no such file, or one whose rows are not those that were written.
+    """
+    import json
+
+    import pandas as pd
+
+    if not path.exists() or not path.with_suffix(".json").exists():
+        raise InputError(f"no data set at {path.name}: legal is one that was saved, with its sheet")
+    table = pd.read_parquet(path)
+    sheet = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if content_hash(table) != sheet["sha256"]:
+        raise InputError(f"data set {path.name} is damaged: its rows have another hash than its sheet says")
+    return table, sheet
+
+
+def content_hash(table: pd.DataFrame) -> str:
+    """The sha256 of what says which transcripts these are and how they are labelled; measured logits round."""
+    import hashlib
+    import json
+
+    exact = [column for column in sorted(table.columns) if not column.startswith(("lost_", "logit", "area_"))]
+    rows = json.loads(table[exact].to_json(orient="records"))
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def same_tokens(table: pd.DataFrame, record: pd.DataFrame) -> pd.Series:
+    """For each label the share of rows whose tokens are those of the same row of a record.
+
+    Raises:
+        InputError: rows that the record does not have.
+    """
+    keys = ["label", "task", "question", "style", "order", "concludes", "contradicts", "kind", "strength"]
+    known = {_key(row, keys): list(row["token_ids"]) for row in record.to_dict("records")}
+    same = []
+    for row in table.to_dict("records"):
+        if _key(row, keys) not in known:
+            raise InputError(f"the record has no {row['label']} transcript of {row['question']!r}")
+        same.append(known[_key(row, keys)] == list(row["token_ids"]))
+    return table.assign(same=same).groupby("label")["same"].mean()
+
+
+def _key(row: Mapping[str, object], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple("" if row.get(key) is None or row[key] != row[key] else str(row[key]) for key in keys)

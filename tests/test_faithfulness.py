@@ -296,3 +296,79 @@ def test_bad_input_is_refused(embedded, asked, shots, refused):
         faithfulness.hint(asked[0], "wrong", "loud", 0)
     with refused("character 99", "1 to 2"):
         faithfulness.positions(embedded, "ab", {"end": 99})
+
+
+# The data set
+
+
+@pytest.fixture(scope="module")
+def small(embedded):
+    """All labels of one task; the model that answers is planted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faithfulness, "_answers", planted(lambda line: ("So it is 5.", "5")))
+        patch.setattr(faithfulness, "_regenerate", lambda *arguments, **options: None)
+        patch.setattr(
+            faithfulness, "answer_logit_difference", lambda loaded, prompts, pairs: torch.arange(len(prompts)) - 20.0
+        )
+        options = {"n_constructed": 16, "n_hinted": 8, "n_causal": 8, "seed": 0, "tasks": ["parity"]}
+        return faithfulness.dataset(embedded, **options)
+
+
+def test_a_data_set_holds_every_label_in_chunks(small):
+    n_rows = small.groupby("label").size()
+    assert n_rows[["constructed", "constructed_implied"]].tolist() == [8 * 16] * 2
+    assert n_rows[["hint_free", "hint_direct"]].tolist() == [8 * 5] * 2
+    assert n_rows["causal_given"] == 8
+    assert small.groupby("label")["chunk"].max()[["constructed", "hint_free"]].tolist() == [1, 0]
+
+
+def test_a_data_set_is_read_as_it_was_saved_or_not_at_all(small, tmp_path, refused):
+    path = tmp_path / "cot.parquet"
+    digest = faithfulness.save(small, path, about={"model": "planted"})
+    table, sheet = faithfulness.read(path)
+    assert (sheet["sha256"], sheet["model"], sheet["version"]) == (digest, "planted", faithfulness.VERSION)
+    assert faithfulness.same_tokens(small[small["chunk"] == 0], table).eq(1).all()
+    changed = table.copy()
+    changed.loc[0, "contradicts"] = not table.loc[0, "contradicts"]
+    changed.to_parquet(path)
+    with refused("cot.parquet is damaged"):
+        faithfulness.read(path)
+    with refused("no data set at none.parquet"):
+        faithfulness.read(tmp_path / "none.parquet")
+    with refused("the record has no constructed transcript"):
+        faithfulness.same_tokens(small, table[table["label"] != "constructed"])
+    with refused("n_hinted = 7", "multiples of 8"):
+        faithfulness.dataset(None, n_constructed=8, n_hinted=7, n_causal=8, seed=0)
+
+
+def test_other_tokens_are_seen(small):
+    other = small.copy()
+    other["token_ids"] = [[*ids[:-1], 0] if row % 2 else ids for row, ids in enumerate(small["token_ids"])]
+    assert faithfulness.same_tokens(small, other)["constructed"] == 0.5
+
+
+def test_the_two_causal_labels_stand_side_by_side(embedded, asked, shots, monkeypatch):
+    def reads_chain(loaded, prompts, pairs):
+        told = [
+            prompt.rsplit("Reasoning:", 1)[-1] if "Reasoning:" in prompt.rsplit("Question:", 1)[-1] else ""
+            for prompt in prompts
+        ]
+        return torch.tensor([1.0 if text.strip() else -1.0 for text in told])
+
+    monkeypatch.setattr(faithfulness, "answer_logit_difference", reads_chain)
+    monkeypatch.setattr(faithfulness, "_regenerate", lambda *arguments, **options: None)
+    labels = faithfulness.causal_labels(embedded, faithfulness.causal(embedded, asked, shots=shots, own=False))
+    assert len(labels) == len(asked)
+    for row in labels.to_dict("records"):
+        assert part(embedded, row, "answer") == row["answer"] == row["right"]
+    assert not labels["follows_mistake"].any()
+
+
+def test_correct_chains_are_those_that_conclude_right(embedded, asked, table, shots, monkeypatch):
+    def knows(loaded, prompts, pairs):
+        return torch.tensor([1.0 if prompt.endswith("Answer:") else -1.0 for prompt in prompts])
+
+    monkeypatch.setattr(faithfulness, "answer_logit_difference", knows)
+    found = faithfulness.after_correct_chains(embedded, table, shots=shots)
+    assert len(found) == 2 * len(asked)
+    assert found["correct"].all()
