@@ -570,7 +570,7 @@ def _on_backend(
         )
     from nnsight import TransformersModel
 
-    return TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    return TransformersModel(model, tokenizer=tokenizer, task="text-generation", device=str(model.device))
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -720,6 +720,19 @@ def test_the_three_backends_give_the_same_logits(family, load_tiny, token_ids):
         torch.testing.assert_close(logits(other), logits(plain), atol=1e-4, rtol=1e-4)
 
 
+def test_nnsight_leaves_the_model_on_its_device(tiny_folders, monkeypatch):
+    """Without a device transformers' pipeline moves it to the first GPU that it finds."""
+    import nnsight
+
+    seen = []
+    wrap = nnsight.TransformersModel
+    monkeypatch.setattr(
+        nnsight, "TransformersModel", lambda *given, **options: seen.append(options) or wrap(*given, **options)
+    )
+    loaded = models.load(str(tiny_folders["llama"]), backend="nnsight")
+    assert [options["device"] for options in seen] == [loaded.device] == ["cpu"]
+
+
 # The command line
 
 
