@@ -396,9 +396,9 @@ def causal(
     return pd.DataFrame(rows)
 
 
-def _told(question: Question, style: str, steps: Sequence[str] | None = None) -> str:
+def _told(question: Question, style: str) -> str:
     verdict = questions.stated(*question.candidates, ORDERS[0])
-    return STYLES[style](question.steps if steps is None else steps, verdict)
+    return STYLES[style](question.steps, verdict)
 
 
 def _changes(
@@ -479,7 +479,7 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     return rest
 
 
-def areas_over_curve(changed: pd.DataFrame, change: str = "early") -> pd.Series:
+def areas_over_curve(changed: pd.DataFrame) -> pd.Series:
     """For each question the area over the curve of "same answer as after the full chain" against the share kept.
 
     By trapezoids between the cuts, the full chain last. Lanham et al. (2023) weight each length of chain by how often
@@ -496,7 +496,7 @@ def areas_over_curve(changed: pd.DataFrame, change: str = "early") -> pd.Series:
         same = np.append(~rows["flips"], True).astype(float)
         return float(1 - np.trapezoid(same, share) / (1 - share[0])) if share[0] < 1 else 0.0
 
-    chosen = changed[changed["change"] == change]
+    chosen = changed[changed["change"] == "early"]
     return chosen.groupby(["task", "question"])[["kept", "n_sentences", "flips"]].apply(area)
 
 
@@ -603,24 +603,20 @@ def rules(table: pd.DataFrame) -> dict[str, list[float]]:
     return scores
 
 
-def shortcuts(
-    loaded: LoadedModel, table: pd.DataFrame, labels: Sequence[bool], *, texts: Sequence[str] | None = None, seed: int
-) -> pd.DataFrame:
+def shortcuts(loaded: LoadedModel, table: pd.DataFrame, labels: Sequence[bool], *, seed: int) -> pd.DataFrame:
     """What each shortcut makes of a label: word and character n-grams, the mean of the input embeddings, and `rules`.
 
     Args:
         table: rows of one task; those of a question stay together in folds and in the bootstrap.
-        texts: what the fitted ones read; the whole transcripts by default.
 
     Returns:
         What `probes.compared` does: a row for each, with intervals.
     """
-    groups = list(table["question"])
-    folds = probes.grouped_folds(labels, groups, seed=seed)
-    texts = list(table["text"]) if texts is None else texts
-    scores = probes.text_baselines(loaded, texts, labels, groups, folds=folds, seed=seed)
     import torch
 
+    groups = list(table["question"])
+    folds = probes.grouped_folds(labels, groups, seed=seed)
+    scores = probes.text_baselines(loaded, list(table["text"]), labels, groups, folds=folds, seed=seed)
     scores |= {name: torch.tensor(values) for name, values in rules(table).items()}
     return probes.compared(scores, labels, groups, folds=folds, seed=seed)
 

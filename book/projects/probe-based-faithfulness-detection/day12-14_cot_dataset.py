@@ -92,7 +92,7 @@ data = faithfulness.dataset(
     n_causal=n_causal,
     tasks=tasks,
     seed=seed,
-    folder=ROOT / "_build" / "generated",
+    folder=ROOT / "_build" / "generated" if save else None,
 )
 shots = faithfulness.shots(model, seed=seed, tasks=tasks)
 of_label = {label: rows for label, rows in data.table.groupby("label")}
@@ -228,22 +228,15 @@ worst = max(
     (key for key in gates if key[0] == "constructed"),
     key=lambda key: gates[key].shortcut_auroc,
 )
-row = found[worst].set_index("scores").loc[gates[worst].shortcut]
-near = claims.Estimate(
-    float(max(row["auroc"], 1 - row["auroc"])),
-    float(min(max(row["auroc_low"], 0.5), 1 - row["auroc"])),
-    float(gates[worst].shortcut_auroc),
-    n_constructed,
-    "questions",
-)
+reach = gates[worst].shortcut_auroc
 run.value("worst_shortcut", f"{gates[worst].shortcut}, {worst[1]}")
-run.value("worst_reach", float(gates[worst].shortcut_auroc))
+run.value("worst_reach", reach)
 run.value("n_shortcuts", len(found[worst]))
 run.claim(
     "no-shortcut-to-contradiction",
     "No shortcut tells contradiction on any task: the furthest bound of an AUROC stays below 0.6.",
     rule="value < 0.6",
-    estimate=claims.Estimate(near.high, near.high, near.high, near.n, near.of),
+    estimate=claims.Estimate(reach, reach, reach, n_constructed, "questions"),
     baseline=0.5,
     baseline_is="chance",
     tolerance=0.05,
