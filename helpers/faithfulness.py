@@ -32,14 +32,8 @@ if TYPE_CHECKING:
 
 VERDICTS = {"stated": questions.stated, "implied": questions.implied}
 N_SHOTS = 4
-MAX_NEW_TOKENS = 96
+MAX_NEW_TOKENS = 64
 STOPS = ("\n\n", "Question:")
-
-
-def shots(loaded: LoadedModel, *, seed: int, tasks: Sequence[str] = ()) -> dict[str, list[Question]]:
-    """For each task the questions that stand answered before the one that is asked; drawn apart from all others."""
-    found = questions.questions(loaded, tasks=tasks, n=N_SHOTS, seed=seed + 1_000_000)
-    return _by_task(found)
 
 
 def answer_logit_difference(
@@ -258,44 +252,45 @@ def hinted(
 
     if form not in ("free", "direct"):
         raise InputError(f"hints in form {form!r}: legal are free, direct")
+    planted = [
+        (question, kind, strength, *hint(question, kind, strength, number))
+        for group in _by_task(asked).values()
+        for kind, strength in hints
+        for number, question in enumerate(group)
+    ]
+    before = _examples(shots, form)
+    plain_lines = [questions.asked(question) for question in asked]
+    lines = [questions.asked(question, hint=text) for question, *_, text in planted]
+    starts = [before[question.task] for question in (*asked, *(question for question, *_ in planted))]
+    given = _answers(loaded, starts, [*plain_lines, *lines], form=form, batch_size=batch_size, folder=folder)
+    plain = {(question.task, question.text): answer for question, (_, answer) in zip(asked, given, strict=False)}
     rows = []
-    for task, group in _by_task(asked).items():
-        planted = [
-            (question, kind, strength, *hint(question, kind, strength, number))
-            for kind, strength in hints
-            for number, question in enumerate(group)
-        ]
-        lines = [questions.asked(question) for question in group]
-        lines += [questions.asked(question, hint=text) for question, *_, text in planted]
-        prefix = questions.examples(shots[task], form=form)
-        given = _answers(loaded, lines, prefix=prefix, form=form, batch_size=batch_size, folder=folder)
-        plain = {question.text: answer for question, (_, answer) in zip(group, given, strict=False)}
-        for (question, kind, strength, named, text), line, (reasoning, answer) in zip(
-            planted, lines[len(group) :], given[len(group) :], strict=True
-        ):
-            by_source = mentions_source(reasoning)
-            by_wording = mentions_wording(reasoning, text.replace(named, ""), question.text)
-            before = plain[question.text]
-            rows.append(
-                {
-                    "label": f"hint_{form}",
-                    "task": task,
-                    "question": question.text,
-                    "right": question.candidates[0],
-                    "other": question.candidates[1],
-                    "hint": text,
-                    "kind": kind,
-                    "strength": strength,
-                    "named": named,
-                    "answer_without": before,
-                    "answer": answer,
-                    "reasoning": reasoning,
-                    "mentions_source": by_source,
-                    "mentions_wording": by_wording,
-                    "outcome": _outcome(named, before, answer, by_source or by_wording),
-                    **_own_parts(loaded, line, reasoning if form == "free" else None, answer),
-                }
-            )
+    for (question, kind, strength, named, text), line, (reasoning, answer) in zip(
+        planted, lines, given[len(asked) :], strict=True
+    ):
+        by_source = mentions_source(reasoning)
+        by_wording = mentions_wording(reasoning, text.replace(named, ""), question.text)
+        without = plain[question.task, question.text]
+        rows.append(
+            {
+                "label": f"hint_{form}",
+                "task": question.task,
+                "question": question.text,
+                "right": question.candidates[0],
+                "other": question.candidates[1],
+                "hint": text,
+                "kind": kind,
+                "strength": strength,
+                "named": named,
+                "answer_without": without,
+                "answer": answer,
+                "reasoning": reasoning,
+                "mentions_source": by_source,
+                "mentions_wording": by_wording,
+                "outcome": _outcome(named, without, answer, by_source or by_wording),
+                **_own_parts(loaded, line, reasoning if form == "free" else None, answer),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -311,18 +306,18 @@ def _outcome(named: str, before: str | None, answer: str | None, mentions: bool)
 
 def _answers(
     loaded: LoadedModel,
+    starts: Sequence[str],
     lines: Sequence[str],
     *,
-    prefix: str,
     form: str,
     batch_size: int,
     folder: Path | None,
 ) -> list[tuple[str, str | None]]:
-    """For each question its reasoning and its parsed answer, by the most likely tokens."""
+    """For each question, after its examples, a reasoning and the parsed answer, by the most likely tokens."""
     cue = "\nReasoning:" if form == "free" else "\nAnswer:"
     new = generation.generate(
         loaded,
-        [prefix + line + cue for line in lines],
+        [start + line + cue for start, line in zip(starts, lines, strict=True)],
         max_new_tokens=MAX_NEW_TOKENS if form == "free" else 8,
         stop=STOPS,
         batch_size=batch_size,
@@ -367,33 +362,36 @@ def causal(
         Changes: `full`; `early` after the first `kept` of `n_sentences` (nothing at 0); `filler`, as many tokens of
         dots; `mistake_kept`, `mistake_withheld` and `mistake_regenerated` for each sentence `kept` before the verdict
         that a mistake could be put into; `paraphrase` in the next style, of given chains only. A chain of the model's
-        own that did not come to an end has no row.
+        own that did not come to an end has no row, and if none did there is no row at all.
     """
     import pandas as pd
 
-    rows = []
-    for task, group in _by_task(asked).items():
-        prefix = questions.examples(shots[task], form="stated")
-        lines = [questions.asked(question, options=OPTIONS[number % 2]) for number, question in enumerate(group)]
-        styles = [list(STYLES)[number % len(STYLES)] for number in range(len(group))]
-        if own:
-            options = {"prefix": prefix, "form": "free", "batch_size": batch_size, "folder": folder}
-            told = [reasoning if answer else "" for reasoning, answer in _answers(loaded, lines, **options)]
-        else:
-            told = [_told(question, style) for question, style in zip(group, styles, strict=True)]
-        changed: list[dict[str, object]] = []
-        for question, line, style, reasoning in zip(group, lines, styles, told, strict=True):
-            if reasoning:
-                changed += _changes(loaded, question, line, style, reasoning, own)
-        _regenerate(loaded, prefix, changed, batch_size=batch_size, folder=folder)
-        differences = answer_logit_difference(
-            loaded,
-            [prefix + questions.answered(row["line"], row["reasoning"]) for row in changed],
-            [(row["right"], row["other"]) for row in changed],
-        )
-        for row, difference in zip(changed, differences.tolist(), strict=True):
-            rows.append({"label": "causal_own" if own else "causal_given", **row, "logit_difference": difference})
-    return pd.DataFrame(rows)
+    numbered = [(number, question) for group in _by_task(asked).values() for number, question in enumerate(group)]
+    lines = [questions.asked(question, options=OPTIONS[number % 2]) for number, question in numbered]
+    styles = [list(STYLES)[number % len(STYLES)] for number, _ in numbered]
+    before = _examples(shots, "stated")
+    options = {"batch_size": batch_size, "folder": folder}
+    if own:
+        starts = [before[question.task] for _, question in numbered]
+        given = _answers(loaded, starts, lines, form="free", **options)
+        told = [reasoning if answer else "" for reasoning, answer in given]
+    else:
+        told = [_told(question, style) for (_, question), style in zip(numbered, styles, strict=True)]
+    rows = [
+        {"label": "causal_own" if own else "causal_given", **row}
+        for (_, question), line, style, reasoning in zip(numbered, lines, styles, told, strict=True)
+        if reasoning
+        for row in _changes(loaded, question, line, style, reasoning, own)
+    ]
+    if not rows:
+        return pd.DataFrame()
+    _regenerate(loaded, before, rows, **options)
+    differences = answer_logit_difference(
+        loaded,
+        [before[row["task"]] + questions.answered(row["line"], row["reasoning"]) for row in rows],
+        [(row["right"], row["other"]) for row in rows],
+    )
+    return pd.DataFrame(rows).assign(logit_difference=differences.tolist())
 
 
 def _told(question: Question, style: str) -> str:
@@ -449,7 +447,12 @@ def _with_given_mistake(sentence: str, question: Question) -> str | None:
 
 
 def _regenerate(
-    loaded: LoadedModel, prefix: str, rows: Sequence[dict[str, object]], *, batch_size: int, folder: Path | None
+    loaded: LoadedModel,
+    before: Mapping[str, str],
+    rows: Sequence[dict[str, object]],
+    *,
+    batch_size: int,
+    folder: Path | None,
 ) -> None:
     """Let the model go on after a mistake, as far as its answer."""
     waiting = [row for row in rows if row["change"] == "mistake_regenerated"]
@@ -457,7 +460,7 @@ def _regenerate(
         return
     new = generation.generate(
         loaded,
-        [f"{prefix}{row['line']}\nReasoning: {row['reasoning']}" for row in waiting],
+        [f"{before[row['task']]}{row['line']}\nReasoning: {row['reasoning']}" for row in waiting],
         max_new_tokens=MAX_NEW_TOKENS,
         stop=("\n",),
         batch_size=batch_size,
@@ -545,8 +548,11 @@ class Gate:
     """The share of the rarer class."""
     accuracy: Estimate
     """Of the model after a correct chain of thought; chance is one half."""
+    behaviour: bool
+    """Whether the label is what a model did: no design frees it of shortcuts, which then refuse nothing, but which a
+    probe has to exceed."""
     shortcut: str = ""
-    """The one that comes furthest; none where the label comes from behaviour, which no design frees of them."""
+    """The one that may come furthest; none where they were not looked for."""
     shortcut_auroc: float = 0.5
     """The upper bound of its AUROC, or of one less it."""
 
@@ -558,21 +564,29 @@ class Gate:
             found.append(f"the rarer class is {self.minority:.2f} of it")
         if self.accuracy.low <= 0.5 + ABOVE_CHANCE:
             found.append(f"accuracy with a correct chain may be {self.accuracy.low:.2f}")
-        if self.shortcut_auroc >= SHORTCUT:
+        if self.shortcut_auroc >= SHORTCUT and not self.behaviour:
             found.append(f"{self.shortcut} may reach {self.shortcut_auroc:.2f}")
         return found
 
 
-def gate(table: pd.DataFrame, labels: Sequence[bool], accuracy: Estimate, found: pd.DataFrame | None) -> Gate:
+def gate(
+    table: pd.DataFrame,
+    labels: Sequence[bool],
+    accuracy: Estimate,
+    found: pd.DataFrame | None,
+    *,
+    behaviour: bool = False,
+) -> Gate:
     """Put the three conditions together for the rows of one task.
 
     Args:
         accuracy: of the model after a correct chain.
-        found: what `shortcuts` returned for these rows, or None for a label that comes from behaviour.
+        found: what `shortcuts` returned for these rows; None where they are too few for it.
+        behaviour: whether the label is what a model did, so that shortcuts are reported and refuse nothing.
     """
     (task,) = set(table["task"])
     share = sum(labels) / len(labels)
-    whole = Gate(task, len(labels), min(share, 1 - share), accuracy)
+    whole = Gate(task, len(labels), min(share, 1 - share), accuracy, behaviour)
     if found is None:
         return whole
     reach = found[["auroc_high"]].assign(below=1 - found["auroc_low"]).max(axis=1)
@@ -619,6 +633,10 @@ def shortcuts(loaded: LoadedModel, table: pd.DataFrame, labels: Sequence[bool], 
     scores = probes.text_baselines(loaded, list(table["text"]), labels, groups, folds=folds, seed=seed)
     scores |= {name: torch.tensor(values) for name, values in rules(table).items()}
     return probes.compared(scores, labels, groups, folds=folds, seed=seed)
+
+
+def _examples(shots: Mapping[str, Sequence[Question]], form: str) -> dict[str, str]:
+    return {task: questions.examples(some, form=form) for task, some in shots.items()}
 
 
 def _by_task(asked: Sequence[Question]) -> dict[str, list[Question]]:
@@ -670,7 +688,7 @@ def dataset(
     for name, number in numbers.items():
         if number < CHUNK or number % CHUNK:
             raise InputError(f"{name} = {number}: legal are multiples of {CHUNK}")
-    before = shots(loaded, seed=seed, tasks=tasks)
+    before = questions.shots(loaded, tasks=tasks, n=N_SHOTS, seed=seed)
     of_task = _by_task(questions.questions(loaded, tasks=tasks, n=max(numbers.values()), seed=seed))
     parts, changes = [], []
     for number in range(max(numbers.values()) // CHUNK):
@@ -685,8 +703,8 @@ def dataset(
             made.append(hinted(loaded, asked, form="direct", hints=DIRECT_HINTS, **options))
         if number * CHUNK < n_causal:
             chains = [causal(loaded, asked, own=own, **options) for own in (False, True)]
-            made += [causal_labels(loaded, chain) for chain in chains]
-            changes += [effects(chain) for chain in chains]
+            made += [causal_labels(loaded, chain) for chain in chains if len(chain)]
+            changes += [effects(chain) for chain in chains if len(chain)]
         parts += [table.assign(chunk=number) for table in made]
     return Dataset(pd.concat(parts, ignore_index=True), pd.concat(changes, ignore_index=True))
 

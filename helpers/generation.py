@@ -1,6 +1,6 @@
 """Continue many prompts that begin alike, and read what a model would say next.
 
-What all prompts of a call have in common, such as examples before the question, runs once. Every other row attends
+What prompts have in common, such as examples before the question, runs once for each family of them. Its rows attend
 to those keys and values where they lie: nothing is copied for each row or moved at each step, and rows that have
 finished leave the batch. For passes with taps or on other backends there is `hooks.generate`.
 """
@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 64
 """Rows. Part of what makes a run repeatable: in bfloat16 a sum's last bit depends on the shape of the batch."""
+TREE_SIZE = 1024
+"""Tokens. Larger trees share more, and spend more on attention between branches that don't see one another."""
+PASS = 64
+"""Tokens. A beginning runs on its own where this saves more than so many."""
 
 
 def generate(
@@ -70,16 +75,17 @@ def generate(
     uniform = torch.from_numpy(np.random.default_rng(seed).random((len(rows), max_new_tokens)))
     options = _Options(max_new_tokens, tuple(stop), temperature)
     job = None if folder is None else folder / _digest(loaded, rows, seed, batch_size, options)
-    prefix = _shared_prefix(loaded, rows)
+    beginnings = _beginnings(loaded, rows)
     new: list[list[int]] = [[] for _ in rows]
     with tqdm(total=len(rows), desc="generate", delay=2, mininterval=2, leave=False, file=sys.stderr) as bar:
-        for number, batch in enumerate(_batches(rows, batch_size)):
+        for number, batch in enumerate(_batches(rows, beginnings, batch_size)):
             file = None if job is None else job / f"{number:05}.json"
             if file is not None and file.exists():
                 found = json.loads(file.read_text())
             else:
-                some = [rows[row][prefix.length :] for row in batch]
-                found = _continued(loaded, prefix, some, uniform[batch], options)
+                begun = [beginnings[row] for row in batch]
+                some = _Batch(loaded, [rows[row] for row in batch], begun, max_new_tokens)
+                found = _continued(some, uniform[batch], options)
                 if file is not None:
                     _write(file, json.dumps(found))
             for row, tokens in zip(batch, found, strict=True):
@@ -89,13 +95,12 @@ def generate(
 
 
 def next_token_logits(
-    loaded: LoadedModel,
-    prompts: Sequence[Prompt],
-    tokens: Int[Tensor, "prompt choice"],
-    *,
-    batch_size: int = BATCH_SIZE,
+    loaded: LoadedModel, prompts: Sequence[Prompt], tokens: Int[Tensor, "prompt choice"]
 ) -> Float[Tensor, "prompt choice"]:
     """The logits of some tokens, others for each prompt, after its last token; in float32.
+
+    Prompts run as trees: what several begin with stands there once, and a token attends to those between the root and
+    itself (the tree attention of SpecInfer, Miao et al. 2023).
 
     Raises:
         InputError: as `generate`; not one row of tokens for each prompt.
@@ -103,15 +108,21 @@ def next_token_logits(
     import torch
 
     rows = hooks.token_ids(loaded, prompts)
-    _check(loaded, rows, 1, batch_size)
+    _check(loaded, rows, 1, 1)
     if tokens.ndim != 2 or len(tokens) != len(rows):
         raise InputError(f"tokens of shape {list(tokens.shape)} for {len(rows)} prompts: legal is a row for each")
-    prefix = _shared_prefix(loaded, rows)
     logits = torch.empty(tokens.shape)
-    for batch in _batches(rows, batch_size):
-        batch_of = _Batch(loaded, prefix, [rows[row][prefix.length :] for row in batch], 0)
-        found = batch_of.first_logits()
-        logits[batch] = found.gather(1, tokens[batch].to(found.device)).float().cpu()
+    for tree in _trees(rows):
+        with torch.inference_mode(), _attention(loaded, "sdpa"):
+            hidden = loaded.model.base_model(
+                torch.tensor([tree.tokens], device=loaded.device),
+                attention_mask=tree.mask().to(loaded.device)[None, None],
+                position_ids=torch.tensor([tree.depths], device=loaded.device),
+                use_cache=False,
+            ).last_hidden_state
+            found = backends.unembed(loaded.model, hidden[0, list(tree.leaves.values())])
+        asked = list(tree.leaves)
+        logits[asked] = found.gather(1, tokens[asked].to(found.device)).float().cpu()
     return logits
 
 
@@ -125,18 +136,6 @@ class _Options:
     temperature: float
 
 
-@dataclass(frozen=True)
-class _Prefix:
-    """What all rows begin with: its keys and values in each layer."""
-
-    length: int
-    keys: tuple[Float[Tensor, "kv_head position d_head"], ...] = ()
-    values: tuple[Float[Tensor, "kv_head position d_head"], ...] = ()
-
-
-_PREFIX: ContextVar[_Prefix] = ContextVar("prefix")
-
-
 def _check(loaded: LoadedModel, rows: Sequence[Sequence[int]], n_new: int, batch_size: int) -> None:
     if n_new < 1 or batch_size < 1:
         raise InputError(f"max_new_tokens = {n_new}, batch_size = {batch_size}: legal is at least 1 of each")
@@ -148,52 +147,202 @@ def _check(loaded: LoadedModel, rows: Sequence[Sequence[int]], n_new: int, batch
             f"{n_new} new tokens after a prompt of {longest - n_new}: the model takes {loaded.context_length} in all"
         )
     family_of(loaded.config)
+    if getattr(loaded.config, "attn_logit_softcapping", None) is not None:
+        raise InputError("a model that caps its attention scores can't share a beginning: legal is hooks.generate")
     window = getattr(loaded.config, "sliding_window", None)
     if "sliding_attention" in (getattr(loaded.config, "layer_types", None) or ()) and longest > window:
         raise InputError(f"{longest} tokens with a sliding window of {window}: legal is at most the window")
 
 
-def _shared_prefix(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> _Prefix:
-    """Run the longest common beginning that leaves every row at least one token."""
+def _n_common(one: Sequence[int], other: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+@dataclass
+class _Tree:
+    """Prompts put together: tokens with their parents, and for each prompt the token it ends with."""
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    leaves: dict[int, int] = field(default_factory=dict)
+    path: list[int] = field(default_factory=list)
+    """From the root to the end of the prompt added last."""
+
+    def add(self, prompt: int, row: Sequence[int], n_common: int) -> None:
+        """A prompt that has so many tokens in common with the one before."""
+        del self.path[n_common:]
+        for depth in range(n_common, len(row)):
+            self.parents.append(self.path[-1] if self.path else -1)
+            self.path.append(len(self.tokens))
+            self.tokens.append(row[depth])
+            self.depths.append(depth)
+        self.leaves[prompt] = self.path[-1]
+
+    def mask(self) -> Bool[Tensor, "token token"]:
+        """Whether one token sees another: itself and all between it and the root."""
+        import torch
+
+        seen = torch.eye(len(self.tokens), dtype=torch.bool)
+        for token, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[token] |= seen[parent]
+        return seen
+
+
+def _trees(rows: Sequence[Sequence[int]]) -> list[_Tree]:
+    """In the order of their tokens, where each prompt has most in common with the one before it."""
+    trees = [_Tree()]
+    before: Sequence[int] = ()
+    for prompt in sorted(range(len(rows)), key=rows.__getitem__):
+        n_common = _n_common(before, rows[prompt])
+        if trees[-1].tokens and len(trees[-1].tokens) + len(rows[prompt]) - n_common > TREE_SIZE:
+            trees.append(_Tree())
+            n_common = 0
+        trees[-1].add(prompt, rows[prompt], n_common)
+        before = rows[prompt]
+    return trees
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """What the rows of a family begin with: its keys and values in each layer; nothing for rows without a family."""
+
+    family: int = 0
+    length: int = 0
+    keys: tuple[Float[Tensor, "position kv_head d_head"], ...] = ()
+    values: tuple[Float[Tensor, "position kv_head d_head"], ...] = ()
+
+
+def _beginnings(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> list[_Beginning]:
+    """For each row what it begins with, run once for each family."""
     import torch
     from transformers import DynamicCache
 
-    common = [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))]
-    length = min(len(common), min(map(len, rows)) - 1)
-    if length == 0:
-        return _Prefix(0)
-    cache = DynamicCache(config=loaded.config)
-    with torch.inference_mode(), _attention(loaded, "sdpa"):
-        ids = torch.tensor([common[:length]], device=loaded.device)
-        loaded.model.base_model(ids, past_key_values=cache)
-    return _Prefix(
-        length, tuple(layer.keys[0] for layer in cache.layers), tuple(layer.values[0] for layer in cache.layers)
-    )
+    found = [_Beginning()] * len(rows)
+    for number, (length, family) in enumerate(_families(rows), start=1):
+        cache = DynamicCache(config=loaded.config)
+        ids = torch.tensor([rows[family[0]][:length]], device=loaded.device)
+        with torch.inference_mode(), _attention(loaded, "sdpa"):
+            loaded.model.base_model(ids, past_key_values=cache)
+        keys = tuple(layer.keys[0].transpose(0, 1) for layer in cache.layers)
+        beginning = _Beginning(number, length, keys, tuple(layer.values[0].transpose(0, 1) for layer in cache.layers))
+        for row in family:
+            found[row] = beginning
+    return found
 
 
-def _batches(rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """Rows of similar length together."""
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+def _families(rows: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+    """Rows with the length of what they have in common: of the rows in order the split that saves most tokens."""
+    import numpy as np
+
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    saved, first = np.zeros(len(rows) + 1), np.zeros(len(rows) + 1, dtype=int)
+    common = np.full(len(rows), np.inf)  # to the rows from this one to the last that was looked at
+    lengths = np.zeros(len(rows) + 1, dtype=int)
+    for last, row in enumerate(order):
+        if last:
+            common[:last] = np.minimum(common[:last], _n_common(rows[order[last - 1]][:-1], rows[row][:-1]))
+        gain = np.append((last - np.arange(last)) * common[:last] - PASS, 0)
+        total = saved[: last + 1] + gain
+        first[last + 1] = start = total.argmax()
+        saved[last + 1], lengths[last + 1] = total[start], common[start] if start < last else 0
+    families, stop = [], len(rows)
+    while stop:
+        if lengths[stop]:
+            families.append((int(lengths[stop]), order[first[stop] : stop]))
+        stop = first[stop]
+    return families
+
+
+def _batches(rows: Sequence[Sequence[int]], beginnings: Sequence[_Beginning], batch_size: int) -> list[list[int]]:
+    """Rows of a family together, and of these such of similar length."""
+    order = sorted(range(len(rows)), key=lambda row: (beginnings[row].family, len(rows[row])))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-class _Batch:
-    """Rows on their way, padded on the left, with the keys and values of what comes after the prefix."""
+@dataclass(frozen=True)
+class _Begun:
+    """The beginnings of a batch's rows, and which is whose."""
 
+    lengths: Int[Tensor, " row"]
+    families: Int[Tensor, " row"]
+    keys: tuple[Float[Tensor, "family kv_head position d_head"], ...]
+    """In each layer, with zeros where another family's beginning is longer; empty if no row has one."""
+    values: tuple[Float[Tensor, "family kv_head position d_head"], ...]
+
+    @staticmethod
+    def of(beginnings: Sequence[_Beginning], device: str) -> _Begun:
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        begun = {one.family: one for one in beginnings if one.length}
+        number = {family: place for place, family in enumerate(begun)}
+
+        def stacked(layer: Sequence[Tensor]) -> Float[Tensor, "family kv_head position d_head"]:
+            return pad_sequence(list(layer), batch_first=True).transpose(1, 2).contiguous()
+
+        return _Begun(
+            torch.tensor([one.length for one in beginnings], device=device),
+            torch.tensor([number.get(one.family, 0) for one in beginnings], device=device),  # at length 0 it sees none
+            tuple(map(stacked, zip(*(one.keys for one in begun.values()), strict=True))),
+            tuple(map(stacked, zip(*(one.values for one in begun.values()), strict=True))),
+        )
+
+    def of_rows(self, kept: Bool[Tensor, " row"]) -> _Begun:
+        return replace(self, lengths=self.lengths[kept], families=self.families[kept])
+
+    @cached_property
+    def seen(self) -> Bool[Tensor, "row position"]:
+        import torch
+
+        return torch.arange(self.keys[0].shape[2], device=self.lengths.device) < self.lengths[:, None]
+
+    @cached_property
+    def places(self) -> tuple[Int[Tensor, " row"], int]:
+        """Where each row stands when all families are given as many places as the largest needs, and how many."""
+        import torch
+
+        member = self.families[:, None] == torch.arange(len(self.keys[0]), device=self.families.device)
+        number = member.cumsum(0).gather(1, self.families[:, None])[:, 0] - 1
+        most = int(member.sum(0).max())
+        return self.families * most + number, most
+
+    def times(
+        self, rows: Float[Tensor, "row kv_head query a"], matrices: Float[Tensor, "family kv_head a b"]
+    ) -> Float[Tensor, "row kv_head query b"]:
+        """Each row times its family's matrices, those of a family in one product."""
+        places, most = self.places
+        n_families = len(matrices)
+        placed = rows.new_zeros(n_families * most, *rows.shape[1:])
+        placed[places] = rows
+        together = placed.unflatten(0, (n_families, most)).transpose(1, 2).flatten(2, 3) @ matrices
+        return together.unflatten(2, (most, -1)).transpose(1, 2).flatten(0, 1)[places]
+
+
+_BEGUN: ContextVar[_Begun] = ContextVar("begun")
+
+
+class _Batch:
+    """Rows on their way, padded on the left, with the keys and values of what comes after their beginnings."""
+
+    begun: _Begun
     cache: StaticCache
     seen: Bool[Tensor, "row column"]
     """Columns that are no padding."""
 
-    def __init__(self, loaded: LoadedModel, prefix: _Prefix, rows: Sequence[Sequence[int]], n_new: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, rows: Sequence[Sequence[int]], beginnings: Sequence[_Beginning], n_new: int
+    ) -> None:
         import torch
         from transformers import StaticCache
 
-        self.loaded, self.prefix = loaded, prefix
-        width = max(map(len, rows))
+        self.loaded, self.begun = loaded, _Begun.of(beginnings, loaded.device)
+        rest = [row[beginning.length :] for row, beginning in zip(rows, beginnings, strict=True)]
+        width = max(map(len, rest))
         self.cache = StaticCache(config=loaded.config, max_cache_len=width + n_new)
-        padded = [[0] * (width - len(row)) + list(row) for row in rows]
-        self.ids = torch.tensor(padded, device=loaded.device)
-        lengths = torch.tensor([len(row) for row in rows], device=loaded.device)
+        self.ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rest], device=loaded.device)
+        lengths = torch.tensor([len(row) for row in rest], device=loaded.device)
         self.seen = torch.arange(width, device=loaded.device) >= (width - lengths)[:, None]
 
     def first_logits(self) -> Float[Tensor, "row token"]:
@@ -211,17 +360,17 @@ class _Batch:
 
     def keep(self, kept: Bool[Tensor, " row"]) -> None:
         """Go on with some of the rows."""
-        self.seen = self.seen[kept]
+        self.seen, self.begun = self.seen[kept], self.begun.of_rows(kept)
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[kept], layer.values[kept]
 
     def _logits(self, ids: Int[Tensor, "row new"], mask: Bool[Tensor, "row new column"]) -> Float[Tensor, "row token"]:
         import torch
 
-        places = self.prefix.length + self.seen.cumsum(1)[:, -ids.shape[1] :] - 1
-        token = _PREFIX.set(self.prefix)
+        places = self.begun.lengths[:, None] + self.seen.cumsum(1)[:, -ids.shape[1] :] - 1
+        token = _BEGUN.set(self.begun)
         try:
-            with torch.inference_mode(), _attention(self.loaded, "shared_prefix"):
+            with torch.inference_mode(), _attention(self.loaded, "after_beginning"):
                 hidden = self.loaded.model.base_model(
                     ids,
                     attention_mask=mask[:, None],
@@ -230,22 +379,16 @@ class _Batch:
                 ).last_hidden_state
                 return backends.unembed(self.loaded.model, hidden[:, -1].contiguous())
         finally:
-            _PREFIX.reset(token)
+            _BEGUN.reset(token)
 
 
-def _continued(
-    loaded: LoadedModel,
-    prefix: _Prefix,
-    rows: Sequence[Sequence[int]],
-    uniform: Float[Tensor, "row new"],
-    options: _Options,
-) -> list[list[int]]:
+def _continued(batch: _Batch, uniform: Float[Tensor, "row new"], options: _Options) -> list[list[int]]:
     import torch
 
+    loaded = batch.loaded
     ends = _end_tokens(loaded)
-    new: list[list[int]] = [[] for _ in rows]
-    running = list(range(len(rows)))
-    batch = _Batch(loaded, prefix, rows, options.max_new_tokens)
+    new: list[list[int]] = [[] for _ in uniform]
+    running = list(range(len(uniform)))
     logits = batch.first_logits()
     for step in range(options.max_new_tokens):
         tokens = _drawn(logits, uniform[running, step], options.temperature)
@@ -309,8 +452,8 @@ def _attention(loaded: LoadedModel, implementation: str) -> Iterator[None]:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    AttentionInterface.register("shared_prefix", _shared_prefix_attention)
-    AttentionMaskInterface.register("shared_prefix", eager_mask)
+    AttentionInterface.register("after_beginning", _attention_after_beginning)
+    AttentionMaskInterface.register("after_beginning", eager_mask)
     config = loaded.model.config
     before, config._attn_implementation = config._attn_implementation, implementation
     try:
@@ -319,7 +462,7 @@ def _attention(loaded: LoadedModel, implementation: str) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def _shared_prefix_attention(
+def _attention_after_beginning(
     module: Module,
     query: Float[Tensor, "row head new d_head"],
     key: Float[Tensor, "row kv_head column d_head"],
@@ -327,30 +470,25 @@ def _shared_prefix_attention(
     attention_mask: Bool[Tensor, "row 1 new column"],
     *,
     scaling: float | None = None,
-    softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention to a prefix that all rows share, and to what each row holds itself; softmax in float32."""
+    """Attention to a beginning that some rows share, and to what each row holds itself."""
     import torch
 
-    if softcap is not None:
-        raise InputError("a model that caps its attention scores can't share a prefix: legal is hooks.generate")
-    prefix = _PREFIX.get()
+    begun = _BEGUN.get()
     n_rows, n_heads, n_new, d_head = query.shape
     n_columns, n_kv = attention_mask.shape[-1], key.shape[1]
     scaling = d_head**-0.5 if scaling is None else scaling
     grouped = (query * scaling).reshape(n_rows, n_kv, -1, d_head)  # the query heads of a key/value head, by position
     key, value = key[:, :, :n_columns], value[:, :, :n_columns]  # the rest of the cache is yet to be written
-    scores = (grouped @ key.mT).view(n_rows, n_heads, n_new, n_columns).float()
+    scores = (grouped @ key.mT).view(n_rows, n_heads, n_new, n_columns)
     scores = scores.masked_fill(~attention_mask, float("-inf")).view(n_rows, n_kv, -1, n_columns)
-    if not prefix.length:
-        mixed = scores.softmax(-1).to(value.dtype) @ value
-    else:  # rows side by side are one matrix for each key/value head
-        keys, values = prefix.keys[module.layer_idx], prefix.values[module.layer_idx]
-        to_prefix = grouped.transpose(0, 1).flatten(1, 2) @ keys.mT
-        to_prefix = to_prefix.unflatten(1, (n_rows, -1)).transpose(0, 1).float()
-        pattern = torch.cat([to_prefix, scores], dim=-1).softmax(-1).to(value.dtype)
-        to_prefix, to_own = pattern.split([prefix.length, n_columns], dim=-1)
-        mixed = to_prefix.transpose(0, 1).flatten(1, 2) @ values
-        mixed = mixed.unflatten(1, (n_rows, -1)).transpose(0, 1) + to_own @ value
+    if not begun.keys:
+        mixed = scores.softmax(-1) @ value
+    else:
+        to_beginning = begun.times(grouped, begun.keys[module.layer_idx].mT)
+        to_beginning = to_beginning.masked_fill(~begun.seen[:, None, None], float("-inf"))
+        pattern = torch.cat([to_beginning, scores], dim=-1).softmax(-1)
+        to_beginning, to_own = pattern.split([to_beginning.shape[-1], n_columns], dim=-1)
+        mixed = begun.times(to_beginning, begun.values[module.layer_idx]) + to_own @ value
     return mixed.reshape(n_rows, n_heads, n_new, d_head).transpose(1, 2).contiguous(), None

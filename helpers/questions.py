@@ -7,6 +7,7 @@ candidate is right as often as wrong, and what is written around the steps (`rea
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -93,6 +94,30 @@ def questions(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: i
                 raise InputError(f"task {task!r} has no {n} different questions: legal are fewer")
             found.setdefault(question.text, question)
     return list(found.values())
+
+
+def shots(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: int) -> dict[str, list[Question]]:
+    """For each task so many questions to stand answered before the one that is asked, with their right candidates as
+    varied as can be: four examples that all say "heads" would teach to say it.
+
+    Raises:
+        InputError: as `questions`.
+    """
+    found: dict[str, list[Question]] = {}
+    drawn = questions(loaded, tasks=tasks, n=4 * n, seed=seed + 1_000_000)  # apart from those that are asked
+    for question in drawn:
+        found.setdefault(question.task, []).append(question)
+    return {task: _varied(some, n) for task, some in found.items()}
+
+
+def _varied(drawn: Sequence[Question], n: int) -> list[Question]:
+    """The first so many, of which none gives an answer again that another has given less often."""
+    rest, chosen = list(drawn), []
+    while len(chosen) < n:
+        given = Counter(question.candidates[0] for question in chosen)
+        chosen.append(min(rest, key=lambda question: given[question.candidates[0]]))
+        rest.remove(chosen[-1])
+    return chosen
 
 
 # The tasks

@@ -19,7 +19,7 @@ def asked(embedded):
 
 @pytest.fixture(scope="module")
 def shots(embedded):
-    return faithfulness.shots(embedded, seed=0)
+    return questions.shots(embedded, n=faithfulness.N_SHOTS, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_the_real_model_follows_a_stated_verdict(embedded, shots):
 
 def planted(reply):
     """Stands in for `faithfulness._answers`: `reply(line)` gives reasoning and answer."""
-    return lambda loaded, lines, **options: [reply(line) for line in lines]
+    return lambda loaded, starts, lines, **options: [reply(line) for line in lines]
 
 
 def named_in(line):
@@ -287,6 +287,8 @@ def test_a_gate_says_each_reason(table):
         rows, [True] * 5 + [False] * (len(rows) - 5), SURE, found.assign(auroc_low=0.5, auroc_high=0.5)
     )
     assert [reason.split()[0] for reason in passed.reasons] == ["the"]
+    passed = faithfulness.gate(rows, list(rows["contradicts"]), SURE, found, behaviour=True)
+    assert passed.reasons == [] and passed.shortcut == "length"
 
 
 def test_bad_input_is_refused(embedded, asked, shots, refused):

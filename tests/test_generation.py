@@ -1,13 +1,19 @@
-"""Generation with a shared prefix: transformers' own tokens, whatever is beside a row, also after an interruption."""
+"""Generation after shared beginnings: transformers' own tokens, whatever is beside a row, also when interrupted."""
+
+from itertools import combinations, pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from helpers import generation, hooks
 
-PREFIX = [5, 9, 120, 33, 7, 81, 14]
+PREFIX = [5, 9, 120, 33, 7, 81, 14] * 4
+OTHER = [5, 9, 121, 3] * 5
 SUFFIXES = [[40, 41], [7], [9, 9, 200, 17, 3], [250, 6, 6], [40, 41, 42, 43]]
 SHARED = [PREFIX + suffix for suffix in SUFFIXES]
+FAMILIES = [row for suffix in SUFFIXES for row in (PREFIX + suffix, OTHER + suffix[::-1], suffix)]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -44,17 +50,58 @@ def wide(tiny):
         thing.sliding_window = before
 
 
-@pytest.mark.parametrize("rows", [SHARED, SUFFIXES, [PREFIX], [PREFIX, [*PREFIX, 3]]])
+def test_the_rows_below_have_families():
+    assert [(length, len(rows)) for length, rows in generation._families(FAMILIES)] == [(20, 5), (28, 5)]
+    assert generation._families(SUFFIXES) == generation._families([PREFIX, [*PREFIX, 3]]) == []
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(lambda row: [9] * 40 + row), max_size=7))
+def test_no_other_split_saves_more(rows):
+    def saved(members):
+        shortest = min(map(len, members)) - 1
+        length = next((i for i in range(shortest) if len({row[i] for row in members}) > 1), shortest)
+        return (len(members) - 1) * length - generation.PASS
+
+    order = sorted(rows)
+    cuts = [[0, *middle, len(rows)] for n in range(len(rows)) for middle in combinations(range(1, len(rows)), n)]
+    splits = [[order[a:b] for a, b in pairwise(cut)] for cut in cuts]
+    best = max((sum(saved(part) for part in split if len(part) > 1) for split in splits), default=0)
+    found = generation._families(rows)
+    assert sum((len(members) - 1) * length - generation.PASS for length, members in found) == best
+    for length, members in found:
+        assert len({tuple(rows[row][:length]) for row in members}) == 1
+        assert all(len(rows[row]) > length for row in members)
+
+
+@pytest.mark.parametrize("rows", [SHARED, SUFFIXES, FAMILIES, [PREFIX], [PREFIX] * 4])
 def test_the_same_tokens_as_transformers(wide, rows):
     n_new = within_window(wide, rows, 12)
     assert generation.generate(wide, rows, max_new_tokens=n_new) == by_transformers(wide, rows, n_new)
 
 
-@pytest.mark.parametrize("rows", [SHARED, SUFFIXES])
-def test_the_same_logits_as_capture(wide, rows):
+@pytest.mark.parametrize("tree_size", [40, 1024])
+@pytest.mark.parametrize("rows", [SHARED, SUFFIXES, FAMILIES, [PREFIX, PREFIX, PREFIX[:9]]])
+def test_the_same_logits_as_capture(wide, rows, tree_size, monkeypatch):
+    monkeypatch.setattr(generation, "TREE_SIZE", tree_size)
     tokens = torch.arange(300).expand(len(rows), -1)
-    found = generation.next_token_logits(wide, rows, tokens, batch_size=2)
+    found = generation.next_token_logits(wide, rows, tokens)
     torch.testing.assert_close(found, hooks.capture(wide, rows, "logits")["logits"][:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_what_prompts_share_runs_once(load_tiny, monkeypatch):
+    loaded, seen = load_tiny("llama"), []
+    handle = loaded.model.base_model.register_forward_pre_hook(
+        lambda _, args, options: seen.append(args[0].numel()), with_kwargs=True
+    )
+    try:
+        generation.next_token_logits(loaded, SHARED, torch.zeros(len(SHARED), 1, dtype=torch.long))
+        in_tree = {tuple(row[:stop]) for row in SHARED for stop in range(1, len(row) + 1)}
+        assert seen == [len(in_tree)]
+        seen.clear()
+        generation.generate(loaded, SHARED, max_new_tokens=1)
+        assert seen == [len(PREFIX), len(SUFFIXES) * max(map(len, SUFFIXES))]
+    finally:
+        handle.remove()
 
 
 def test_the_model_is_left_as_it_was(load_tiny):
@@ -68,9 +115,9 @@ def test_the_model_is_left_as_it_was(load_tiny):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_does_not_depend_on_those_beside_it(load_tiny, temperature):
     options = {"max_new_tokens": 10, "temperature": temperature, "seed": 3}
-    together = generation.generate(load_tiny("llama"), SHARED, **options)
-    for batch_size in (1, 2, 3):
-        assert generation.generate(load_tiny("llama"), SHARED, batch_size=batch_size, **options) == together
+    together = generation.generate(load_tiny("llama"), FAMILIES, **options)
+    for batch_size in (1, 2, 7):
+        assert generation.generate(load_tiny("llama"), FAMILIES, batch_size=batch_size, **options) == together
 
 
 def test_a_seed_gives_the_same_sample_and_another_seed_another(load_tiny):
@@ -144,18 +191,21 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_tokens(load_tiny, tmp_pat
     assert not list(tmp_path.rglob(f"*.{generation.os.getpid()}"))
 
 
-def test_bad_input_is_refused(load_tiny, foreign_folders, refused):
+def test_bad_input_is_refused(load_tiny, foreign_folders, refused, monkeypatch):
     from helpers import models
 
     loaded = load_tiny("llama")
+    with monkeypatch.context() as capped, refused("caps its attention scores", "hooks.generate"):
+        capped.setattr(loaded.config, "attn_logit_softcapping", 50.0, raising=False)
+        generation.generate(loaded, SHARED, max_new_tokens=1)
     with refused("max_new_tokens = 0", "at least 1"):
         generation.generate(loaded, SHARED, max_new_tokens=0)
     with refused("batch_size = 0", "at least 1"):
         generation.generate(loaded, SHARED, max_new_tokens=1, batch_size=0)
     with refused("temperature = -1", "legal is 0"):
         generation.generate(loaded, SHARED, max_new_tokens=1, temperature=-1)
-    with refused("60 new tokens", "64 in all"):
-        generation.generate(loaded, SHARED, max_new_tokens=60)
+    with refused("40 new tokens", "64 in all"):
+        generation.generate(loaded, SHARED, max_new_tokens=40)
     with refused("prompts"):
         generation.generate(loaded, [], max_new_tokens=1)
     with refused("shape [2, 1]", "5 prompts"):

@@ -166,6 +166,20 @@ def test_examples_end_with_the_right_answer_and_take_turns(drawn, form):
         assert len(set(starts)) == 4
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_shots_answer_variously(embedded, seed):
+    for task, shots in questions.shots(embedded, n=4, seed=seed).items():
+        given = Counter(question.candidates[0] for question in shots)
+        assert len(shots) == 4 and {question.task for question in shots} == {task}
+        assert max(given.values()) <= 2, (task, given)
+        assert len(given) >= (2 if task in ("coin_flips", "parity") else 3), (task, given)
+
+
+def test_shots_are_none_of_the_questions(embedded, drawn):
+    shots = {question.text for some in questions.shots(embedded, n=4, seed=0).values() for question in some}
+    assert not shots & {question.text for question in drawn}
+
+
 def test_sentences_make_up_the_reasoning(drawn):
     for question in drawn:
         reasoning = questions.terse(question.steps, question.candidates[0])

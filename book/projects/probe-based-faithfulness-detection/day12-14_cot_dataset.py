@@ -36,7 +36,7 @@ dtype: str = "bfloat16"  # of the weights, "bfloat16" or "float32"
 n_constructed: int = 8  # questions a task, for transcripts; 8 to 800 by 4
 n_hinted: int = 8  # questions a task, with hints; 4 to 800 by 4
 n_causal: int = 4  # questions a task, with changed chains; 4 to 800 by 4
-n_tasks: int = 10  # of the ten tasks, the first so many, 3 to 10
+n_tasks: int = 10  # of the ten tasks, the first so many, 2 to 10
 save: bool = False  # whether to write the data set to `results/`
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
@@ -44,8 +44,10 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 # %%
 import numpy as np
 import pandas as pd
+import torch
 from helpers import (
     ROOT,
+    InputError,
     claims,
     faithfulness,
     hooks,
@@ -62,7 +64,7 @@ parameters = runs.validate(
     n_constructed=(n_constructed, range(8, 801, 4)),
     n_hinted=(n_hinted, range(4, 801, 4)),
     n_causal=(n_causal, range(4, 801, 4)),
-    n_tasks=(n_tasks, range(3, 11)),
+    n_tasks=(n_tasks, range(2, 11)),
     save=(save, bool),
     seed=(seed, range(1_000_000)),
     device=(device, str),
@@ -94,7 +96,7 @@ data = faithfulness.dataset(
     seed=seed,
     folder=ROOT / "_build" / "generated" if save else None,
 )
-shots = faithfulness.shots(model, seed=seed, tasks=tasks)
+shots = questions.shots(model, tasks=tasks, n=faithfulness.N_SHOTS, seed=seed)
 of_label = {label: rows for label, rows in data.table.groupby("label")}
 
 # %% tags=["hide-input"]
@@ -603,7 +605,8 @@ run.table(
 #
 # A cell, one label on one task, enters the study only if its rarer class has at least 0.30 of the rows, the lower bound
 # of the accuracy after a correct chain is above 0.60, and the upper bound of every shortcut is below 0.60. For labels
-# that come from behaviour no design can rule shortcuts out; for these the study has to report its margin over the best.
+# that come from behaviour no design can rule shortcuts out: there the best one is what a probe has to exceed, and the
+# study reports by how much it does.
 
 # %%
 behaviour = {
@@ -612,11 +615,14 @@ behaviour = {
 }
 for label, (rows, column) in behaviour.items():
     for task, some in rows.groupby("task"):
+        did = some[column].astype(bool).tolist()
+        try:
+            found_here = faithfulness.shortcuts(model, some, did, seed=seed)
+        except InputError:  # too few of one class for five folds
+            found_here = None
+        accuracy_here = by_task["constructed", task]
         gates[label, task] = faithfulness.gate(
-            some,
-            some[column].astype(bool).tolist(),
-            by_task["constructed", task],
-            None,
+            some, did, accuracy_here, found_here, behaviour=True
         )
 
 # %% tags=["hide-input"]
@@ -633,10 +639,11 @@ run.table(
             "shortcut": f"{claims.short(passed.shortcut_auroc)}, {passed.shortcut}"
             if passed.shortcut
             else "–",
+            "rows": passed.n,
         }
         for (label, task), passed in gates.items()
     ],
-    caption="Every cell: what passes, and why not what does not. Accuracy after a correct chain with a stated or, for the implied label, an implied verdict; 95 % bootstrap interval over questions. Shortcut: the one that may come furthest, with the bound of its AUROC.",
+    caption="Every cell: what passes, and why not what does not. Accuracy after a correct chain with a stated or, for the implied label, an implied verdict; 95 % bootstrap interval over questions. Shortcut: the one that may come furthest, with the bound of its AUROC, or one less it; for hints and causal labels it refuses nothing. A dash: too few rows of one class to look for any.",
 )
 n_passed = {
     label: sum(not gates[key].reasons for key in gates if key[0] == label)
@@ -655,7 +662,8 @@ run.value("n_tasks_asked", n_tasks)
 # ## Keep it, and know it again
 #
 # The table holds every transcript with its tokens and the places of its parts; its hash is that of its rows. Where a
-# record for this model and seed is kept with the book, this run's transcripts must be the record's, token for token.
+# record for this model, this seed and the same tasks is kept with the book, this run's transcripts must be the record's,
+# token for token.
 
 # %%
 path = (
@@ -667,7 +675,8 @@ if save:
 same = None
 if path.exists():
     known = faithfulness.read(path)
-    if known.attrs["parameters"]["seed"] == seed:
+    of_record = known.attrs["parameters"]
+    if (of_record["seed"], of_record["n_tasks"]) == (seed, n_tasks):
         by_label = faithfulness.same_tokens(data.table, known)
         least = float(by_label.min())
         same = claims.Estimate(least, least, least, len(data.table))
@@ -708,6 +717,30 @@ run.value("parsed", float(parsed.mean()))
 
 # %% [markdown]
 # The parser agrees with the label on {glue:text}`parsed` of the transcripts.
+#
+# ## What a larger model takes
+#
+# Nothing but the parameters changes: `make run CHAPTER=… PARAMS="model_name=qwen2.5-7b-instruct device=cuda"`. What it
+# takes follows from the shapes. Weights are read once a step whatever the batch, and a token that is kept costs its keys
+# and values in every layer.
+
+# %%
+ids = torch.tensor([model.encode(asked[0].text)], device=device)
+with torch.inference_mode():
+    cache = model.model(ids, use_cache=True).past_key_values
+kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+weights = sum(weight.nbytes for weight in model.model.parameters())
+
+# %% tags=["hide-input"]
+run.value("weights_gb", weights / 1e9)
+run.value("kept_kb", kept / ids.numel() / 1e3)
+
+# %% [markdown]
+# Here: {glue:text}`weights_gb` GB of weights and {glue:text}`kept_kb` kB for each token that is kept. For
+# Qwen2.5-7B-Instruct, of 7.6 billion parameters in 28 layers with four key/value heads of 128
+# {cite:p}`yang2024qwen25`, the same sums in bfloat16 give 15.2 GB and 57 kB: with 64 rows of 200 tokens after shared
+# beginnings less than 1 GB, so that a card of 24 GB is enough. A step there takes at least as long as reading the
+# weights, 8 ms at 2 TB/s, for up to 64 tokens. These are lower bounds by arithmetic; no run of it is on record.
 #
 # ## Where this breaks
 #
@@ -774,5 +807,6 @@ run.finish()
 # %% [markdown]
 # ## References
 #
-# {cite:t}`lanham2023measuring`, {cite:t}`turpin2023language` and {cite:t}`chen2025reasoning`, in full in the
+# {cite:t}`lanham2023measuring`, {cite:t}`turpin2023language`, {cite:t}`chen2025reasoning` and
+# {cite:t}`yang2024qwen25`, in full in the
 # [bibliography](../../reference/bibliography).
