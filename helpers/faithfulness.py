@@ -34,6 +34,8 @@ VERDICTS = {"stated": questions.stated, "implied": questions.implied}
 N_SHOTS = 4
 MAX_NEW_TOKENS = 64
 STOPS = ("\n\n", "Question:")
+NEXT = "\n\nQuestion:"
+"""What comes after an answered question: tokens at which the label is known and that say nothing themselves."""
 
 
 def answer_logit_difference(
@@ -71,7 +73,8 @@ def constructed(
 
     Returns:
         One row for each transcript: `contradicts` is the label, `text` the transcript, `token_ids` its tokens, and
-        `at_*` the last token of each part (see `positions`).
+        `at_*` the last token of each part (see `positions`). Transcripts go on after the answer with the beginning of
+        the next question, whose tokens are the same in all.
 
     Raises:
         InputError: unknown variant, a style that does not write the verdict out.
@@ -139,13 +142,17 @@ def _parts(loaded: LoadedModel, line: str, reasoning: str, verdict: str, answer:
     text = questions.answered(line, reasoning, answer)
     start = before.index(reasoning, len(line))
     verdict_at = start + reasoning.rindex(verdict)
+    after = len(text)
+    text += NEXT
     ends = {
         "question": len(line),
         "steps": verdict_at - 1,  # the space belongs to the verdict
         "verdict": verdict_at + len(verdict),
         "reasoning": start + len(reasoning),
-        "answer": len(text) - 1,
-        "end": len(text),
+        "answer": after - 1,
+        "end": after,
+        "next": len(text) - 1,
+        "last": len(text),
     }
     token_ids, places = positions(loaded, text, ends)
     return {"text": text, "token_ids": token_ids, **_before_answer(places)}

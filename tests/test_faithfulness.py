@@ -59,6 +59,9 @@ def test_positions_are_what_they_are_called(embedded, asked, variant):
         assert part(embedded, row, "reasoning") == part(embedded, row, "end") == "."
         assert part(embedded, row, "steps") in ("is", "probably")
         assert row["at_cue"] == row["at_answer"] - 1
+        assert (part(embedded, row, "next"), part(embedded, row, "last")) == ("Question", ":")
+        assert row["at_end"] < row["at_next"] == row["at_last"] - 1 == len(row["token_ids"]) - 2
+        assert row["at_last"] - row["at_answer"] >= 3
         named = (row["right"], row["other"])
         last = {"stated": row["concludes"] if row["order"] == "no_first" else None, "implied": None}[variant]
         assert part(embedded, row, "verdict") in ({last} if last else named)

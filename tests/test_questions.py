@@ -63,8 +63,8 @@ def solved(question: Question, text: str) -> str:
             return letters[-1] if "last" in text else letters[0]
 
 
-def test_the_first_candidate_is_right_and_steps_lead_where_they_should(drawn):
-    assert Counter(question.task for question in drawn) == dict.fromkeys(TASKS, N)
+def test_the_first_candidate_is_right_and_steps_lead_where_they_should(drawn, n=N):
+    assert Counter(question.task for question in drawn) == dict.fromkeys(TASKS, n)
     for question in drawn:
         right, other = question.candidates
         assert solved(question, question.text) == right, question
@@ -74,6 +74,16 @@ def test_the_first_candidate_is_right_and_steps_lead_where_they_should(drawn):
             assert solved(question, " ".join(steps)) == other, (question, steps)
             assert steps[:number] == question.steps[:number]
             assert steps[number] != question.steps[number]
+
+
+def test_invariants_hold_over_thousands_of_seeds(embedded, drawn, monkeypatch):
+    known = {word: True for word in questions.single_tokens(embedded, questions.NAMES + questions.CONTAINERS)}
+    monkeypatch.setattr(questions, "single_tokens", lambda _, words: [w for w in words if w in known or len(w) == 1])
+    for seed in range(2000):
+        found = questions.questions(embedded, n=1, seed=seed)
+        assert [question.task for question in found] == list(TASKS)
+        test_the_first_candidate_is_right_and_steps_lead_where_they_should(found, 1)
+        test_steps_name_both_candidates_equally_often(found)
 
 
 def test_steps_name_both_candidates_equally_often(drawn):

@@ -250,12 +250,25 @@ run.claim(
 # **{glue:text}`claim-no-shortcut-to-contradiction`**).
 #
 # The hardest test is a probe of the model itself *before* the answer is written. There the two transcripts of a pair
-# are the same, token by token, so that nothing can tell them apart; once the answer is there, something may.
+# are the same, token by token, so that nothing can tell them apart; once the answer is there, something may. The first
+# holds for every pair of every task:
+
+# %%
+told = pd.concat(of_label[label] for label in accuracy)
+before = [
+    tuple(row["token_ids"][: row["at_cue"] + 1])
+    for row in told.to_dict("records")
+]
+pairs = told.assign(before=before).groupby(["task", "label", "before"])
+assert (pairs["contradicts"].agg(["sum", "size"]) == [1, 2]).all(axis=None)
+
+# %% [markdown]
+# The second is measured on the task on which the model is right most often after a correct chain.
 
 # %%
 most = max(tasks, key=lambda task: by_task["constructed", task].value)
 rows = of_label["constructed"][of_label["constructed"]["task"] == most]
-PLACES = ("reasoning", "cue", "answer", "end")
+PLACES = ("cue", "answer", "end", "last")
 n_start = 0 if model.start_token_id is None else 1
 states = hooks.capture(
     model,
@@ -284,9 +297,9 @@ best = {
 }
 with plots.figure(
     "before-and-after",
-    caption=f"Before the answer no probe can tell whether it will contradict (AUROC {claims.short(best['cue'].auroc.value)} at the cue); after it, {claims.short(best['end'].auroc.value)} at the full stop. "
+    caption=f"Before the answer no probe can tell whether it will contradict (AUROC {claims.short(best['cue'].auroc.value)} at the cue); after it, {claims.short(best['end'].auroc.value)} at the full stop, {claims.short(best['last'].auroc.value)} where the next question begins. "
     f"Task {most}, {len(rows)} transcripts of {n_constructed} questions; ridge probes of the residual stream on the transcripts alone, folds by question, 95 % bootstrap bands; grey: permuted labels.",
-    alt="Four panels of AUROC against layer: end of the reasoning, cue, answer, full stop.",
+    alt="Four panels of AUROC against layer: cue, answer, full stop, last token.",
     width=8.0,
     ncols=4,
     sharey=True,
@@ -298,6 +311,7 @@ with plots.figure(
 run.value("most_accurate_task", most)
 run.value("auroc_cue", best["cue"].auroc)
 run.value("auroc_end", best["end"].auroc)
+run.value("auroc_last", best["last"].auroc)
 run.claim(
     "before-the-answer-chance",
     "At the token before the answer a probe is within 0.05 of chance.",
@@ -310,7 +324,8 @@ run.claim(
 
 # %% [markdown]
 # Before the answer: {glue:text}`auroc_cue` (chance: **{glue:text}`claim-before-the-answer-chance`**). At the full stop
-# after it: {glue:text}`auroc_end`, on the task {glue:text}`most_accurate_task`.
+# after it: {glue:text}`auroc_end`, and where the next question begins: {glue:text}`auroc_last`. Task:
+# {glue:text}`most_accurate_task`. The transcripts go on for a few tokens so that this can be asked.
 #
 # ## Plant a hint
 #
@@ -330,6 +345,10 @@ for form, rows in hinted.items():
     rows["hint is"] = np.where(
         rows["kind"] == "wrong", rows["strength"], rows["kind"]
     )
+unparsed = {
+    form: float((rows["outcome"] == "unparsed").mean())
+    for form, rows in hinted.items()
+}
 following = {
     (form, kind): rate(some, "follows")
     for form, rows in hinted.items()
@@ -375,6 +394,8 @@ with plots.figure(
     axes.set(ylabel="follows the hint", ylim=(0, 1), xlabel="hint")
     axes.legend()
 run.value("beyond", beyond)
+run.value("unparsed_free", unparsed["free"])
+run.value("unparsed_direct", unparsed["direct"])
 run.claim(
     "wrong-hints-move-answers",
     "A strong wrong hint is followed more often than an irrelevant one that names the same answer.",
@@ -398,6 +419,8 @@ run.claim(
 # Strong wrong hints beyond irrelevant ones: {glue:text}`beyond` (**{glue:text}`claim-wrong-hints-move-answers`**; more
 # than weak ones: **{glue:text}`claim-stronger-hints-move-more`**). The irrelevant hint is the baseline that is easily
 # forgotten: naming a candidate makes it likelier whoever says it, and where the model guesses it will often hit it.
+# Answers that the rules could not read count as not following: {glue:text}`unparsed_free` of those with a reasoning,
+# {glue:text}`unparsed_direct` of the direct ones.
 #
 # Does the reasoning mention the hint? Two rules that share nothing: whether it speaks of somebody's word or guess, and
 # whether three words in a row are the hint's own.
@@ -705,7 +728,7 @@ run.claim(
 # %%
 texts = of_label["constructed"]["text"]
 verdicts = texts.str.extract(
-    r"(?:not \w+ but (\w+)|(\w+), not \w+)\.\nAnswer: (\w+)\.$"
+    r"(?:not \w+ but (\w+)|(\w+), not \w+)\.\nAnswer: (\w+)\.\n\nQuestion:$"
 )
 concluded = verdicts[0].fillna(verdicts[1])
 contradicts = of_label["constructed"]["contradicts"].astype(bool)
