@@ -501,18 +501,45 @@ def difference(
     Raises:
         InputError: as `evaluate`.
     """
+    everywhere = [True] * len(labels)
+    return combined([(1.0, one, everywhere), (-1.0, other, everywhere)], labels, groups, folds=folds, seed=seed)
+
+
+def combined(
+    terms: Sequence[tuple[float, Float[Tensor, " row"], Sequence[bool]]],
+    labels: Sequence[bool],
+    groups: Sequence[Hashable],
+    *,
+    folds: Sequence[int] | None = None,
+    seed: int,
+) -> Estimate:
+    """A weighted sum of AUROCs, each of a score on some of the rows: each bootstrap sample of the groups has all.
+
+    Args:
+        terms: weight, scores of all rows, and the rows on which they count.
+
+    Raises:
+        InputError: as `evaluate`; no term, or one on whose rows a class is missing.
+    """
     import torch
 
-    both = [torch.as_tensor(score).double() for score in (one, other)]
-    for scores in both:
-        truth, numbers = _scored(scores, labels, groups, folds)
-    scores = torch.stack(both)
+    if not terms:
+        raise InputError("no AUROC to combine: legal is at least one")
+    parts = []
+    for weight, scores, chosen in terms:
+        scores, rows = torch.as_tensor(scores).double(), torch.as_tensor(chosen, dtype=torch.bool)
+        truth, numbers = _scored(scores.where(rows, 0.0), labels, groups, folds)
+        if len(set(truth[rows].tolist())) < 2:
+            raise InputError("an AUROC on rows of one class: legal are rows of both")
+        parts.append((weight, scores[rows][None], truth[rows], numbers[rows], rows))
 
-    def gap(weights: Float[Tensor, "resample row"]) -> Float[Tensor, " resample"]:
-        auroc = _resampled(scores, truth, numbers, weights)["auroc"]
-        return auroc[0] - auroc[1]
+    def total(weights: Float[Tensor, "resample row"]) -> Float[Tensor, " resample"]:
+        return sum(
+            weight * _resampled(scores, truth, numbers, weights[:, rows])["auroc"][0]
+            for weight, scores, truth, numbers, rows in parts
+        )
 
-    return _estimate(gap, groups, len(truth), seed)
+    return _estimate(total, groups, len(labels), seed)
 
 
 def calibration_error(
@@ -531,6 +558,50 @@ def calibration_error(
     return _estimate(error, groups, len(checked), seed)
 
 
+def cross_trained(
+    activations: Float[Tensor, "row feature"],
+    labels: Sequence[bool],
+    groups: Sequence[Hashable],
+    training: Mapping[Hashable, Sequence[bool]],
+    *,
+    seed: int,
+    method: str = "ridge",
+    penalties: Sequence[float] | None = None,
+    folds: int | Sequence[int] = 5,
+) -> dict[Hashable, Float[Tensor, " row"]]:
+    """For each training set a score of every row, by the probe that was trained on the set less the row's fold.
+
+    Folds hold for all sets together, so that a group is never trained on where it is tested. Penalties are chosen
+    within the training sets.
+
+    Args:
+        training: sets of rows by name.
+
+    Raises:
+        InputError: as `sweep`; a set in whose folds a class is missing.
+    """
+    import numpy as np
+    import torch
+
+    checked, _ = _checked(labels, groups)
+    folds = _folds(checked, groups, folds, seed)
+    z = _one_site(activations, len(checked))
+    penalties = PENALTIES.get(method, (1.0,)) if penalties is None else penalties
+    found = {}
+    for name, chosen in training.items():
+        rows = np.asarray(chosen, dtype=bool)
+        if rows.shape != checked.shape:
+            raise InputError(
+                f"training set {name!r} for {rows.size} rows of {len(checked)}: legal is one value for each"
+            )
+        for fold in range(int(folds.max()) + 1):
+            if len(set(checked[rows & (folds.numpy() == fold)])) < 2:
+                raise InputError(f"fold {fold} of {name!r} has no row of one class: legal are fewer folds")
+        tasks = torch.from_numpy(checked)[:, None]
+        found[name] = _validated(z, tasks, folds, method, penalties, torch.from_numpy(rows)).scores[0]
+    return found
+
+
 def transfer(
     activations: Float[Tensor, "row feature"],
     labels: Sequence[bool],
@@ -544,11 +615,8 @@ def transfer(
 ) -> pd.DataFrame:
     """Train within each domain, test within each: a row for each pair, with intervals by bootstrap over groups.
 
-    Folds hold for all domains together, so that a group never is in the training set of one and in the test set of
-    another.
-
     Raises:
-        InputError: as `sweep`; a domain in whose folds a class is missing.
+        InputError: as `cross_trained`.
     """
     import numpy as np
     import pandas as pd
@@ -558,20 +626,14 @@ def transfer(
     if len(domains) != len(checked):
         raise InputError(f"{len(domains)} domains for {len(checked)} labels: legal is one for each")
     folds = _folds(checked, groups, folds, seed)
-    z = _one_site(activations, len(checked))
-    penalties = PENALTIES.get(method, (1.0,)) if penalties is None else penalties
     rows_of = {domain: np.array([other == domain for other in domains]) for domain in dict.fromkeys(domains)}
-    for domain, rows in rows_of.items():
-        for fold in range(int(folds.max()) + 1):
-            if len(set(checked[rows & (folds.numpy() == fold)])) < 2:
-                raise InputError(f"fold {fold} of domain {domain!r} has no row of one class: legal are fewer folds")
+    options = {"seed": seed, "method": method, "penalties": penalties, "folds": folds}
     found = []
-    for trained, rows in rows_of.items():
-        tasks = torch.from_numpy(checked)[:, None]
-        scores = _validated(z, tasks, folds, method, penalties, torch.from_numpy(rows)).scores[0]
+    for trained, scores in cross_trained(activations, labels, groups, rows_of, **options).items():
         for tested, others in rows_of.items():
             kept = [group for group, other in zip(groups, others, strict=True) if other]
-            result = _estimates(scores[others], tasks[others, 0], kept, folds[others], seed)
+            truth = torch.from_numpy(checked)[others]
+            result = _estimates(scores[others], truth, kept, folds[others], seed)
             found.append({"trained": trained, "tested": tested} | _columns(result))
     return pd.DataFrame(found)
 

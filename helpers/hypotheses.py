@@ -1,0 +1,271 @@
+"""The five hypotheses of the faithfulness project: what is compared for each, and the rule that decides it.
+
+Everything here is an AUROC less another, with an interval by bootstrap over questions. Sites, penalties and the
+adversary's styles are chosen in the training folds. Several draws of the data count as further folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+
+from helpers import InputError, linear, probes
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from numpy import ndarray
+    from torch import Tensor
+
+    from helpers.claims import Estimate
+    from helpers.probes import Site, Sweep
+
+    Rows = Bool[ndarray, " row"]
+
+
+class Hypothesis(NamedTuple):
+    """A sentence, and the rule of its claim: the least that would matter, in AUROC."""
+
+    sentence: str
+    rule: str
+
+
+HYPOTHESES = {
+    "H1": Hypothesis("The best middle layer reads the label better than the best late layer.", "value > 0.02"),
+    "H2": Hypothesis("The second-to-last token reads the label better than the last.", "value > 0.02"),
+    "H3": Hypothesis("A probe reads the label better within its task than on others.", "value > 0.1"),
+    "H4": Hypothesis("Styles chosen by an adversary cost a probe of one style.", "value > 0.1"),
+    "H5": Hypothesis("The best single head reads the label better than the best residual stream.", "value > 0.02"),
+}
+READABLE = 0.01
+"""The p-value, on permuted labels and with the choice of the site repeated, below which sites read a label at all. An
+interval by bootstrap knows nothing of the luck of training: on noise it would support H1 in every seventh draw."""
+PENALTY = 100.0
+"""Of the probes under attack, which have nothing to choose."""
+
+
+def thirds(n_layers: int) -> tuple[range, range, range]:
+    """Early, middle and late layers.
+
+    >>> thirds(30)
+    (range(0, 10), range(10, 20), range(20, 30))
+    """
+    if n_layers < 3:
+        raise InputError(f"{n_layers} layers: legal are at least three, for thirds of the depth")
+    first, second = round(n_layers / 3), round(2 * n_layers / 3)
+    return range(first), range(first, second), range(second, n_layers)
+
+
+def contrast(
+    sweeps: Sequence[Sweep], one: Callable[[Site], bool], other: Callable[[Site], bool], *, seed: int
+) -> Estimate | None:
+    """The AUROC of the best of some sites less that of the best of others (H1, H2, H5); None if neither reads anything.
+
+    Args:
+        sweeps: one for each draw of the data, with at least 100 permutations; in each the choice is made anew, fold by
+            fold.
+        one, other: which sites.
+
+    Raises:
+        InputError: no such site, too few permutations.
+    """
+    from scipy.stats import combine_pvalues
+
+    if min(sweep.auroc.shape[2] for sweep in sweeps) <= 1 / READABLE:
+        raise InputError(f"fewer than {1 / READABLE:.0f} permutations: a p-value below {READABLE} can't be had")
+    best = [[sweep.best([site for site in sweep.sites if legal(site)]) for sweep in sweeps] for legal in (one, other)]
+    if min(combine_pvalues([found.p_value for found in of_draw]).pvalue for of_draw in best) >= READABLE:
+        return None
+    labels, groups, folds = _pooled([(sweep.labels.tolist(), sweep.groups, sweep.folds) for sweep in sweeps])
+    first, second = (_joined([found.scores for found in of_draw]) for of_draw in best)
+    return probes.difference(first, second, labels, groups, folds=folds, seed=seed)
+
+
+class Draw(NamedTuple):
+    """One draw of the data at one site."""
+
+    activations: Float[Tensor, "row feature"]
+    labels: Sequence[bool]
+    questions: Sequence[Hashable]
+    domains: Sequence[str]
+    """Of each row its task (H3) or its style (H4)."""
+
+
+def within_less_across(draws: Sequence[Draw], *, seed: int) -> Estimate:
+    """The mean AUROC of probes on their own domain less that on each other domain (H3)."""
+    names = sorted(set(draws[0].domains))
+    if len(names) < 2:
+        raise InputError(f"one domain, {names}: legal are at least two")
+    parts = []
+    for draw in draws:
+        rows_of = {name: _equal(draw.domains, name) for name in names}
+        options = {"folds": _folds(draw, seed), "seed": seed}
+        parts.append(probes.cross_trained(draw.activations, draw.labels, draw.questions, rows_of, **options))
+    labels, groups, folds = _pooled([(draw.labels, draw.questions, _folds(draw, seed)) for draw in draws])
+    domains = [domain for draw in draws for domain in draw.domains]
+    terms = []
+    for trained, tested in product(names, names):
+        scores = _joined([part[trained] for part in parts])
+        weight = 1 / len(names) if trained == tested else -1 / (len(names) * (len(names) - 1))
+        terms.append((weight, scores, _equal(domains, tested)))
+    return probes.combined(terms, labels, groups, folds=folds, seed=seed)
+
+
+class Attack(NamedTuple):
+    """What an adversary who may choose the style makes of probes."""
+
+    clean: Estimate
+    """AUROC in the style of the training rows."""
+    attacked: Estimate
+    """Where the transcripts of either class come in the style that was worst for the probe in the training folds."""
+    cost: Estimate
+    """The first less the second (H4)."""
+
+
+def attack(draws: Sequence[Draw], sources: Mapping[str, Sequence[Rows]], *, seed: int) -> Attack:
+    """Train in some styles, let an adversary choose a style for each class, and average over what was trained on.
+
+    Args:
+        draws: with every transcript in every style.
+        sources: by name, for each draw the rows that may be trained on.
+
+    Raises:
+        InputError: a training set without both classes.
+    """
+    parts = {
+        name: [_attacked(draw, rows, _folds(draw, seed)) for draw, rows in zip(draws, of_draw, strict=True)]
+        for name, of_draw in sources.items()
+    }
+    labels, groups, folds = _pooled([(draw.labels, draw.questions, _folds(draw, seed)) for draw in draws])
+    clean, attacked = [], []
+    for name, of_draw in parts.items():
+        scores = _joined([part.scores for part in of_draw])
+        clean.append((1 / len(parts), scores, _flat(sources[name])))
+        attacked.append((1 / len(parts), scores, _flat([part.chosen for part in of_draw])))
+    cost = clean + [(-weight, scores, rows) for weight, scores, rows in attacked]
+    return Attack(
+        *(probes.combined(terms, labels, groups, folds=folds, seed=seed) for terms in (clean, attacked, cost))
+    )
+
+
+class _Attacked(NamedTuple):
+    scores: Float[Tensor, " row"]
+    chosen: Rows
+
+
+def _attacked(draw: Draw, source: Rows, folds: Int[Tensor, " row"]) -> _Attacked:
+    """Scores of all rows by the probes that did not see their fold, and those rows that the adversary puts there."""
+    import numpy as np
+    import torch
+
+    z = linear.standardised(draw.activations[None])
+    labels, numbers = np.asarray(draw.labels, dtype=bool), folds.numpy()
+    styles = sorted(set(draw.domains))
+    of_style = {style: _equal(draw.domains, style) for style in styles}
+    found, chosen = torch.empty(len(labels)), np.zeros(len(labels), dtype=bool)
+    for fold in range(int(folds.max()) + 1):
+        left = numbers != fold
+        training = left & source
+        if len(set(labels[training])) < 2:
+            raise InputError(f"without fold {fold} the training set has one class: legal are both")
+        tasks = torch.from_numpy(labels[training])[:, None]
+        fits = linear.fit(z[:, training], tasks, method="ridge", penalties=[PENALTY])
+        scores = fits.scores(z)[0, 0, :, 0]
+
+        def meant(pair: tuple[str, str]) -> Rows:
+            return np.where(labels, of_style[pair[0]], of_style[pair[1]])
+
+        def area(pair: tuple[str, str], scores: Tensor = scores, left: Rows = left) -> float:
+            rows = torch.from_numpy(meant(pair) & left)
+            return float(probes.areas(scores[rows], torch.from_numpy(labels)[rows]))
+
+        worst = meant(min(product(styles, styles), key=area))
+        found[~left] = scores[~left]
+        chosen |= worst & ~left
+    return _Attacked(found, chosen)
+
+
+def one_style_each(transcripts: Sequence[Hashable], styles: Sequence[str], *, seed: int) -> Rows:
+    """Of every transcript one style at random: as many rows as one style has, of all styles (for the remedy)."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    names = sorted(set(styles))
+    meant = {transcript: names[generator.integers(len(names))] for transcript in dict.fromkeys(transcripts)}
+    return np.array([meant[one] == style for one, style in zip(transcripts, styles, strict=True)])
+
+
+def tied(
+    labels: Sequence[bool],
+    transcripts: Sequence[Hashable],
+    styles: Sequence[str],
+    pair: tuple[str, str],
+    *,
+    share: float,
+    seed: int,
+) -> Rows:
+    """Of every transcript one of two styles, so that of each class so large a share has its own: the first style goes
+    with the label, the second with its absence.
+
+    Raises:
+        InputError: a share below one half or above one.
+    """
+    import numpy as np
+
+    if not 0.5 <= share <= 1:
+        raise InputError(f"share = {share}: legal are 0.5 to 1")
+    generator = np.random.default_rng(seed)
+    label_of = dict(zip(transcripts, map(bool, labels), strict=True))
+    meant = {}
+    for label in (True, False):
+        ones = [one for one in label_of if label_of[one] == label]
+        order = generator.permutation(len(ones))
+        for place, number in enumerate(order):
+            own = place < round(share * len(ones))
+            meant[ones[number]] = pair[0 if own == label else 1]
+    return np.array([meant[one] == style for one, style in zip(transcripts, styles, strict=True)])
+
+
+def _folds(draw: Draw, seed: int) -> Int[Tensor, " row"]:
+    """Questions stay together, and folds have both classes of every domain where they can."""
+    import numpy as np
+    import torch
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    strata = [f"{domain} {bool(label)}" for domain, label in zip(draw.domains, draw.labels, strict=True)]
+    folds = torch.zeros(len(strata), dtype=torch.long)
+    splitter = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    for number, (_, held) in enumerate(splitter.split(strata, strata, np.array(list(map(str, draw.questions))))):
+        folds[held] = number
+    return folds
+
+
+def _pooled(
+    draws: Sequence[tuple[Sequence[bool], Sequence[Hashable], Int[Tensor, " row"]]],
+) -> tuple[list[bool], list[Hashable], list[int]]:
+    """Draws of the data as one, with folds and groups of their own."""
+    labels, groups, folds = [], [], []
+    for number, (some, of_rows, of_fold) in enumerate(draws):
+        first = max(folds, default=-1) + 1
+        labels += list(map(bool, some))
+        groups += [(number, group) for group in of_rows]
+        folds += [first + fold for fold in of_fold.tolist()]
+    return labels, groups, folds
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(list(parts))
+
+
+def _flat(parts: Sequence[Rows]) -> Rows:
+    import numpy as np
+
+    return np.concatenate([np.asarray(part, dtype=bool) for part in parts])
+
+
+def _equal(values: Sequence[str], wanted: str) -> Rows:
+    import numpy as np
+
+    return np.array([value == wanted for value in values])

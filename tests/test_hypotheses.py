@@ -1,0 +1,219 @@
+"""The hypotheses on planted activations: what was planted is found, noise supports none, test rows choose nothing."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import claims, hypotheses, probes
+from helpers.hooks import Captured
+from helpers.hypotheses import Draw
+
+N_LAYERS, POSITIONS, WIDTH = 6, ("second_to_last", "last"), 8
+STYLES = ("terse", "verbose", "hedged")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def verdict(name, estimate):
+    return claims.decide(name, "", rule=hypotheses.HYPOTHESES[name].rule, estimate=estimate).verdict
+
+
+def rows(n_questions):
+    """Labels and questions: every question has each label twice."""
+    labels = np.tile([False, True, False, True], n_questions)
+    return labels, np.repeat(np.arange(n_questions), 4).tolist()
+
+
+def planted(seed, strength, n_questions=40):
+    """A sweep over layers, positions and heads in which `strength(component, layer, position, head)` is planted."""
+    generator = torch.Generator().manual_seed(seed)
+    labels, questions = rows(n_questions)
+    signs = torch.from_numpy(labels).float() * 2 - 1
+    stream = torch.randn(len(labels), N_LAYERS, len(POSITIONS), WIDTH, generator=generator)
+    heads = torch.randn(len(labels), N_LAYERS, len(POSITIONS), 2, WIDTH, generator=generator)
+    for layer, (place, position) in product(range(N_LAYERS), enumerate(POSITIONS)):
+        stream[:, layer, place, 0] += strength("resid_post", layer, position, None) * signs
+        for head in range(2):
+            heads[:, layer, place, head, 0] += strength("head_z", layer, position, head) * signs
+    axes = {
+        "resid_post": ("example", "layer", "position", "d_model"),
+        "head_z": ("example", "layer", "position", "head", "d_head"),
+    }
+    states = Captured(
+        {"resid_post": stream, "head_z": heads},
+        axes,
+        tuple(range(N_LAYERS)),
+        POSITIONS,
+        torch.full((len(labels),), 9),
+    )
+    return probes.sweep(states, labels, questions, types=None, n_permutations=100, penalties=[10.0, 1000.0], seed=seed)
+
+
+def answers(sweeps):
+    """H1, H2 and H5 as the chapters ask them."""
+    _, middle, late = hypotheses.thirds(N_LAYERS)
+
+    def stream(layers=range(N_LAYERS), positions=POSITIONS):
+        return lambda site: site.component == "resid_post" and site.layer in layers and site.position in positions
+
+    return {
+        "H1": hypotheses.contrast(sweeps, stream(middle), stream(late), seed=0),
+        "H2": hypotheses.contrast(sweeps, stream(positions=POSITIONS[:1]), stream(positions=POSITIONS[1:]), seed=0),
+        "H5": hypotheses.contrast(sweeps, lambda site: site.component == "head_z", stream(), seed=0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("where", "supported"),
+    [
+        (lambda component, layer, position, head: layer in (2, 3) and not head, {"H1"}),
+        (lambda component, layer, position, head: layer in (4, 5), set()),
+        (lambda component, layer, position, head: position == "second_to_last", {"H2"}),
+        (lambda component, layer, position, head: head == 1, {"H5"}),
+    ],
+)
+def test_what_was_planted_is_found(where, supported):
+    sweeps = [planted(seed, lambda *site: 0.9 * where(*site)) for seed in range(3)]
+    found = {name: verdict(name, estimate) for name, estimate in answers(sweeps).items()}
+    assert {name for name in found if found[name] == "holds"} == supported, found
+    if not supported:  # late layers read it and middle ones do not
+        assert found["H1"] == "fails"
+
+
+def test_noise_supports_nothing():
+    supported = {name: 0 for name in ("H1", "H2", "H3", "H4", "H5")}
+    for seed in range(40):
+        sweep = planted(seed, lambda *site: 0.0, n_questions=20)
+        found = answers([sweep])
+        noise = in_styles(seed, lambda style: torch.zeros(WIDTH))
+        found["H3"] = hypotheses.within_less_across([noise], seed=seed)
+        found["H4"] = hypotheses.attack([noise], each_style(noise), seed=seed).cost
+        for name, estimate in found.items():
+            supported[name] += verdict(name, estimate) == "holds"
+    assert max(supported.values()) <= 2, supported  # at most 5 % of the seeds
+
+
+def test_several_draws_are_more_certain():
+    def strength(component, layer, position, head):
+        return 0.4 * (layer in (2, 3))
+
+    one, three = (answers([planted(seed, strength) for seed in range(n)])["H1"] for n in (1, 3))
+    assert one is not None and three is not None
+    assert three.n == 3 * one.n
+    assert three.high - three.low < one.high - one.low
+
+
+def in_styles(seed, direction, n_questions=30, offset=0.0):
+    """Every transcript in every style; `direction(style)` tells the label, `offset` moves the styles apart by it."""
+    generator = torch.Generator().manual_seed(seed)
+    labels, questions = rows(n_questions)
+    parts = []
+    for number, style in enumerate(STYLES):
+        x = torch.randn(len(labels), WIDTH, generator=generator)
+        x += (torch.from_numpy(labels).float() * 2 - 1)[:, None] * direction(style)
+        x[:, 0] += offset * number
+        parts.append(x)
+    domains = [style for style in STYLES for _ in labels]
+    return Draw(torch.cat(parts), np.tile(labels, len(STYLES)), questions * len(STYLES), domains)
+
+
+def each_style(draw):
+    return {style: [np.array(draw.domains) == style] for style in STYLES}
+
+
+def along(*axes):
+    found = torch.zeros(WIDTH)
+    found[list(axes)] = 2.0
+    return found
+
+
+def test_tasks_that_share_a_direction_transfer_and_others_do_not():
+    shared = in_styles(0, lambda style: along(0))
+    own = in_styles(0, lambda style: along(STYLES.index(style)))
+    assert verdict("H3", hypotheses.within_less_across([shared], seed=0)) == "fails"
+    found = hypotheses.within_less_across([own], seed=0)
+    assert verdict("H3", found) == "holds"
+    assert found.value == pytest.approx(0.5, abs=0.08)
+
+
+def test_an_adversary_needs_something_to_exchange():
+    safe = in_styles(0, lambda style: along(0))
+    found = hypotheses.attack([safe], each_style(safe), seed=0)
+    assert verdict("H4", found.cost) == "fails"
+    assert found.clean.value > 0.95 and found.attacked.value > 0.95
+    moved = in_styles(0, lambda style: along(0), offset=3.0)  # the styles differ along the very direction
+    found = hypotheses.attack([moved], each_style(moved), seed=0)
+    assert verdict("H4", found.cost) == "holds"
+    assert found.attacked.value < 0.5 < found.clean.value
+    assert found.cost.value == pytest.approx(found.clean.value - found.attacked.value)
+
+
+def test_training_in_all_styles_is_a_remedy_where_one_would_do():
+    def direction(style):  # axis 1 tells the label in one style and the opposite in the others
+        return along(0) / 2 + along(1) * (1 if style == STYLES[0] else -1)
+
+    draw = in_styles(0, direction)
+    transcripts = [(question, place) for question, place in zip(draw.questions, range(10**6), strict=False)]
+    n = len(draw.labels) // len(STYLES)
+    transcripts = [place % n for _, place in transcripts]
+    mixed = hypotheses.one_style_each(transcripts, draw.domains, seed=0)
+    assert mixed.sum() == n and len(set(np.array(transcripts)[mixed])) == n
+    one = hypotheses.attack([draw], {STYLES[0]: [np.array(draw.domains) == STYLES[0]]}, seed=0)
+    every = hypotheses.attack([draw], {"all": [mixed]}, seed=0)
+    assert every.attacked.value > one.attacked.value + 0.2
+
+
+@pytest.mark.parametrize("share", [0.5, 0.75, 0.9, 1.0])
+def test_styles_are_tied_to_the_label_as_far_as_asked(share):
+    draw = in_styles(0, lambda style: along(0))
+    n = len(draw.labels) // len(STYLES)
+    transcripts = list(range(n)) * len(STYLES)
+    chosen = hypotheses.tied(draw.labels, transcripts, draw.domains, STYLES[:2], share=share, seed=1)
+    labels, styles = np.array(draw.labels)[chosen], np.array(draw.domains)[chosen]
+    assert chosen.sum() == n and set(styles) <= set(STYLES[:2])
+    for label, own in ((True, STYLES[0]), (False, STYLES[1])):
+        assert (styles[labels == label] == own).mean() == pytest.approx(share, abs=0.02)
+
+
+def test_what_is_tested_on_chooses_nothing():
+    """Labels of one fold are turned round: what is scored there stays what it was."""
+    draw = in_styles(3, lambda style: along(0), offset=1.0)
+    folds = hypotheses._folds(draw, 0)
+    turned = np.where(folds.numpy() == 0, ~np.array(draw.labels), draw.labels)
+    rows = np.array(draw.domains) == STYLES[0]
+    before = hypotheses._attacked(draw, rows, folds)
+    after = hypotheses._attacked(draw._replace(labels=turned), rows, folds)
+    held = folds == 0
+    torch.testing.assert_close(before.scores[held], after.scores[held])
+    assert not torch.equal(before.scores[~held], after.scores[~held])
+    moved = turned[held] != np.array(draw.labels)[held]
+    assert moved.all()
+    pair_before = {
+        (style, label)
+        for style, label, c in zip(np.array(draw.domains)[held], draw.labels[held], before.chosen[held], strict=True)
+        if c
+    }
+    pair_after = {
+        (style, label)
+        for style, label, c in zip(np.array(draw.domains)[held], turned[held], after.chosen[held], strict=True)
+        if c
+    }
+    assert pair_before == pair_after
+
+
+def test_bad_input_is_refused(refused):
+    sweep = planted(0, lambda *site: 0.0)
+    few = replace(sweep, auroc=sweep.auroc[..., :50])
+    with refused("100 permutations"):
+        hypotheses.contrast([few], lambda site: True, lambda site: True, seed=0)
+    with refused("2 layers", "at least three"):
+        hypotheses.thirds(2)
+    draw = in_styles(0, lambda style: along(0))
+    with refused("share = 0.4", "0.5 to 1"):
+        hypotheses.tied(draw.labels, draw.questions, draw.domains, STYLES[:2], share=0.4, seed=0)
+    with refused("one domain", "at least two"):
+        hypotheses.within_less_across([draw._replace(domains=["one"] * len(draw.labels))], seed=0)
+    with refused("one class"):
+        hypotheses.attack([draw], {"none": [np.array(draw.labels)]}, seed=0)
