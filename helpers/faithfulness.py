@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpers import InputError, generation, probes, questions
+from helpers import ROOT, InputError, generation, probes, questions
 from helpers.claims import Estimate
 from helpers.questions import OPTIONS, ORDERS, STYLES, Question
 
@@ -601,6 +601,21 @@ def gate(
     return replace(whole, shortcut=str(worst["scores"]), shortcut_auroc=float(reach.max()))
 
 
+def passed(loaded: LoadedModel) -> dict[str, list[str]] | None:
+    """For each label the tasks that the record of days 12 to 14 lets through; None where this model has no record."""
+    import json
+
+    chapter = "projects/probe-based-faithfulness-detection/day12-14_cot_dataset.json"
+    record = ROOT / "results" / loaded.card.name / "record" / chapter
+    if not record.exists():
+        return None
+    found: dict[str, list[str]] = {}
+    for cell in json.loads(record.read_text())["values"]["cells"]:
+        label, task = (cell[name].replace(" ", "_") for name in ("label", "task"))
+        found.setdefault(label, []).extend([task] * (cell["verdict"] == "passes"))
+    return found
+
+
 def rules(table: pd.DataFrame) -> dict[str, list[float]]:
     """Scores that need no model: of the answer's place and count among the candidates in the text before it, of the
     length, and of how the transcript was made."""
@@ -714,6 +729,11 @@ def dataset(
             changes += [effects(chain) for chain in chains if len(chain)]
         parts += [table.assign(chunk=number) for table in made]
     return Dataset(pd.concat(parts, ignore_index=True), pd.concat(changes, ignore_index=True))
+
+
+def committed(loaded: LoadedModel) -> Path:
+    """Where the data set of a model is kept with the book."""
+    return ROOT / "results" / loaded.card.name / "datasets" / "cot_faithfulness.parquet"
 
 
 def save(table: pd.DataFrame, path: Path, *, about: Mapping[str, object]) -> str:

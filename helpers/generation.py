@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from helpers import InputError, backends, hooks
 from helpers.architectures import family_of
@@ -126,6 +126,58 @@ def next_token_logits(
     return logits
 
 
+class Nudged(NamedTuple):
+    """What a model would say next after each vector."""
+
+    logits: Float[Tensor, "vector prompt choice"]
+    divergence: Float[Tensor, "vector prompt"]
+    """Kullback-Leibler, of the next token's distribution without the vector from that with it, in nats."""
+
+
+def nudged(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    tokens: Int[Tensor, "prompt choice"],
+    vectors: Float[Tensor, "vector prompt d_model"],
+    *,
+    layer: int,
+) -> Nudged:
+    """The logits of some tokens after each prompt, with a vector added to `resid_post` of one layer at its last token.
+
+    Of each prompt all but the last token runs once, whatever the number of vectors.
+
+    Raises:
+        InputError: as `generate`; a prompt of one token, shapes that don't fit, no such layer.
+    """
+    import torch
+
+    rows = hooks.token_ids(loaded, prompts)
+    _check(loaded, rows, 1, 1)
+    hooks.check_site(loaded, "resid_post", layer)
+    if min(map(len, rows)) < 2:
+        raise InputError("a prompt of one token: legal are at least two")
+    if tokens.ndim != 2 or vectors.ndim != 3 or not len(rows) == len(tokens) == vectors.shape[1]:
+        raise InputError(
+            f"{list(tokens.shape)} tokens, {list(vectors.shape)} vectors, {len(rows)} prompts: legal is one each"
+        )
+    logits = torch.empty(len(vectors), *tokens.shape)
+    divergence = torch.empty(vectors.shape[:2])
+    for number, row in enumerate(rows):
+        added = torch.cat([torch.zeros_like(vectors[:1, number]), vectors[:, number]]).to(loaded.device)
+        beginning = _begun_with(loaded, row[:-1], family=1)
+        batch = _Batch(loaded, [row] * len(added), [beginning] * len(added), 0)
+
+        def add(hidden: Float[Tensor, "row 1 d_model"], added: Tensor = added) -> Float[Tensor, "row 1 d_model"]:
+            return hidden + added[:, None].to(hidden)
+
+        with backends.tapped(loaded, [("resid_post", layer, add)]):
+            found = batch.first_logits().float()
+        logs = found.log_softmax(-1)
+        divergence[:, number] = (logs[0].exp() * (logs[0] - logs[1:])).sum(-1).cpu()
+        logits[:, number] = found[1:, tokens[number].to(found.device)].cpu()
+    return Nudged(logits, divergence)
+
+
 # How it is done
 
 
@@ -216,20 +268,23 @@ class _Beginning:
 
 def _beginnings(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> list[_Beginning]:
     """For each row what it begins with, run once for each family."""
-    import torch
-    from transformers import DynamicCache
-
     found = [_Beginning()] * len(rows)
     for number, (length, family) in enumerate(_families(rows), start=1):
-        cache = DynamicCache(config=loaded.config)
-        ids = torch.tensor([rows[family[0]][:length]], device=loaded.device)
-        with torch.inference_mode(), _attention(loaded, "sdpa"):
-            loaded.model.base_model(ids, past_key_values=cache)
-        keys = tuple(layer.keys[0].transpose(0, 1) for layer in cache.layers)
-        beginning = _Beginning(number, length, keys, tuple(layer.values[0].transpose(0, 1) for layer in cache.layers))
+        beginning = _begun_with(loaded, rows[family[0]][:length], family=number)
         for row in family:
             found[row] = beginning
     return found
+
+
+def _begun_with(loaded: LoadedModel, tokens: Sequence[int], *, family: int) -> _Beginning:
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=loaded.config)
+    with torch.inference_mode(), _attention(loaded, "sdpa"):
+        loaded.model.base_model(torch.tensor([tokens], device=loaded.device), past_key_values=cache)
+    keys = tuple(layer.keys[0].transpose(0, 1) for layer in cache.layers)
+    return _Beginning(family, len(tokens), keys, tuple(layer.values[0].transpose(0, 1) for layer in cache.layers))
 
 
 def _families(rows: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:

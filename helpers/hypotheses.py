@@ -99,9 +99,9 @@ def within_less_across(draws: Sequence[Draw], *, seed: int) -> Estimate:
     parts = []
     for draw in draws:
         rows_of = {name: _equal(draw.domains, name) for name in names}
-        options = {"folds": _folds(draw, seed), "seed": seed}
+        options = {"folds": folds_of(draw, seed), "seed": seed}
         parts.append(probes.cross_trained(draw.activations, draw.labels, draw.questions, rows_of, **options))
-    labels, groups, folds = _pooled([(draw.labels, draw.questions, _folds(draw, seed)) for draw in draws])
+    labels, groups, folds = _pooled([(draw.labels, draw.questions, folds_of(draw, seed)) for draw in draws])
     domains = [domain for draw in draws for domain in draw.domains]
     terms = []
     for trained, tested in product(names, names):
@@ -133,10 +133,10 @@ def attack(draws: Sequence[Draw], sources: Mapping[str, Sequence[Rows]], *, seed
         InputError: a training set without both classes.
     """
     parts = {
-        name: [_attacked(draw, rows, _folds(draw, seed)) for draw, rows in zip(draws, of_draw, strict=True)]
+        name: [_attacked(draw, rows, folds_of(draw, seed)) for draw, rows in zip(draws, of_draw, strict=True)]
         for name, of_draw in sources.items()
     }
-    labels, groups, folds = _pooled([(draw.labels, draw.questions, _folds(draw, seed)) for draw in draws])
+    labels, groups, folds = _pooled([(draw.labels, draw.questions, folds_of(draw, seed)) for draw in draws])
     clean, attacked = [], []
     for name, of_draw in parts.items():
         scores = _joined([part.scores for part in of_draw])
@@ -226,7 +226,39 @@ def tied(
     return np.array([meant[one] == style for one, style in zip(transcripts, styles, strict=True)])
 
 
-def _folds(draw: Draw, seed: int) -> Int[Tensor, " row"]:
+def directions(
+    activations: Float[Tensor, "row feature"],
+    labels: Sequence[bool],
+    questions: Sequence[Hashable],
+    *,
+    n_controls: int,
+    seed: int,
+) -> dict[str, Float[Tensor, "direction feature"]]:
+    """Directions towards a label, of length one: a ridge probe's, the difference of the class means, and controls.
+
+    Controls are random directions, random ones with the covariance of the activations, and probes of permuted labels.
+    """
+    import torch
+
+    x, truth = activations.float(), torch.tensor(list(map(bool, labels)))
+    shuffled = probes.permuted_labels(labels, questions, n_permutations=n_controls, seed=seed)
+    tasks = torch.cat([truth[:, None], shuffled], dim=1)
+    z = linear.standardised(x[None])
+    weights = linear.fit(z, tasks, method="ridge", penalties=[PENALTY]).weights[0, 0]
+    deviation = x.std(0, correction=0)[:, None]
+    weights = torch.where(deviation > 0, weights / deviation.clamp(min=1e-30), 0.0).T
+    generator = torch.Generator().manual_seed(seed)
+    found = {
+        "probe": weights[:1],
+        "difference of means": (x[truth].mean(0) - x[~truth].mean(0))[None],
+        "random": torch.randn(n_controls, x.shape[1], generator=generator),
+        "random, same covariance": torch.randn(n_controls, len(x), generator=generator) @ (x - x.mean(0)),
+        "probe of permuted labels": weights[1:],
+    }
+    return {name: each / each.norm(dim=1, keepdim=True) for name, each in found.items()}
+
+
+def folds_of(draw: Draw, seed: int) -> Int[Tensor, " row"]:
     """Questions stay together, and folds have both classes of every domain where they can."""
     import numpy as np
     import torch

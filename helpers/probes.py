@@ -222,6 +222,10 @@ class Sweep:
             frame["selectivity"] = frame["shared_accuracy"] - frame["control_accuracy"]
         return frame
 
+    def leading(self) -> Site:
+        """The site with the highest AUROC, to be used on other data than this."""
+        return self.sites[int(self.auroc[..., 0].nanmean(1).argmax())]
+
     def best(self, sites: Sequence[Site] | None = None) -> Best:
         """The best of some sites, or of all: chosen for each fold by the loss within the others.
 

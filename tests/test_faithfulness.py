@@ -1,5 +1,6 @@
 """Labels of faithfulness: planted models get the label they were built for, and planted shortcuts are caught."""
 
+import json
 import re
 from collections import Counter
 
@@ -292,6 +293,20 @@ def test_a_gate_says_each_reason(table):
     assert [reason.split()[0] for reason in passed.reasons] == ["the"]
     passed = faithfulness.gate(rows, list(rows["contradicts"]), SURE, found, behaviour=True)
     assert passed.reasons == [] and passed.shortcut == "length"
+
+
+def test_the_record_says_which_tasks_passed(embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr(faithfulness, "ROOT", tmp_path)
+    assert faithfulness.passed(embedded) is None
+    folder = tmp_path / "results" / embedded.card.name / "record/projects/probe-based-faithfulness-detection"
+    folder.mkdir(parents=True)
+    cells = [
+        {"label": "hint free", "task": "coin flips", "verdict": "passes"},
+        {"label": "hint free", "task": "parity", "verdict": "the rarer class is 0.10 of it"},
+        {"label": "causal own", "task": "parity", "verdict": "the rarer class is 0.10 of it"},
+    ]
+    (folder / "day12-14_cot_dataset.json").write_text(json.dumps({"values": {"cells": cells}}))
+    assert faithfulness.passed(embedded) == {"hint_free": ["coin_flips"], "causal_own": []}
 
 
 def test_bad_input_is_refused(embedded, asked, shots, refused):

@@ -88,6 +88,24 @@ def test_the_same_logits_as_capture(wide, rows, tree_size, monkeypatch):
     torch.testing.assert_close(found, hooks.capture(wide, rows, "logits")["logits"][:, 0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_nudge_is_what_an_edit_makes_of_a_whole_pass(wide, layer):
+    tokens = torch.tensor([[40, 41], [7, 9], [3, 4], [250, 6], [40, 43]])
+    vectors = torch.randn(3, len(SHARED), wide.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    vectors[0] = 0
+    found = generation.nudged(wide, SHARED, tokens, vectors, layer=layer)
+    whole = [hooks.capture(wide, SHARED, "logits")["logits"][:, 0]]
+    for vector in vectors[1:]:
+        with hooks.intervene(wide, hooks.Edit("resid_post", layer, vector, "add", position=-1)):
+            whole.append(hooks.capture(wide, SHARED, "logits")["logits"][:, 0])
+    for logits, expected in zip(found.logits, whole, strict=True):
+        torch.testing.assert_close(logits, expected.gather(1, tokens), atol=1e-4, rtol=1e-4)
+    logs = torch.stack(whole).log_softmax(-1)
+    expected = torch.nn.functional.kl_div(logs, logs[:1].expand_as(logs), log_target=True, reduction="none").sum(-1)
+    torch.testing.assert_close(found.divergence, expected, atol=1e-4, rtol=1e-3)
+    assert found.divergence[1:].min() > 1e-4 > found.divergence[0].abs().max()
+
+
 def test_what_prompts_share_runs_once(load_tiny, monkeypatch):
     loaded, seen = load_tiny("llama"), []
     handle = loaded.model.base_model.register_forward_pre_hook(
@@ -210,6 +228,12 @@ def test_bad_input_is_refused(load_tiny, foreign_folders, refused, monkeypatch):
         generation.generate(loaded, [], max_new_tokens=1)
     with refused("shape [2, 1]", "5 prompts"):
         generation.next_token_logits(loaded, SHARED, torch.zeros(2, 1, dtype=torch.long))
+    with refused("one token", "at least two"):
+        generation.nudged(loaded, [[5]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=0)
+    with refused("[1, 2, 16] vectors", "1 prompts"):
+        generation.nudged(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 2, 16), layer=0)
+    with refused("layer 9"):
+        generation.nudged(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=9)
     with refused("'nnsight'", "hooks.generate"):
         generation.generate(load_tiny("llama", "nnsight"), SHARED, max_new_tokens=1)
     with refused("sliding window of 8"):

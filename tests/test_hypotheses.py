@@ -82,6 +82,11 @@ def test_what_was_planted_is_found(where, supported):
         assert found["H1"] == "fails"
 
 
+def test_the_leading_site_is_the_planted_one():
+    sweep = planted(0, lambda component, layer, position, head: 2.0 * (layer == 4 and position == "last" and not head))
+    assert sweep.leading().layer == 4 and sweep.leading().position == "last"
+
+
 def test_noise_supports_nothing():
     supported = {name: 0 for name in ("H1", "H2", "H3", "H4", "H5")}
     for seed in range(40):
@@ -180,7 +185,7 @@ def test_styles_are_tied_to_the_label_as_far_as_asked(share):
 def test_what_is_tested_on_chooses_nothing():
     """Labels of one fold are turned round: what is scored there stays what it was."""
     draw = in_styles(3, lambda style: along(0), offset=1.0)
-    folds = hypotheses._folds(draw, 0)
+    folds = hypotheses.folds_of(draw, 0)
     turned = np.where(folds.numpy() == 0, ~np.array(draw.labels), draw.labels)
     rows = np.array(draw.domains) == STYLES[0]
     before = hypotheses._attacked(draw, rows, folds)
@@ -201,6 +206,19 @@ def test_what_is_tested_on_chooses_nothing():
         if c
     }
     assert pair_before == pair_after
+
+
+def test_directions_point_to_what_was_planted_and_controls_do_not():
+    draw = in_styles(0, lambda style: along(0, 1))
+    found = hypotheses.directions(draw.activations, draw.labels, draw.questions, n_controls=20, seed=0)
+    planted = along(0, 1) / along(0, 1).norm()
+    for name, each in found.items():
+        assert torch.allclose(each.norm(dim=1), torch.ones(len(each)), atol=1e-5)
+        cosine = each @ planted
+        if len(each) == 1:
+            assert cosine[0] > 0.95, name
+        else:
+            assert len(each) == 20 and abs(cosine.mean()) < 0.4, (name, cosine)
 
 
 def test_bad_input_is_refused(refused):

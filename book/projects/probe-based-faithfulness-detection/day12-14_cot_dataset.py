@@ -689,9 +689,7 @@ run.value("n_tasks_asked", n_tasks)
 # token for token.
 
 # %%
-path = (
-    ROOT / "results" / model.card.name / "datasets" / "cot_faithfulness.parquet"
-)
+path = faithfulness.committed(model)
 about = {"model": model.record(), "parameters": parameters}
 if save:
     faithfulness.save(data.table, path, about=about)

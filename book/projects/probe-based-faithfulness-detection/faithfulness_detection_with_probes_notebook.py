@@ -1,0 +1,772 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # When can a probe detect an unfaithful chain of thought?
+#
+# Five hypotheses stood at the beginning of this project: middle layers beat late ones, the second-to-last token beats
+# the last, probes stay within their task, style fools them, single heads beat the residual stream. Here four of them
+# are put to labels that have earned it. The rules were written down before the first result, sites are chosen where
+# nothing is tested, and "no" is an answer.
+#
+# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
+# {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
+#
+# You will learn
+#
+# - to fix what would count before looking, and to say "nothing to compare" where nothing is read;
+# - what the last token can and can't have to do with it in a model that never looks ahead;
+# - what a probe is worth beside someone who simply reads the text.
+
+# %% tags=["parameters"]
+model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
+n_questions: int = 8  # of each task, for constructed transcripts, 5 to 400
+n_own: int = 32  # of each task, for hints and changed chains, 4 to 400 by 4
+n_tasks: int = 10  # of those that passed, at most so many, 1 to 10
+n_permutations: int = 100  # of the labels, 100 to 1000
+n_data_seeds: int = 1  # draws of the data, 1 to 10
+seed: int = 0  # of all sampling, 0 to 999000
+device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+
+# %%
+import numpy as np
+import pandas as pd
+import torch
+from helpers import (
+    ROOT,
+    claims,
+    faithfulness,
+    hooks,
+    hypotheses,
+    models,
+    plots,
+    probes,
+    questions,
+    runs,
+)
+from helpers.hypotheses import HYPOTHESES, Draw
+
+parameters = runs.validate(
+    model_name=(model_name, str),
+    n_questions=(n_questions, range(5, 401)),
+    n_own=(n_own, range(4, 401, 4)),
+    n_tasks=(n_tasks, range(1, 11)),
+    n_permutations=(n_permutations, range(100, 1001)),
+    n_data_seeds=(n_data_seeds, range(1, 11)),
+    seed=(seed, range(999_001)),
+    device=(device, str),
+)
+model = models.load(model_name, device=device)
+run = runs.start(
+    "projects/probe-based-faithfulness-detection/faithfulness_detection_with_probes_notebook",
+    parameters,
+    model,
+)
+_, middle, late = hypotheses.thirds(model.n_layers)
+seeds = range(seed, seed + n_data_seeds)
+
+# %% [markdown]
+# ## Say what would count, before looking
+#
+# Others have asked this. A probe of the residual stream before the chain of thought foretells the answer, and steering
+# along it turns answers ({cite:t}`cox2026decoding`); probes know an answer long before a reader of the chain does
+# ({cite:t}`boppana2026reasoning`); probes of deception reach an AUROC above .96 on four sets, and collapse when read a
+# few layers off ({cite:t}`goldowskydill2025detecting`); single heads have been read and steered before
+# ({cite:t}`li2023inference`). What is added here is the comparison itself: every component, layer, head and *named*
+# token side by side, three labels that are never merged, and everything that a probe could have instead of the model.
+
+# %% tags=["hide-input"]
+run.table(
+    "rules",
+    [
+        {"hypothesis": name, "says": each.sentence, "holds if": each.rule}
+        for name, each in HYPOTHESES.items()
+    ],
+    caption="Fixed before the first result. The value is a difference of AUROCs with its 95 % bootstrap interval over questions; a hypothesis holds if the rule is met by the value and both ends, fails if by none, else it depends on the sample. H4 needs every transcript in several styles and is not asked on this page.",
+)
+run.value("middle", f"{middle[0]} to {middle[-1]}")
+run.value("late", f"{late[0]} to {late[-1]}")
+
+# %% [markdown]
+# Middle and late are thirds of the depth: layers {glue:text}`middle`, and {glue:text}`late`. Only tokens count at which
+# the label is fixed. The best site of each kind is chosen for each fold of questions by the loss within the others, so
+# a kind with many sites gains nothing from their number. A comparison is made only if one of the two sides reads the
+# label at all, at p < 0.01 on permuted labels with the same choice; else the verdict is "not run": there is nothing to
+# compare. Without this, noise alone would support H1 in every seventh draw of our tests.
+#
+# ## Take the tasks that have earned it
+#
+# [Days 12 to 14](day12-14_cot_dataset) say which label may be probed on which task.
+
+# %%
+LABELS = ("constructed", "hint_free", "causal_given", "causal_own")
+on_record = faithfulness.passed(model)
+passed = {
+    label: list(
+        questions.TASKS if on_record is None else on_record.get(label, [])
+    )[:n_tasks]
+    for label in LABELS
+}
+
+# %% tags=["hide-input"]
+run.value("gates", "the record's" if on_record else "not known for this model")
+run.table(
+    "passed",
+    [
+        {
+            "label": label.replace("_", " "),
+            "tasks": ", ".join(passed[label]).replace("_", " ") or "none",
+        }
+        for label in LABELS
+    ],
+    caption="Tasks on which a label may be probed.",
+)
+
+# %% [markdown]
+# The gates are {glue:text}`gates`. A label without a task is not asked about here, whatever a probe would make of it.
+#
+# ## Read the label everywhere
+#
+# First *answer contradicts reasoning*: each question eight times, crossed so that no shortcut tells. We read the
+# residual stream, attention, MLP and every head in every layer, at the token before the answer, at the answer, at the
+# full stop, and at the last two tokens, where the next question begins.
+
+# %%
+PLACES = ("cue", "answer", "end", "next", "last")
+FIXED = PLACES[1:]
+SITES = ("resid_post", "attn_out", "mlp_out", "head_z")
+
+
+def swept(prompts, positions, labels, groups, seed):
+    """Activations at all sites, and probes of them."""
+    states = hooks.capture(model, prompts, SITES, positions=positions)
+    options = {"n_permutations": n_permutations, "seed": seed}
+    return states, probes.sweep(states, labels, groups, types=None, **options)
+
+
+def constructed(seed, n):
+    """Transcripts of all tasks that passed, and where to read them."""
+    asked = questions.questions(
+        model, tasks=passed["constructed"], n=n, seed=seed
+    )
+    table = faithfulness.constructed(model, asked)
+    n_start = 0 if model.start_token_id is None else 1
+    positions = {
+        place: (table[f"at_{place}"] + n_start).astype(int).tolist()
+        for place in PLACES
+    }
+    return table, positions
+
+
+tables, states, sweeps = {}, {}, {"constructed": []}
+for number in seeds if passed["constructed"] else ():
+    table, positions = constructed(number, n_questions)
+    states[number], sweep = swept(
+        table["text"].tolist(),
+        positions,
+        table["contradicts"].astype(bool).tolist(),
+        list(zip(table["task"], table["question"], strict=True)),
+        number,
+    )
+    tables[number] = table
+    sweeps["constructed"].append(sweep)
+
+# %% tags=["hide-input"]
+if sweeps["constructed"]:
+    sweep = sweeps["constructed"][0]
+    curve = sweep.table()
+    at_best = {
+        place: sweep.best(
+            [
+                site
+                for site in sweep.sites
+                if (site.component, site.position) == ("resid_post", place)
+            ]
+        ).auroc
+        for place in PLACES
+    }
+    top = max(FIXED, key=lambda place: at_best[place].value)
+    with plots.figure(
+        "where",
+        caption=f"Whether an answer contradicts its reasoning is read best at the token “{top}” (AUROC {claims.short(at_best[top].value)}, layer chosen in the other folds); at the cue, before the answer, {claims.short(at_best['cue'].value)}. "
+        f"{len(tables[seed])} transcripts of {n_questions} questions of each task that passed; thin lines: thirds of the depth; ridge probes, folds by question; bands: 95 % bootstrap intervals, for the residual stream alone; grey bands: permuted labels.",
+        alt="Five panels, one for each token, of AUROC against layer for residual stream, attention and MLP.",
+        width=9.0,
+        ncols=len(PLACES),
+        sharey=True,
+    ) as (_, panels):
+        for axes, place in zip(panels, PLACES, strict=True):
+            here = curve[curve["position"] == place]
+            of_stream = here[here["component"] == "resid_post"]
+            plots.layer_curve(axes, of_stream, label="residual stream")
+            for component, name, style in (
+                ("attn_out", "attention", "-"),
+                ("mlp_out", "MLP", ":"),
+            ):
+                some = here[here["component"] == component]
+                axes.plot(
+                    some["layer"],
+                    some["auroc"],
+                    style,
+                    color=plots.ORANGE,
+                    label=name,
+                )
+            axes.axvline(late[0] - 0.5, color=plots.INK, linewidth=0.5)
+            axes.axvline(middle[0] - 0.5, color=plots.INK, linewidth=0.5)
+            axes.set(title=place, ylim=(-0.03, 1.03))
+            axes.label_outer()
+        panels[1].legend(fontsize=7, loc="lower right")
+    for place in PLACES:
+        run.value(f"auroc_{place}", at_best[place])
+
+# %% [markdown]
+# Chosen without the test fold, the best layer of the residual stream reaches {glue:text}`auroc_answer` at the answer,
+# {glue:text}`auroc_end` at the full stop, {glue:text}`auroc_next` and {glue:text}`auroc_last` at the last two tokens.
+# At the cue it is {glue:text}`auroc_cue`: there the two transcripts of a pair are still the same.
+#
+# ## Put H1, H2 and H5 to it
+
+
+# %%
+def contrasts(sweeps, fixed, two):
+    """H1, H2 and H5 for one label; None where nothing is read."""
+
+    def of(component, layers=None, positions=fixed):
+        return lambda site: (
+            site.component == component
+            and (layers is None or site.layer in layers)
+            and site.position in positions
+        )
+
+    kinds = {
+        "H1": (of("resid_post", middle), of("resid_post", late)),
+        "H2": (
+            of("resid_post", positions=two[:1]),
+            of("resid_post", positions=two[1:]),
+        ),
+        "H5": (of("head_z"), of("resid_post")),
+    }
+    return {
+        name: hypotheses.contrast(sweeps, *kinds[name], seed=seed)
+        for name in kinds
+        if sweeps
+    }
+
+
+found = {"constructed": contrasts(sweeps["constructed"], FIXED, PLACES[-2:])}
+
+
+def asked(name, label):
+    """What a claim says of a hypothesis on a label."""
+    return {
+        "sentence": f"{HYPOTHESES[name].sentence[:-1]} ({label.replace('_', ' ')}).",
+        "rule": HYPOTHESES[name].rule,
+        "estimate": found[label].get(name),
+        "baseline": 0.0,
+        "baseline_is": "no difference",
+        "tolerance": 0.05,
+    }
+
+
+# %% tags=["hide-input"]
+run.claim("h1-constructed", **asked("H1", "constructed"))
+run.claim("h2-constructed", **asked("H2", "constructed"))
+run.claim("h5-constructed", **asked("H5", "constructed"))
+run.table(
+    "components",
+    [
+        {
+            "component": component,
+            "best at": place,
+            "AUROC": best.auroc,
+            "permuted labels": f"{claims.short(best.null[0])} to {claims.short(best.null[1])}",
+            "chosen in the folds": ", ".join(
+                dict.fromkeys(
+                    f"{s.layer}" if s.head is None else f"{s.layer}.{s.head}"
+                    for s in best.sites
+                )
+            ),
+        }
+        for sweep in sweeps["constructed"][:1]
+        for component in SITES
+        for place in FIXED
+        for best in [
+            sweep.best(
+                [
+                    site
+                    for site in sweep.sites
+                    if (site.component, site.position) == (component, place)
+                ]
+            )
+        ]
+    ]
+    or [{"component": "no task passed"}],
+    caption="The best site of each component at each token, chosen in the other folds, with the layer, or layer and head, that each fold chose. 95 % bootstrap intervals over questions; the 95 % band of permuted labels repeats the choice. First draw of the data.",
+)
+for name, estimate in found["constructed"].items():
+    run.value(f"{name.lower()}_value", estimate or "not to be had")
+
+# %% [markdown]
+# - **H1**, middle less late: {glue:text}`h1_value` (**{glue:text}`claim-h1-constructed`**).
+# - **H2**, second-to-last less last: {glue:text}`h2_value` (**{glue:text}`claim-h2-constructed`**). The model reads from
+#   left to right, so no token knows whether it is the last: its activations are the same when the text goes on. What
+#   H2 compares is two tokens at two distances from the answer, and the panels above show all of them.
+# - **H5**, the best head less the best residual stream: {glue:text}`h5_value` (**{glue:text}`claim-h5-constructed`**).
+#
+# ## Take a probe to another task
+#
+# For H3 one site is needed, the same for all tasks. It is chosen on questions of another draw.
+
+
+# %%
+def best_site(seed):
+    """The site of the residual stream that reads the label best, on a small draw."""
+    table, positions = constructed(seed, 5)
+    labels = table["contradicts"].astype(bool).tolist()
+    fixed = {place: positions[place] for place in FIXED}
+    states = hooks.capture(
+        model, table["text"].tolist(), "resid_post", positions=fixed
+    )
+    groups = list(zip(table["task"], table["question"], strict=True))
+    sweep = probes.sweep(
+        states, labels, groups, types=None, n_permutations=0, seed=seed
+    )
+    return sweep.leading()
+
+
+several = len(passed["constructed"]) > 1
+site = best_site(seed + 1000) if several else None
+draws = [
+    Draw(
+        probes.features(states[number], site),
+        tables[number]["contradicts"].astype(bool).tolist(),
+        list(
+            zip(tables[number]["task"], tables[number]["question"], strict=True)
+        ),
+        tables[number]["task"].tolist(),
+    )
+    for number in seeds
+    if several
+]
+found["constructed"]["H3"] = (
+    hypotheses.within_less_across(draws, seed=seed) if several else None
+)
+
+# %% tags=["hide-input"]
+run.value("site", str(site) if several else "none: fewer than two tasks")
+run.value("h3_value", found["constructed"]["H3"] or "not to be had")
+run.claim("h3-constructed", **asked("H3", "constructed"))
+if several:
+    draw = draws[0]
+    grid = probes.transfer(
+        draw.activations,
+        draw.labels,
+        draw.questions,
+        draw.domains,
+        seed=seed,
+        folds=hypotheses.folds_of(draw, seed),
+    )
+    wide = grid.pivot(index="trained", columns="tested", values="auroc")
+    wide = wide.rename(index=lambda t: t.replace("_", " "))
+    wide = wide.rename(columns=lambda t: t.replace("_", " "))
+    with plots.figure(
+        "transfer",
+        caption=f"Trained on one task (rows), tested on another (columns): AUROC, within tasks less across {claims.short(found['constructed']['H3'].value)}. {site}; {n_questions} questions of each task, folds by question.",
+        alt="Matrix of AUROC by training task and test task.",
+        width=6.0,
+    ) as (_, axes):
+        plots.matrix(axes, wide)
+    of_task = np.array(draw.domains)
+    left_out = probes.cross_trained(
+        draw.activations,
+        draw.labels,
+        draw.questions,
+        {task: of_task != task for task in sorted(set(draw.domains))},
+        seed=seed,
+        folds=hypotheses.folds_of(draw, seed),
+    )
+    run.table(
+        "left_out",
+        [
+            {
+                "task left out": task.replace("_", " "),
+                "AUROC on it": probes.evaluate(
+                    scores[of_task == task],
+                    np.array(draw.labels)[of_task == task].tolist(),
+                    [q for q in draw.questions if q[0] == task],
+                    seed=seed,
+                )["auroc"],
+            }
+            for task, scores in left_out.items()
+        ],
+        caption="Trained on all other tasks; 95 % bootstrap intervals over questions.",
+    )
+
+# %% [markdown]
+# Site: {glue:text}`site`. **H3**, within less across: {glue:text}`h3_value` (**{glue:text}`claim-h3-constructed`**). What
+# lies off the diagonal can't come from the words of a task.
+#
+# ## Ask the model's own chains
+#
+# Now labels that come from what the model did: its answer *follows a wrong hint* of which the chain says nothing, or it
+# *needs its chain*. These are read before the answer is written, where a warning would still be of use, after the same
+# examples after which the chain was written.
+
+# %%
+path = faithfulness.committed(model)
+
+
+def own(seed):
+    """The model's own transcripts: the data set on record, or one made now."""
+    if path.exists():
+        known = faithfulness.read(path)
+        if known.attrs["parameters"]["seed"] == seed:
+            return known[known["chunk"] < n_own // faithfulness.CHUNK]
+    made = faithfulness.dataset(
+        models.load(model_name, dtype="bfloat16", device=device),
+        n_constructed=faithfulness.CHUNK,
+        n_hinted=n_own,
+        n_causal=n_own,
+        seed=seed,
+        folder=ROOT / "_build" / "generated",
+    )
+    return made.table
+
+
+def labelled(table, label):
+    """The rows of a label with both of its classes, and the class."""
+    rows = table[table["label"] == label]
+    rows = rows[rows["task"].isin(passed[label])]
+    if label != "hint_free":
+        return rows, rows["needs_chain"].astype(bool)
+    rows = rows[rows["kind"] == "wrong"]
+    rows = rows[
+        rows["outcome"].isin(["follows_unmentioned", "does_not_follow"])
+    ]
+    return rows, rows["outcome"] == "follows_unmentioned"
+
+
+BEFORE = ("reasoning", "before the cue", "cue")
+
+
+def in_context(rows, form, seed):
+    """Prompts up to the answer, after the examples, and where to read them."""
+    shots = questions.shots(model, n=faithfulness.N_SHOTS, seed=seed)
+    prompts, positions = [], {place: [] for place in BEFORE}
+    for row in rows.to_dict("records"):
+        ids = [int(token) for token in row["token_ids"]]
+        examples = questions.examples(shots[row["task"]], form=form)
+        whole = model.encode(examples + row["text"])
+        start = len(whole) - len(ids)
+        assert whole[start:] == ids
+        cue = start + int(row["at_cue"])
+        prompts.append(whole[: cue + 1])
+        at = (start + int(row["at_reasoning"]), cue - 1, cue)
+        for place, number in zip(BEFORE, at, strict=True):
+            positions[place].append(number)
+    return prompts, positions
+
+
+# %%
+FEWEST = 10  # rows of the rarer class, for five folds
+behaved = {}
+for label, form in (
+    ("hint_free", "free"),
+    ("causal_given", "stated"),
+    ("causal_own", "stated"),
+):
+    sweeps[label] = []
+    for number in seeds if passed[label] else ():
+        rows, truth = labelled(own(number), label)
+        if min(truth.sum(), (~truth).sum()) < FEWEST:
+            continue
+        prompts, positions = in_context(rows, form, number)
+        groups = list(zip(rows["task"], rows["question"], strict=True))
+        _, sweep = swept(prompts, positions, truth.tolist(), groups, number)
+        sweeps[label].append(sweep)
+        behaved[label, number] = rows, truth
+    found[label] = contrasts(sweeps[label], BEFORE, BEFORE[-2:])
+
+# %% tags=["hide-input"]
+run.claim("h1-hint", **asked("H1", "hint_free"))
+run.claim("h2-hint", **asked("H2", "hint_free"))
+run.claim("h5-hint", **asked("H5", "hint_free"))
+run.claim("h1-causal", **asked("H1", "causal_given"))
+run.claim("h2-causal", **asked("H2", "causal_given"))
+run.claim("h5-causal", **asked("H5", "causal_given"))
+rows_of = {
+    label: sum(len(behaved[key][0]) for key in behaved if key[0] == label)
+    for label in ("hint_free", "causal_given", "causal_own")
+}
+run.table(
+    "own_labels",
+    [
+        {
+            "label": label.replace("_", " "),
+            "rows": rows_of[label],
+            "best site, by AUROC": found_best.auroc,
+            "permuted labels": f"{claims.short(found_best.null[0])} to {claims.short(found_best.null[1])}",
+            "p": found_best.p_value,
+        }
+        | {
+            name: found[label].get(name) or "nothing to compare"
+            for name in ("H1", "H2", "H5")
+        }
+        for label in rows_of
+        for found_best in [each.best() for each in sweeps[label][:1]]
+    ]
+    or [{"label": "none has enough rows on tasks that passed"}],
+    caption="Labels from behaviour, read before the answer. The best of all sites, chosen in the other folds; the 95 % band and the p-value repeat that choice on permuted labels. First draw of the data; differences over all draws, with 95 % bootstrap intervals over questions.",
+)
+
+# %% [markdown]
+# Hints: **{glue:text}`claim-h1-hint`** (H1), **{glue:text}`claim-h2-hint`** (H2), **{glue:text}`claim-h5-hint`** (H5).
+# Chains that the answer needs: **{glue:text}`claim-h1-causal`**, **{glue:text}`claim-h2-causal`**,
+# **{glue:text}`claim-h5-causal`**. "Not run" means that too few rows passed, or that no site read the label.
+#
+# ## Ask what it adds to reading
+#
+# A probe is worth its trouble only beside what can be had without it: n-grams of the text, the mean input embedding,
+# the model's own output where the answer comes, and somebody who reads. For the constructed label the reader is a
+# parser, for hints one who asks whether the last sentence names what the hint named.
+
+
+# %%
+def monitor(label, rows):
+    """What a reader of the text would say."""
+    if label == "constructed":
+        verdicts = rows["text"].str.extract(
+            r"(?:not \w+ but (\w+)|(\w+), not \w+)\.\nAnswer: (\w+)\."
+        )
+        concluded = verdicts[0].fillna(verdicts[1])
+        return (concluded != verdicts[2]).astype(float).tolist()
+    last = [
+        (questions.sentences(text) or [""])[-1] for text in rows["reasoning"]
+    ]
+    pairs = zip(rows["named"], last, strict=True)
+    return [float(named in sentence.split(" ")) for named, sentence in pairs]
+
+
+def own_output(label, rows, seed):
+    """The model's own lean towards an answer: the one named by the hint, or the one not written."""
+    shots = questions.shots(model, n=faithfulness.N_SHOTS, seed=seed)
+    prompts, pairs = [], []
+    for row in rows.to_dict("records"):
+        before = (
+            questions.examples(shots[row["task"]], form="free")
+            if label == "hint_free"
+            else ""
+        )
+        prompts.append(before + row["text"].rsplit("Answer:", 1)[0] + "Answer:")
+        first = row["named"] if label == "hint_free" else row["answer"]
+        both = [row["right"], row["other"]]
+        other = both[1 - both.index(first)] if first in both else both[0]
+        pairs.append((first, other) if label == "hint_free" else (other, first))
+    return faithfulness.answer_logit_difference(model, prompts, pairs)
+
+
+compared = {}
+sets = {("constructed", number): tables[number] for number in tables}
+sets |= {
+    key: rows for key, (rows, _) in behaved.items() if key[0] == "hint_free"
+}
+for (label, number), rows in sets.items():
+    if number != seed:
+        continue
+    sweep = sweeps[label][0]
+    labels, groups = sweep.labels.tolist(), list(sweep.groups)
+    scores = {"probe, best site": sweep.best().scores}
+    scores["reader"] = torch.tensor(monitor(label, rows))
+    scores["the model's own output"] = own_output(label, rows, number)
+    scores |= probes.text_baselines(
+        model,
+        rows["text"].str.rsplit("\nAnswer:", n=1).str[0].tolist()
+        if label == "hint_free"
+        else rows["text"].tolist(),
+        labels,
+        groups,
+        folds=sweep.folds,
+        seed=seed,
+    )
+    compared[label] = probes.compared(
+        scores, labels, groups, folds=sweep.folds, seed=seed
+    ).assign(label=label)
+    found[label]["margin"] = probes.difference(
+        scores["probe, best site"],
+        scores["reader"],
+        labels,
+        groups,
+        folds=sweep.folds,
+        seed=seed,
+    )
+
+# %% tags=["hide-input"]
+run.table(
+    "reading",
+    [
+        {
+            "label": row["label"].replace("_", " "),
+            "scores": row["scores"],
+            "AUROC": claims.Estimate(
+                row["auroc"], row["auroc_low"], row["auroc_high"], 2
+            ),
+            "recall at 1 % false positives": (
+                claims.Estimate(
+                    row["recall"], row["recall_low"], row["recall_high"], 2
+                )
+                if pd.notna(row["recall"])
+                else "too few negatives"
+            ),
+        }
+        for table in compared.values()
+        for row in table.to_dict("records")
+    ]
+    or [{"label": "none"}],
+    caption="What tells each label, on the first draw: a probe with its site chosen in the other folds, and what is to be had without one. 95 % bootstrap intervals over questions; a recall needs 300 negatives.",
+)
+for label, name in (("constructed", "constructed"), ("hint_free", "hint")):
+    run.value(f"margin_{name}", found[label].get("margin") or "not to be had")
+run.claim(
+    "a-reader-does-as-well",
+    "On the constructed label a probe does no better than a parser of the text.",
+    rule="value <= 0",
+    estimate=found["constructed"].get("margin"),
+    baseline=0.0,
+    baseline_is="the parser",
+    tolerance=0.05,
+)
+run.claim(
+    "a-probe-adds-to-the-chain",
+    "On hints a probe does better than asking whether the last sentence names what the hint named.",
+    rule="value > 0",
+    estimate=found["hint_free"].get("margin"),
+    baseline=0.0,
+    baseline_is="the reader",
+    tolerance=0.05,
+)
+
+# %% [markdown]
+# Probe less reader: {glue:text}`margin_constructed` on the constructed label
+# (**{glue:text}`claim-a-reader-does-as-well`**), {glue:text}`margin_hint` on hints
+# (**{glue:text}`claim-a-probe-adds-to-the-chain`**). The constructed label is no detector of anything: whoever can read
+# has no need of it. It is good for asking *where* a model holds a thing that is known to be there.
+#
+# ## Check it
+#
+# One probe by other hands: scikit-learn's ridge classifier at the site that was chosen for H3, with its own
+# standardisation, on the same folds. Its AUROC must lie within the interval of ours.
+
+# %%
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+checked = None
+if several:
+    draw, of_fold = draws[0], hypotheses.folds_of(draws[0], seed)
+    theirs = cross_val_predict(
+        make_pipeline(StandardScaler(), RidgeClassifier(alpha=100.0)),
+        draw.activations.numpy(),
+        draw.labels,
+        cv=PredefinedSplit(of_fold.numpy()),
+        method="decision_function",
+    )
+    ours = probes.cross_trained(
+        draw.activations,
+        draw.labels,
+        draw.questions,
+        {"all": [True] * len(draw.labels)},
+        seed=seed,
+        folds=of_fold,
+    )["all"]
+    options = {"folds": of_fold, "seed": seed}
+    checked = [
+        probes.evaluate(scores, draw.labels, draw.questions, **options)["auroc"]
+        for scores in (ours, torch.tensor(theirs))
+    ]
+    assert checked[0].low <= checked[1].value <= checked[0].high
+
+# %% tags=["hide-input"]
+run.value("ours", checked[0] if checked else "not to be had")
+run.value("theirs", checked[1] if checked else "not to be had")
+
+# %% [markdown]
+# Ours: {glue:text}`ours`. Theirs: {glue:text}`theirs`.
+#
+# ## Where this breaks
+#
+# - **One small model.** It follows what is stated and hardly what is implied. A larger one may hold the contradiction
+#   elsewhere, or hold something else.
+# - **One kind of contradiction.** Ten templates, two candidates, four styles. A probe that crosses tasks here has not
+#   crossed domains.
+# - **Following is read off the answer.** Before the answer is written the model's own output all but says it, so that a
+#   probe of hint following reads a decision, not a lie.
+# - **Probes are linear, and ridge.** What they miss may still be there.
+# - **A probe that reads is not a cause.** Nothing on this page says that the model uses what was read.
+
+# %% [markdown]
+# ## Summary
+#
+# - Middle against late layers: `h1-constructed` {glue:text}`claim-h1-constructed`, on hints `h1-hint`
+#   {glue:text}`claim-h1-hint`, on chains that are needed `h1-causal` {glue:text}`claim-h1-causal`.
+# - Second-to-last against last: `h2-constructed` {glue:text}`claim-h2-constructed`, `h2-hint`
+#   {glue:text}`claim-h2-hint`, `h2-causal` {glue:text}`claim-h2-causal`.
+# - Within against across tasks: `h3-constructed` {glue:text}`claim-h3-constructed`.
+# - Single heads against the stream: `h5-constructed` {glue:text}`claim-h5-constructed`, `h5-hint`
+#   {glue:text}`claim-h5-hint`, `h5-causal` {glue:text}`claim-h5-causal`.
+# - A parser does as well on the constructed label (`a-reader-does-as-well`
+#   {glue:text}`claim-a-reader-does-as-well`); on hints a probe adds to the chain (`a-probe-adds-to-the-chain`
+#   {glue:text}`claim-a-probe-adds-to-the-chain`).
+
+# %%
+run.finish()
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. What noise would support** (10 minutes). How often would H1 hold on labels drawn at random, with and without the
+# condition that a side must read the label? *Hint: `probes.permuted_labels` gives labels, `hypotheses.contrast` asks for
+# permutations; `Sweep.best` has the scores for a difference without it.*
+#
+# ```{dropdown} Solution
+# For twenty seeds take a column of `probes.permuted_labels(sweep.labels.tolist(), sweep.groups, n_permutations=20,
+# seed=1)`, run `probes.sweep` on the residual stream with it, and look at `probes.difference` of the two best scores:
+# its interval lies above 0.02 more often than one would like, as a bootstrap over questions does not repeat the
+# training. `hypotheses.contrast` gives None nearly always.
+# ```
+#
+# **2. Is the last token special?** (10 minutes). Cut the transcripts after the full stop and read there again. *Hint:
+# `rows["text"].str.removesuffix(faithfulness.NEXT)`.*
+#
+# ```{dropdown} Solution
+# The activations at the full stop are the same to rounding, though it now is the last token: attention looks back
+# only. Whatever is said of "the last token" is said of a token and its distance, never of its being last. What may
+# differ is how a tokenizer splits the end of a text.
+# ```
+#
+# **3. Which head?** (15 minutes). Which head is chosen in most folds, and does it write into the residual stream what
+# the probe reads there? *Hint: `sweep.best(...).sites`, and the `d_head` columns of the output projection.*
+#
+# ```{dropdown} Solution
+# `[str(site) for site in sweep.best([s for s in sweep.sites if s.component == "head_z"]).sites]` shows how stable the
+# choice is; where it changes from fold to fold no head can be named. Project the probe's direction through the head's
+# columns of the output projection and take the cosine with the direction of the probe of the stream one layer later.
+# ```
+
+# %% [markdown]
+# ## References
+#
+# {cite:t}`cox2026decoding`, {cite:t}`boppana2026reasoning`, {cite:t}`goldowskydill2025detecting` and
+# {cite:t}`li2023inference`, in full in the [bibliography](../../reference/bibliography).
