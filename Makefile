@@ -1,5 +1,5 @@
 # The commands of the book. `make book` and `make test` need Python 3.11 or newer and make, nothing else.
-#   make book [PROFILE=embedded|ci|gpt2] [TORCH=cpu|cuda]
+#   make book [PROFILE=embedded|ci|gpt2|qwen] [TORCH=cpu|cuda]
 #   make test
 #   make run CHAPTER=induction_heads_notebook PARAMS="n_sequences=8 seed=1"
 #   make lab | record | bench | pair | lint | clean

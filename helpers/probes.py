@@ -103,6 +103,15 @@ def grouped_folds(
     return folds
 
 
+def enough(labels: Sequence[bool], groups: Sequence[Hashable], *, seed: int) -> bool:
+    """Whether five folds of groups can each have both classes."""
+    try:
+        grouped_folds(labels, groups, seed=seed)
+    except InputError:
+        return False
+    return True
+
+
 def shared_folds(types: Sequence[Hashable], *, n_folds: int = 5, seed: int) -> Int[Tensor, " row"]:
     """The fold of each row such that the rows of a type are spread over the folds.
 

@@ -316,6 +316,14 @@ def test_a_difference_knows_that_both_scores_are_of_the_same_rows():
 # Transfer and learning curves
 
 
+def test_five_folds_need_five_groups_of_each_class():
+    labels, groups = [True, False] * 5, list(range(10))
+    assert probes.enough(labels, groups, seed=0)
+    assert not probes.enough([True, *[False] * 9], groups, seed=0)
+    assert not probes.enough([False] * 10, groups, seed=0)
+    assert not probes.enough(labels, [number // 4 for number in groups], seed=0)
+
+
 def test_transfer_finds_which_domains_share_a_direction():
     groups = np.repeat(np.arange(60), 3)
     labels, domains = groups % 2 == 1, np.tile(["a", "b", "c"], 60)

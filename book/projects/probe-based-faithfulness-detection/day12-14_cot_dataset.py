@@ -47,7 +47,6 @@ import pandas as pd
 import torch
 from helpers import (
     ROOT,
-    InputError,
     claims,
     faithfulness,
     hooks,
@@ -639,10 +638,11 @@ behaviour = {
 for label, (rows, column) in behaviour.items():
     for task, some in rows.groupby("task"):
         did = some[column].astype(bool).tolist()
-        try:
-            found_here = faithfulness.shortcuts(model, some, did, seed=seed)
-        except InputError:  # too few of one class for five folds
-            found_here = None
+        found_here = (
+            faithfulness.shortcuts(model, some, did, seed=seed)
+            if probes.enough(did, some["question"].tolist(), seed=seed)
+            else None
+        )
         accuracy_here = by_task["constructed", task]
         gates[label, task] = faithfulness.gate(
             some, did, accuracy_here, found_here, behaviour=True

@@ -340,12 +340,14 @@ if hints:
     half = set(asked[::2])
     ours = of_hint["question"].isin(half)
     follows = of_hint["outcome"] == "follows_unmentioned"
-    counts = [
-        int((part & side).sum())
-        for part in (ours, ~ours)
-        for side in (follows, ~follows)
-    ]
-    enough = min(counts) >= 5
+    enough = all(
+        probes.enough(
+            follows[side].tolist(),
+            of_hint["question"][side].tolist(),
+            seed=seed,
+        )
+        for side in (ours, ~ours)
+    )
 
 
 def in_context(rows, form, pairs):
@@ -375,7 +377,6 @@ if enough:
         follows[ours].tolist(),
         of_hint["question"][ours].tolist(),
         types=None,
-        folds=min(5, counts[0], counts[1]),
         n_permutations=0,
         seed=seed,
     )

@@ -79,12 +79,15 @@ seeds = range(seed, seed + n_data_seeds)
 # %% [markdown]
 # ## Say what would count, before looking
 #
-# Others have asked this. A probe of the residual stream before the chain of thought foretells the answer, and steering
-# along it turns answers ({cite:t}`cox2026decoding`); probes know an answer long before a reader of the chain does
-# ({cite:t}`boppana2026reasoning`); probes of deception reach an AUROC above .96 on four sets, and collapse when read a
-# few layers off ({cite:t}`goldowskydill2025detecting`); single heads have been read and steered before
-# ({cite:t}`li2023inference`). What is added here is the comparison itself: every component, layer, head and *named*
-# token side by side, three labels that are never merged, and everything that a probe could have instead of the model.
+# Others have asked this. Whether Qwen2.5-7B-Instruct follows a hint that it does not mention can be told from its
+# residual stream ({cite:t}`mirtaheri2025detecting`), before the chain as well as a language model that reads it, after
+# it better ({cite:t}`mirtaheri2026catching`). A probe before the chain foretells the answer, and steering along it turns
+# answers ({cite:t}`cox2026decoding`); probes know an answer long before a reader of the chain does
+# ({cite:t}`boppana2026reasoning`). Probes of deception reach an AUROC of .96 and more ({cite:t}`goldowskydill2025detecting`)
+# and collapse under other styles ({cite:t}`kumar2026pressure`). Of these we have read the abstracts. A hint that goes
+# unmentioned need not mean an unfaithful chain ({cite:t}`zaman2025chain`), which is why our label is called by what it
+# is. What is added here is the comparison itself: every component, layer, head and *named* token side by side, three
+# labels that are never merged, and everything that a probe could have instead of the model.
 
 # %% tags=["hide-input"]
 run.table(
@@ -479,7 +482,6 @@ def in_context(rows, form, seed):
 
 
 # %%
-FEWEST = 10  # rows of the rarer class, for five folds
 behaved = {}
 for label, form in (
     ("hint_free", "free"),
@@ -489,10 +491,10 @@ for label, form in (
     sweeps[label] = []
     for number in seeds if passed[label] else ():
         rows, truth = labelled(own(number), label)
-        if min(truth.sum(), (~truth).sum()) < FEWEST:
+        groups = list(zip(rows["task"], rows["question"], strict=True))
+        if not probes.enough(truth.tolist(), groups, seed=number):
             continue
         prompts, positions = in_context(rows, form, number)
-        groups = list(zip(rows["task"], rows["question"], strict=True))
         _, sweep = swept(prompts, positions, truth.tolist(), groups, number)
         sweeps[label].append(sweep)
         behaved[label, number] = rows, truth
@@ -768,5 +770,6 @@ run.finish()
 # %% [markdown]
 # ## References
 #
-# {cite:t}`cox2026decoding`, {cite:t}`boppana2026reasoning`, {cite:t}`goldowskydill2025detecting` and
-# {cite:t}`li2023inference`, in full in the [bibliography](../../reference/bibliography).
+# {cite:t}`mirtaheri2025detecting`, {cite:t}`mirtaheri2026catching`, {cite:t}`cox2026decoding`,
+# {cite:t}`boppana2026reasoning`, {cite:t}`goldowskydill2025detecting`, {cite:t}`kumar2026pressure` and
+# {cite:t}`zaman2025chain`, in full in the [bibliography](../../reference/bibliography).

@@ -195,8 +195,9 @@ run.claim(
 # scores the lowest is low. So ours has to commit: one style for transcripts that contradict, one for those that don't,
 # chosen among all pairs in the training folds and tried on the others. On noise it gains nothing (a test says so).
 #
-# **What we expect.** {cite:t}`goldowskydill2025detecting` saw probes of deception fail on data of another kind. If the
-# styles move activations along the probe's direction, the adversary has something to exchange.
+# **What we expect.** {cite:t}`kumar2026pressure` saw probes of deception collapse under eight shifts of style, and
+# recover to an AUROC of .98 when trained on several (the abstract was read; other model, other label). If the styles
+# move activations along the probe's direction, the adversary has something to exchange.
 
 # %%
 single = hypotheses.attack(
@@ -424,4 +425,4 @@ run.finish()
 # %% [markdown]
 # ## References
 #
-# {cite:t}`goldowskydill2025detecting`, in full in the [bibliography](../../reference/bibliography).
+# {cite:t}`kumar2026pressure`, in full in the [bibliography](../../reference/bibliography).
