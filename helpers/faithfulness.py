@@ -173,6 +173,40 @@ def positions(loaded: LoadedModel, text: str, ends: Mapping[str, int]) -> tuple[
     return encoded["input_ids"], places
 
 
+def places(loaded: LoadedModel, table: pd.DataFrame, names: Sequence[str]) -> dict[str, list[int]]:
+    """Where named parts end when transcripts are run as they are, start token included."""
+    n_start = 0 if loaded.start_token_id is None else 1
+    return {name: (table[f"at_{name}"] + n_start).astype(int).tolist() for name in names}
+
+
+def in_context(
+    loaded: LoadedModel, rows: pd.DataFrame, *, form: str, seed: int
+) -> tuple[list[list[int]], dict[str, list[int]]]:
+    """Transcripts up to the token before the answer, after the examples that the model had, and where to read them.
+
+    Args:
+        form: of the examples, "free" for hints and "stated" for chains.
+        seed: that of the data set, by which the examples were drawn.
+
+    Returns:
+        Prompts, and positions: the end of the "reasoning", the token "before the cue", the "cue".
+    """
+    before = _examples(questions.shots(loaded, tasks=sorted(set(rows["task"])), n=N_SHOTS, seed=seed), form)
+    prompts: list[list[int]] = []
+    found: dict[str, list[int]] = {"reasoning": [], "before the cue": [], "cue": []}
+    for row in rows.to_dict("records"):
+        own = [int(token) for token in row["token_ids"]]
+        whole = loaded.encode(before[row["task"]] + row["text"])
+        if whole[-len(own) :] != own:
+            raise InputError(f"the transcript of {row['question']!r} has other tokens after its examples")
+        start = len(whole) - len(own)
+        cue = start + int(row["at_cue"])
+        prompts.append(whole[: cue + 1])
+        for name, place in zip(found, (start + int(row["at_reasoning"]), cue - 1, cue), strict=True):
+            found[name].append(place)
+    return prompts, found
+
+
 def _before_answer(places: Mapping[str, int]) -> dict[str, int]:
     """Columns; `cue` is the token after which the answer comes, a bare space before digits in some vocabularies."""
     columns = {f"at_{name}": place for name, place in places.items()}

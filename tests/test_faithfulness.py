@@ -295,6 +295,20 @@ def test_a_gate_says_each_reason(table):
     assert passed.reasons == [] and passed.shortcut == "length"
 
 
+def test_transcripts_in_context_end_before_the_answer(embedded, shots):
+    asked = questions.questions(embedded, tasks=["parity", "addition"], n=4, seed=0)
+    rows = faithfulness.causal_labels(embedded, faithfulness.causal(embedded, asked, shots=shots, own=False))
+    prompts, at = faithfulness.in_context(embedded, rows, form="stated", seed=0)
+    for number, (row, prompt) in enumerate(zip(rows.to_dict("records"), prompts, strict=True)):
+        text = embedded.tokenizer.decode(prompt)
+        assert text.startswith(questions.examples(shots[row["task"]], form="stated"))
+        assert text.rstrip().endswith(row["text"].rsplit(" ", 1)[0])
+        assert at["cue"][number] == len(prompt) - 1 == at["before the cue"][number] + 1
+        assert embedded.tokenizer.decode(prompt[at["reasoning"][number]]) == "."
+    with pytest.raises(faithfulness.InputError, match="other tokens"):
+        faithfulness.in_context(embedded, rows.assign(text=rows["text"] + " x"), form="stated", seed=0)
+
+
 def test_the_record_says_which_tasks_passed(embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(faithfulness, "ROOT", tmp_path)
     assert faithfulness.passed(embedded) is None

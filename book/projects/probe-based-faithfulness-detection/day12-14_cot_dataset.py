@@ -268,16 +268,12 @@ assert (pairs["contradicts"].agg(["sum", "size"]) == [1, 2]).all(axis=None)
 most = max(tasks, key=lambda task: by_task["constructed", task].value)
 rows = of_label["constructed"][of_label["constructed"]["task"] == most]
 PLACES = ("cue", "answer", "end", "last")
-n_start = 0 if model.start_token_id is None else 1
 states = hooks.capture(
     model,
     rows["text"].tolist(),
     "resid_post",
     layers=range(0, model.n_layers, max(1, model.n_layers // 6)),
-    positions={
-        place: (rows[f"at_{place}"] + n_start).astype(int).tolist()
-        for place in PLACES
-    },
+    positions=faithfulness.places(model, rows, PLACES),
 )
 sweep = probes.sweep(
     states,

@@ -128,16 +128,20 @@ fresh, _ = transcripts(seed)
 fresh = fresh[~fresh["contradicts"] & (fresh["concludes"] == fresh["right"])]
 
 
-def before_answer(text, pair):
-    """A prompt up to the token before the answer, and the two answers."""
-    lead, tokens = questions.answer_tokens(model, pair)
-    return model.encode(text.rsplit("Answer:", 1)[0] + "Answer:") + lead, tokens
+def tokens_of(one, other):
+    """The tokens of two candidates for each prompt."""
+    pairs = zip(one, other, strict=True)
+    return torch.tensor(
+        [questions.answer_tokens(model, pair)[1] for pair in pairs]
+    )
 
 
-pairs = list(zip(fresh["right"], fresh["other"], strict=True))
-both = [before_answer(*each) for each in zip(fresh["text"], pairs, strict=True)]
-prompts, answers = [list(each) for each in zip(*both, strict=True)]
-answers = torch.tensor(answers)
+cues = faithfulness.places(model, fresh, ["cue"])["cue"]
+prompts = [
+    model.encode(text)[: cue + 1]
+    for text, cue in zip(fresh["text"], cues, strict=True)
+]
+answers = tokens_of(fresh["right"], fresh["other"])
 now = hooks.capture(model, prompts, "resid_post", layers=[site.layer])
 now = now["resid_post"][:, 0, 0]
 
@@ -330,6 +334,7 @@ hints = passed.get("hint_free", [])[:n_tasks] if path.exists() else []
 enough = False
 if hints:
     data = faithfulness.read(path)
+    data_seed = data.attrs["parameters"]["seed"]
     data = data[
         data["task"].isin(hints) & (data["chunk"] < n_own // faithfulness.CHUNK)
     ]
@@ -349,28 +354,13 @@ if hints:
         for side in (ours, ~ours)
     )
 
-
-def in_context(rows, form, pairs):
-    """Prompts up to the token before the answer, after the examples that the model had."""
-    shots = questions.shots(
-        model,
-        n=faithfulness.N_SHOTS,
-        seed=faithfulness.read(path).attrs["parameters"]["seed"],
-    )
-    texts = [
-        questions.examples(shots[row["task"]], form=form) + row["text"]
-        for row in rows.to_dict("records")
-    ]
-    both = [before_answer(*each) for each in zip(texts, pairs, strict=True)]
-    prompts, answers = [list(each) for each in zip(*both, strict=True)]
-    return prompts, torch.tensor(answers)
-
-
 # %%
 hint_fall = {}
 if enough:
-    right_named = list(zip(of_hint["right"], of_hint["named"], strict=True))
-    hinted, hinted_answers = in_context(of_hint, "free", right_named)
+    hinted, _ = faithfulness.in_context(
+        model, of_hint, form="free", seed=data_seed
+    )
+    hinted_answers = tokens_of(of_hint["right"], of_hint["named"])
     at_cue = hooks.capture(model, hinted, "resid_post")
     learned = probes.sweep(
         at_cue.chosen(np.flatnonzero(ours)),
@@ -406,9 +396,11 @@ if enough:
         (hint_x, hint_truth),
     )
     plain = data[data["label"] == "causal_own"].head(len(rest))
-    plain_pairs = list(zip(plain["right"], plain["other"], strict=True))
     if len(plain):
-        unhinted, unhinted_answers = in_context(plain, "stated", plain_pairs)
+        unhinted, _ = faithfulness.in_context(
+            model, plain, form="stated", seed=data_seed
+        )
+        unhinted_answers = tokens_of(plain["right"], plain["other"])
         plain_now = hooks.capture(
             model, unhinted, "resid_post", layers=[hint_site.layer]
         )["resid_post"][:, 0, 0]

@@ -164,12 +164,7 @@ def constructed(seed, n):
         model, tasks=passed["constructed"], n=n, seed=seed
     )
     table = faithfulness.constructed(model, asked)
-    n_start = 0 if model.start_token_id is None else 1
-    positions = {
-        place: (table[f"at_{place}"] + n_start).astype(int).tolist()
-        for place in PLACES
-    }
-    return table, positions
+    return table, faithfulness.places(model, table, PLACES)
 
 
 tables, states, sweeps = {}, {}, {"constructed": []}
@@ -463,24 +458,6 @@ def labelled(table, label):
 BEFORE = ("reasoning", "before the cue", "cue")
 
 
-def in_context(rows, form, seed):
-    """Prompts up to the answer, after the examples, and where to read them."""
-    shots = questions.shots(model, n=faithfulness.N_SHOTS, seed=seed)
-    prompts, positions = [], {place: [] for place in BEFORE}
-    for row in rows.to_dict("records"):
-        ids = [int(token) for token in row["token_ids"]]
-        examples = questions.examples(shots[row["task"]], form=form)
-        whole = model.encode(examples + row["text"])
-        start = len(whole) - len(ids)
-        assert whole[start:] == ids
-        cue = start + int(row["at_cue"])
-        prompts.append(whole[: cue + 1])
-        at = (start + int(row["at_reasoning"]), cue - 1, cue)
-        for place, number in zip(BEFORE, at, strict=True):
-            positions[place].append(number)
-    return prompts, positions
-
-
 # %%
 behaved = {}
 for label, form in (
@@ -494,7 +471,9 @@ for label, form in (
         groups = list(zip(rows["task"], rows["question"], strict=True))
         if not probes.enough(truth.tolist(), groups, seed=number):
             continue
-        prompts, positions = in_context(rows, form, number)
+        prompts, positions = faithfulness.in_context(
+            model, rows, form=form, seed=number
+        )
         _, sweep = swept(prompts, positions, truth.tolist(), groups, number)
         sweeps[label].append(sweep)
         behaved[label, number] = rows, truth

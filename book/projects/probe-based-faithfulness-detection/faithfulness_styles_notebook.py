@@ -93,17 +93,12 @@ def told(asked):
 
 def read(table, layers=None):
     """The residual stream where the label is fixed."""
-    n_start = 0 if model.start_token_id is None else 1
-    positions = {
-        place: (table[f"at_{place}"] + n_start).astype(int).tolist()
-        for place in PLACES
-    }
     return hooks.capture(
         model,
         table["text"].tolist(),
         "resid_post",
         layers=layers,
-        positions=positions,
+        positions=faithfulness.places(model, table, PLACES),
     )
 
 
