@@ -255,7 +255,7 @@ run.claim(
 # %%
 told = pd.concat(of_label[label] for label in accuracy)
 before = [
-    tuple(row["token_ids"][: row["at_cue"] + 1])
+    tuple(row["token_ids"][: int(row["at_cue"]) + 1])
     for row in told.to_dict("records")
 ]
 pairs = told.assign(before=before).groupby(["task", "label", "before"])
