@@ -260,16 +260,8 @@ def directions(
 
 def folds_of(draw: Draw, seed: int) -> Int[Tensor, " row"]:
     """Questions stay together, and folds have both classes of every domain where they can."""
-    import numpy as np
-    import torch
-    from sklearn.model_selection import StratifiedGroupKFold
-
     strata = [f"{domain} {bool(label)}" for domain, label in zip(draw.domains, draw.labels, strict=True)]
-    folds = torch.zeros(len(strata), dtype=torch.long)
-    splitter = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
-    for number, (_, held) in enumerate(splitter.split(strata, strata, np.array(list(map(str, draw.questions))))):
-        folds[held] = number
-    return folds
+    return probes.stratified_folds(strata, draw.questions, seed=seed)
 
 
 def _pooled(

@@ -89,17 +89,31 @@ def grouped_folds(
     Raises:
         InputError: one class only, fewer than three folds, fewer groups than folds, or a fold without both classes.
     """
-    import torch
-    from sklearn.model_selection import StratifiedGroupKFold
-
     labels, codes = _checked(labels, groups)
     if not 3 <= n_folds <= codes.max() + 1:
         raise InputError(f"{n_folds} folds: legal are 3 to {codes.max() + 1}, the number of groups")
-    folds = torch.zeros(len(labels), dtype=torch.long)
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    for number, (_, test) in enumerate(splitter.split(labels, labels, codes)):
-        folds[torch.from_numpy(test)] = number
+    folds = stratified_folds(labels, codes, n_folds=n_folds, seed=seed)
     _check_folds(labels, codes, folds)
+    return folds
+
+
+def stratified_folds(
+    strata: Sequence[Hashable], groups: Sequence[Hashable], *, n_folds: int = 5, seed: int
+) -> Int[Tensor, " row"]:
+    """The fold of each row: no group in two, and strata as even as can be, which may leave a fold without one."""
+    import warnings
+
+    import numpy as np
+    import torch
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    names, codes = np.asarray(strata), _codes(groups)
+    folds = torch.zeros(len(codes), dtype=torch.long)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a stratum with fewer rows than folds
+        for number, (_, held) in enumerate(splitter.split(names, names, codes)):
+            folds[torch.from_numpy(held)] = number
     return folds
 
 
