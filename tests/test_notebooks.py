@@ -104,6 +104,7 @@ def test_no_key_is_recorded_twice(chapter):
 @every_chapter
 def test_the_chapter_has_the_sections_and_exercises_of_the_house_style(chapter):
     text = "\n".join(cell.source for cell in notebook(chapter).cells if cell.cell_type == "markdown")
+    assert len(re.findall(r"^# .", text, re.MULTILINE)) == 1, "one title"
     for heading in ("## Check it", "## Where this breaks", "## Summary", "## Exercises", "## References"):
         assert heading in text
     exercises = text.split("## Exercises")[1].split("## References")[0]

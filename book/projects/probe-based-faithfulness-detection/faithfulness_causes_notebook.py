@@ -13,8 +13,6 @@
 # ---
 
 # %% [markdown]
-# # When can a probe detect an unfaithful chain of thought?
-# %% [markdown]
 # # Does the model use what a probe reads?
 #
 # A direction along which a label can be read need not be one that the model reads. So we add it, take it out and set it

@@ -13,8 +13,6 @@
 # ---
 
 # %% [markdown]
-# # When can a probe detect an unfaithful chain of thought?
-# %% [markdown]
 # # Can style fool a probe?
 #
 # The fourth hypothesis: probes of faithfulness are vulnerable to changes of style. We tell the same transcripts in four
