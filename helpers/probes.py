@@ -555,7 +555,9 @@ def combined(
     parts = []
     for weight, scores, chosen in terms:
         scores, rows = torch.as_tensor(scores).double(), torch.as_tensor(chosen, dtype=torch.bool)
-        truth, numbers = _scored(scores.where(rows, 0.0), labels, groups, folds)
+        if scores.shape == rows.shape:  # else refused in the next line
+            scores = scores.where(rows, 0.0)
+        truth, numbers = _scored(scores, labels, groups, folds)
         if len(set(truth[rows].tolist())) < 2:
             raise InputError("an AUROC on rows of one class: legal are rows of both")
         parts.append((weight, scores[rows][None], truth[rows], numbers[rows], rows))

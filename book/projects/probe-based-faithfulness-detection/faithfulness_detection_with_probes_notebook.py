@@ -722,14 +722,14 @@ run.finish()
 # permutations; `Sweep.best` has the scores for a difference without it.*
 #
 # ```{dropdown} Solution
-# For twenty seeds take a column of `probes.permuted_labels(sweep.labels.tolist(), sweep.groups, n_permutations=20,
-# seed=1)`, run `probes.sweep` on the residual stream with it, and look at `probes.difference` of the two best scores:
-# its interval lies above 0.02 more often than one would like, as a bootstrap over questions does not repeat the
-# training. `hypotheses.contrast` gives None nearly always.
+# For twenty seeds take a column of `probes.permuted_labels` (of the sweep's own labels and groups, with another seed),
+# run `probes.sweep` on the residual stream with it, and look at `probes.difference` of the two best scores: its interval
+# lies above 0.02 more often than one would like, as a bootstrap over questions does not repeat the training.
+# `hypotheses.contrast` gives None nearly always.
 # ```
 #
 # **2. Is the last token special?** (10 minutes). Cut the transcripts after the full stop and read there again. *Hint:
-# `rows["text"].str.removesuffix(faithfulness.NEXT)`.*
+# `str.removesuffix` with `faithfulness.NEXT`.*
 #
 # ```{dropdown} Solution
 # The activations at the full stop are the same to rounding, though it now is the last token: attention looks back
