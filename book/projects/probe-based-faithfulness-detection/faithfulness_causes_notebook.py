@@ -31,8 +31,8 @@
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 n_questions: int = 6  # of each task, for the constructed label, 5 to 400
-n_own: int = 32  # of each task, for hints, 4 to 400 by 4
-n_tasks: int = 10  # of those that passed, at most so many, 1 to 10
+n_own: int = 16  # of each task, for hints, 4 to 400 by 4
+n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
 n_controls: int = 5  # directions of each kind of control, 2 to 100
 seed: int = 0  # of all sampling, 0 to 999000
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU

@@ -31,9 +31,9 @@
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
-n_questions: int = 8  # of each task, for constructed transcripts, 5 to 400
-n_own: int = 32  # of each task, for hints and changed chains, 4 to 400 by 4
-n_tasks: int = 10  # of those that passed, at most so many, 1 to 10
+n_questions: int = 6  # of each task, for constructed transcripts, 5 to 400
+n_own: int = 16  # of each task, for hints and changed chains, 4 to 400 by 4
+n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
 n_permutations: int = 100  # of the labels, 100 to 1000
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000

@@ -30,8 +30,8 @@
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
-n_questions: int = 6  # of each task, in each of four styles, 5 to 400
-n_tasks: int = 10  # of those that passed, at most so many, 1 to 10
+n_questions: int = 5  # of each task, in each of four styles, 5 to 400
+n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
