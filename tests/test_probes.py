@@ -479,7 +479,7 @@ def test_bad_input_to_the_smaller_functions_is_refused(refused, load_tiny):
         probes.transfer(x.log(), labels, groups, ["a"] * 24, seed=0, folds=3)
     with refused("23 domains for 24 labels"):
         probes.transfer(x, labels, groups, ["a"] * 23, seed=0, folds=3)
-    with refused("of domain 'b'", "no row of one class"):
+    with refused("of 'b'", "no row of one class"):
         probes.transfer(x, labels, groups, ["b"] * 2 + ["a"] * 22, seed=0, folds=3)
     with refused("500 examples of a class", "1 to"):
         probes.learning_curve(x, labels, groups, sizes=[500], seed=0, folds=3)
