@@ -316,6 +316,19 @@ def test_a_difference_knows_that_both_scores_are_of_the_same_rows():
 # Transfer and learning curves
 
 
+def test_areas_are_combined_on_their_own_rows():
+    generator = torch.Generator().manual_seed(0)
+    labels, groups = [True, False] * 20, [number // 2 for number in range(40)]
+    one, other = torch.randn(2, 40, generator=generator)
+    first = torch.arange(40) < 20
+    found = probes.combined([(2.0, one, first), (-0.5, other, ~first)], labels, groups, seed=0)
+    truth = torch.tensor(labels)
+    by_hand = 2 * probes.areas(one[first], truth[first]) - 0.5 * probes.areas(other[~first], truth[~first])
+    assert found.value == pytest.approx(float(by_hand), abs=1e-6) and found.low < found.value < found.high
+    whole = probes.combined([(1.0, one, [True] * 40)], labels, groups, seed=0)
+    assert whole.value == pytest.approx(probes.evaluate(one, labels, groups, seed=0)["auroc"].value)
+
+
 def test_five_folds_need_five_groups_of_each_class():
     labels, groups = [True, False] * 5, list(range(10))
     assert probes.enough(labels, groups, seed=0)
@@ -479,6 +492,10 @@ def test_bad_input_to_the_smaller_functions_is_refused(refused, load_tiny):
         probes.transfer(x.log(), labels, groups, ["a"] * 24, seed=0, folds=3)
     with refused("23 domains for 24 labels"):
         probes.transfer(x, labels, groups, ["a"] * 23, seed=0, folds=3)
+    with refused("no AUROC", "at least one"):
+        probes.combined([], [True, False], [0, 1], seed=0)
+    with refused("rows of one class"):
+        probes.combined([(1.0, torch.zeros(2), [True, False])], [True, False], [0, 1], seed=0)
     with refused("of 'b'", "no row of one class"):
         probes.transfer(x, labels, groups, ["b"] * 2 + ["a"] * 22, seed=0, folds=3)
     with refused("500 examples of a class", "1 to"):

@@ -623,8 +623,9 @@ run.table(
 #
 # A cell, one label on one task, enters the study only if its rarer class has at least 0.30 of the rows, the lower bound
 # of the accuracy after a correct chain is above 0.60, and the upper bound of every shortcut is below 0.60. For labels
-# that come from behaviour no design can rule shortcuts out: there the best one is what a probe has to exceed, and the
-# study reports by how much it does.
+# that come from behaviour no design can rule shortcuts out: there the table shows what a reader of the whole
+# transcript could tell, answer included, which is nearly all; a probe that reads before the answer has to be compared
+# with readers of what stands before it, as the study does.
 
 # %%
 behaviour = {

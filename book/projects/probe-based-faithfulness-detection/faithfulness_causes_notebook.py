@@ -93,17 +93,13 @@ def transcripts(seed):
     return table, list(zip(table["task"], table["question"], strict=True))
 
 
-n_start = 0 if model.start_token_id is None else 1
 table, groups = transcripts(seed + 1000)
 labels = table["contradicts"].astype(bool).tolist()
 states = hooks.capture(
     model,
     table["text"].tolist(),
     "resid_post",
-    positions={
-        place: (table[f"at_{place}"] + n_start).astype(int).tolist()
-        for place in PLACES
-    },
+    positions=faithfulness.places(model, table, PLACES),
 )
 sweep = probes.sweep(
     states, labels, groups, types=None, n_permutations=0, seed=seed
@@ -117,8 +113,8 @@ truth = torch.tensor(labels)
 
 # %% [markdown]
 # Now the acting. Every vector is as long as the distance between the means of the two classes, so that none is stronger
-# for being longer. *Push* adds it; *ablate* takes out what the residual stream has along it; *patch* sets that to the
-# mean of the class that contradicts. The model's lead is the logit of the answer that follows less that of the other.
+# for being longer. *Push* adds it; *ablate* sets what the residual stream has along it to the mean of both classes;
+# *patch* to that of the class that contradicts, both as found where the direction was learned. The model's lead is the logit of the answer that follows less that of the other.
 # One more direction shows that the method works at all: the difference of the two answers' columns of the unembedding.
 
 # %%
@@ -319,7 +315,8 @@ with plots.figure(
 # probe: **{glue:text}`claim-a-push-makes-it-contradict`**; along the difference of means:
 # **{glue:text}`claim-means-make-it-contradict`**; patch: **{glue:text}`claim-a-patch-makes-it-contradict`**. That the
 # method can move answers: **{glue:text}`claim-the-method-can-move-answers`**. Where the last holds and the others don't,
-# the direction is diagnostic: the model notes the contradiction after the fact and does not steer by it.
+# the direction is diagnostic as far as this test goes: it can be read after the answer, and no use of it was found
+# before.
 #
 # ## Push a hint
 #

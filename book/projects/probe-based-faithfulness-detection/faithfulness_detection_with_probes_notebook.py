@@ -40,6 +40,9 @@ seed: int = 0  # of all sampling, 0 to 999000
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 
 # %%
+import re
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import torch
@@ -425,6 +428,7 @@ if several:
 path = faithfulness.committed(model)
 
 
+@cache
 def own(seed):
     """The model's own transcripts: the data set on record, or one made now."""
     if path.exists():
@@ -536,7 +540,7 @@ def monitor(label, rows):
         (questions.sentences(text) or [""])[-1] for text in rows["reasoning"]
     ]
     pairs = zip(rows["named"], last, strict=True)
-    return [float(named in sentence.split(" ")) for named, sentence in pairs]
+    return [float(named in re.findall(r"\w+", text)) for named, text in pairs]
 
 
 def own_output(label, rows, seed):
@@ -582,7 +586,7 @@ for (label, number), rows in sets.items():
     )
     compared[label] = probes.compared(
         scores, labels, groups, folds=sweep.folds, seed=seed
-    ).assign(label=label)
+    ).assign(label=label, n=len(set(groups)))
     found[label]["margin"] = probes.difference(
         scores["probe, best site"],
         scores["reader"],
@@ -600,11 +604,19 @@ run.table(
             "label": row["label"].replace("_", " "),
             "scores": row["scores"],
             "AUROC": claims.Estimate(
-                row["auroc"], row["auroc_low"], row["auroc_high"], 2
+                row["auroc"],
+                row["auroc_low"],
+                row["auroc_high"],
+                row["n"],
+                "questions",
             ),
             "recall at 1 % false positives": (
                 claims.Estimate(
-                    row["recall"], row["recall_low"], row["recall_high"], 2
+                    row["recall"],
+                    row["recall_low"],
+                    row["recall_high"],
+                    row["n"],
+                    "questions",
                 )
                 if pd.notna(row["recall"])
                 else "too few negatives"
