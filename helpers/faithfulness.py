@@ -650,20 +650,26 @@ def passed(loaded: LoadedModel) -> dict[str, list[str]] | None:
     return found
 
 
-def rules(table: pd.DataFrame) -> dict[str, list[float]]:
-    """Scores that need no model: of the answer's place and count among the candidates in the text before it, of the
-    length, and of how the transcript was made."""
+def rules(table: pd.DataFrame, *, candidate: str = "answer") -> dict[str, list[float]]:
+    """Scores that need no model: of a candidate's place and count in the text before the answer, of the length, and of
+    how the transcript was made.
+
+    Args:
+        candidate: the column that names it. With another than the answer nothing is scored that only the answer tells.
+    """
+    known = candidate == "answer"
     scores: dict[str, list[float]] = {name: [] for name in ("first mention", "last mention", "last value", "count")}
     for row in table.to_dict("records"):
-        before = row["text"].rsplit("\nAnswer:", 1)[0]
+        before, meant = _before(row["text"]), row[candidate]
         named = re.findall(rf"\b({re.escape(row['right'])}|{re.escape(row['other'])})\b", before)
-        values = re.findall(r"\d+", before) if str(row["answer"]).isdigit() else named
-        scores["first mention"].append(float(named[0] == row["answer"]) if named else 0.5)
-        scores["last mention"].append(float(named[-1] == row["answer"]) if named else 0.5)
-        scores["last value"].append(float(values[-1] == row["answer"]) if values else 0.5)
-        scores["count"].append(2.0 * named.count(row["answer"]) - len(named))
-    scores["length in tokens"] = [float(len(ids)) for ids in table["token_ids"]]
-    made = [column for column in ("style", "order", "options", "hint", "answer", "strength") if column in table]
+        values = re.findall(r"\d+", before) if str(meant).isdigit() else named
+        scores["first mention"].append(float(named[0] == meant) if named else 0.5)
+        scores["last mention"].append(float(named[-1] == meant) if named else 0.5)
+        scores["last value"].append(float(values[-1] == meant) if values else 0.5)
+        scores["count"].append(2.0 * named.count(meant) - len(named))
+    ends = map(len, table["token_ids"]) if known else table["at_reasoning"] + 1
+    scores["length in tokens"] = [float(end) for end in ends]
+    made = [name for name in ("style", "order", "options", "hint", candidate, "strength") if name in table]
     for column in made:
         codes = table[column].astype(str).astype("category").cat.codes
         for code in sorted(set(codes)) if codes.nunique() > 1 else []:
@@ -673,11 +679,14 @@ def rules(table: pd.DataFrame) -> dict[str, list[float]]:
     return scores
 
 
-def shortcuts(loaded: LoadedModel, table: pd.DataFrame, labels: Sequence[bool], *, seed: int) -> pd.DataFrame:
+def shortcuts(
+    loaded: LoadedModel, table: pd.DataFrame, labels: Sequence[bool], *, candidate: str = "answer", seed: int
+) -> pd.DataFrame:
     """What each shortcut makes of a label: word and character n-grams, the mean of the input embeddings, and `rules`.
 
     Args:
         table: rows of one task; those of a question stay together in folds and in the bootstrap.
+        candidate: of `rules`. With any other than the answer all of them read what stands before the answer only.
 
     Returns:
         What `probes.compared` does: a row for each, with intervals.
@@ -685,10 +694,16 @@ def shortcuts(loaded: LoadedModel, table: pd.DataFrame, labels: Sequence[bool], 
     import torch
 
     groups = list(table["question"])
+    texts = [text if candidate == "answer" else _before(text) for text in table["text"]]
     folds = probes.grouped_folds(labels, groups, seed=seed)
-    scores = probes.text_baselines(loaded, list(table["text"]), labels, groups, folds=folds, seed=seed)
-    scores |= {name: torch.tensor(values) for name, values in rules(table).items()}
+    scores = probes.text_baselines(loaded, texts, labels, groups, folds=folds, seed=seed)
+    scores |= {name: torch.tensor(values) for name, values in rules(table, candidate=candidate).items()}
     return probes.compared(scores, labels, groups, folds=folds, seed=seed)
+
+
+def _before(text: str) -> str:
+    """A transcript without its answer."""
+    return text.rsplit("\nAnswer:", 1)[0]
 
 
 def _examples(shots: Mapping[str, Sequence[Question]], form: str) -> dict[str, str]:

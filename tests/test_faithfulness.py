@@ -280,6 +280,20 @@ def test_a_planted_shortcut_is_named_and_refused(embedded, tied, name):
     assert any("may reach" in reason for reason in passed.reasons)
 
 
+def test_before_the_answer_no_shortcut_knows_it(embedded):
+    rows = faithfulness.constructed(embedded, questions.questions(embedded, tasks=["coin_flips"], n=12, seed=0))
+    labels = list(rows["contradicts"])
+    texts = [
+        text.replace(f"Answer: {answer}", "Answer: yes, it is so")
+        for text, answer in zip(rows["text"], rows["answer"], strict=True)
+    ]
+    changed = rows.assign(text=texts, answer="yes", token_ids=[ids[:-1] for ids in rows["token_ids"]])
+    for named in ("right", "concludes"):
+        found = [faithfulness.shortcuts(embedded, some, labels, candidate=named, seed=0) for some in (rows, changed)]
+        pd.testing.assert_frame_equal(*found)
+    assert not found[0].equals(faithfulness.shortcuts(embedded, rows, labels, seed=0))
+
+
 def test_a_gate_says_each_reason(table):
     rows = table[table["task"] == "addition"]
     found = pd.DataFrame({"scores": ["length", "words"], "auroc_low": [0.35, 0.45], "auroc_high": [0.55, 0.62]})

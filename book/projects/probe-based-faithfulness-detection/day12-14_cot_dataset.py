@@ -623,20 +623,24 @@ run.table(
 #
 # A cell, one label on one task, enters the study only if its rarer class has at least 0.30 of the rows, the lower bound
 # of the accuracy after a correct chain is above 0.60, and the upper bound of every shortcut is below 0.60. For labels
-# that come from behaviour no design can rule shortcuts out: there the table shows what a reader of the whole
-# transcript could tell, answer included, which is nearly all; a probe that reads before the answer has to be compared
-# with readers of what stands before it, as the study does.
+# that come from behaviour no design can rule shortcuts out: there the battery reads what stands before the answer, its
+# rules ask after the candidate that the hint named or the right one, and the table shows what a probe has to exceed.
 
 # %%
 behaviour = {
-    "hint_free": (free[free["kind"] == "wrong"], "follows"),
-    **{f"causal_{own}": (rows, "needs_chain") for own, rows in causal.items()},
+    "hint_free": (free[free["kind"] == "wrong"], "follows", "named"),
+    **{
+        f"causal_{own}": (rows, "needs_chain", "right")
+        for own, rows in causal.items()
+    },
 }
-for label, (rows, column) in behaviour.items():
+for label, (rows, column, candidate) in behaviour.items():
     for task, some in rows.groupby("task"):
         did = some[column].astype(bool).tolist()
         found_here = (
-            faithfulness.shortcuts(model, some, did, seed=seed)
+            faithfulness.shortcuts(
+                model, some, did, candidate=candidate, seed=seed
+            )
             if probes.enough(did, some["question"].tolist(), seed=seed)
             else None
         )
