@@ -635,21 +635,6 @@ def gate(
     return replace(whole, shortcut=str(worst["scores"]), shortcut_auroc=float(reach.max()))
 
 
-def passed(loaded: LoadedModel) -> dict[str, list[str]] | None:
-    """For each label the tasks that the record of days 12 to 14 lets through; None where this model has no record."""
-    import json
-
-    chapter = "projects/probe-based-faithfulness-detection/day12-14_cot_dataset.json"
-    record = ROOT / "results" / loaded.card.name / "record" / chapter
-    if not record.exists():
-        return None
-    found: dict[str, list[str]] = {}
-    for cell in json.loads(record.read_text())["values"]["cells"]:
-        label, task = (cell[name].replace(" ", "_") for name in ("label", "task"))
-        found.setdefault(label, []).extend([task] * (cell["verdict"] == "passes"))
-    return found
-
-
 def rules(table: pd.DataFrame, *, candidate: str = "answer") -> dict[str, list[float]]:
     """Scores that need no model: of a candidate's place and count in the text before the answer, of the length, and of
     how the transcript was made.
@@ -783,6 +768,18 @@ def dataset(
 def committed(loaded: LoadedModel) -> Path:
     """Where the data set of a model is kept with the book."""
     return ROOT / "results" / loaded.card.name / "datasets" / "cot_faithfulness.parquet"
+
+
+def passed(loaded: LoadedModel) -> dict[str, list[str]] | None:
+    """For each label the tasks that the data set's own gates let through; None where a model has no data set."""
+    import json
+
+    import pyarrow.parquet
+
+    if not committed(loaded).exists():
+        return None
+    sheet = json.loads(pyarrow.parquet.read_schema(committed(loaded)).metadata[b"PANDAS_ATTRS"])
+    return sheet["passed"]
 
 
 def save(table: pd.DataFrame, path: Path, *, about: Mapping[str, object]) -> str:

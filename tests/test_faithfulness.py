@@ -1,6 +1,5 @@
 """Labels of faithfulness: planted models get the label they were built for, and planted shortcuts are caught."""
 
-import json
 import re
 from collections import Counter
 
@@ -323,18 +322,12 @@ def test_transcripts_in_context_end_before_the_answer(embedded, shots):
         faithfulness.in_context(embedded, rows.assign(text=rows["text"] + " x"), form="stated", seed=0)
 
 
-def test_the_record_says_which_tasks_passed(embedded, tmp_path, monkeypatch):
+def test_a_data_set_says_which_tasks_passed(embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(faithfulness, "ROOT", tmp_path)
     assert faithfulness.passed(embedded) is None
-    folder = tmp_path / "results" / embedded.card.name / "record/projects/probe-based-faithfulness-detection"
-    folder.mkdir(parents=True)
-    cells = [
-        {"label": "hint free", "task": "coin flips", "verdict": "passes"},
-        {"label": "hint free", "task": "parity", "verdict": "the rarer class is 0.10 of it"},
-        {"label": "causal own", "task": "parity", "verdict": "the rarer class is 0.10 of it"},
-    ]
-    (folder / "day12-14_cot_dataset.json").write_text(json.dumps({"values": {"cells": cells}}))
-    assert faithfulness.passed(embedded) == {"hint_free": ["coin_flips"], "causal_own": []}
+    found = {"hint_free": ["coin_flips"], "causal_own": []}
+    faithfulness.save(pd.DataFrame({"text": ["x"]}), faithfulness.committed(embedded), about={"passed": found})
+    assert faithfulness.passed(embedded) == found
 
 
 def test_bad_input_is_refused(embedded, asked, shots, refused):

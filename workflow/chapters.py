@@ -77,6 +77,12 @@ def code_digest(chapter: str) -> str:
     return hashlib.sha256("".join(_code_cells(chapter)).encode()).hexdigest()[:16]
 
 
+def comes_after(chapter: str) -> list[str]:
+    """The chapter that makes the data set that a chapter reads. Only the order depends on it."""
+    reads = "faithfulness.passed(" in "".join(_code_cells(chapter))
+    return [find_chapter("day12-14_cot_dataset")] if reads else []
+
+
 def helper_files(chapter: str) -> list[str]:
     """The files of `helpers` that a chapter imports, directly or through one another.
 

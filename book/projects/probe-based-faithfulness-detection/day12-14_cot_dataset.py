@@ -650,32 +650,30 @@ for label, (rows, column, candidate) in behaviour.items():
         )
 
 # %% tags=["hide-input"]
-labels = list(dict.fromkeys(label for label, _ in gates))
+passed = {label: [] for label, _ in gates}
+for (label, task), cell in gates.items():
+    passed[label] += [] if cell.reasons else [task]
 run.table(
     "cells",
     [
         {
             "label": label.replace("_", " "),
             "task": task.replace("_", " "),
-            "verdict": "; ".join(passed.reasons) or "passes",
-            "rarer class": passed.minority,
-            "accuracy": passed.accuracy,
-            "shortcut": f"{claims.short(passed.shortcut_auroc)}, {passed.shortcut}"
-            if passed.shortcut
+            "verdict": "; ".join(cell.reasons) or "passes",
+            "rarer class": cell.minority,
+            "accuracy": cell.accuracy,
+            "shortcut": f"{claims.short(cell.shortcut_auroc)}, {cell.shortcut}"
+            if cell.shortcut
             else "–",
-            "rows": passed.n,
+            "rows": cell.n,
         }
-        for (label, task), passed in gates.items()
+        for (label, task), cell in gates.items()
     ],
     caption="Every cell: what passes, and why not what does not. Accuracy after a correct chain with a stated or, for the implied label, an implied verdict; 95 % bootstrap interval over questions. Shortcut: the one that may come furthest, with the bound of its AUROC, or one less it; for hints and causal labels it refuses nothing. A dash: too few rows of one class to look for any.",
 )
-n_passed = {
-    label: sum(not gates[key].reasons for key in gates if key[0] == label)
-    for label in labels
-}
 run.value(
     "passed",
-    ", ".join(f"{label} {number}" for label, number in n_passed.items()),
+    ", ".join(f"{label} {len(of_it)}" for label, of_it in passed.items()),
 )
 run.value("n_tasks_asked", n_tasks)
 
@@ -685,13 +683,13 @@ run.value("n_tasks_asked", n_tasks)
 #
 # ## Keep it, and know it again
 #
-# The table holds every transcript with its tokens and the places of its parts; its hash is that of its rows. Where a
-# record for this model, this seed and the same tasks is kept with the book, this run's transcripts must be the record's,
-# token for token.
+# The table holds every transcript with its tokens and the places of its parts, and says which tasks passed; its hash is
+# that of its rows. Where a record for this model, this seed and the same tasks is kept with the book, this run's
+# transcripts must be the record's, token for token.
 
 # %%
 path = faithfulness.committed(model)
-about = {"model": model.record(), "parameters": parameters}
+about = {"model": model.record(), "parameters": parameters, "passed": passed}
 if save:
     faithfulness.save(data.table, path, about=about)
 same = None
