@@ -1,4 +1,4 @@
-"""Continue many prompts that begin alike, and read what a model would say next.
+"""Continue many prompts that begin alike, read what a model would say next, and its activations.
 
 What prompts have in common, such as examples before the question, runs once for each family of them. Its rows attend
 to those keys and values where they lie: nothing is copied for each row or moved at each step, and rows that have
@@ -11,17 +11,19 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import takewhile
+from functools import cached_property, partial
+from itertools import product, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from helpers import InputError, backends, hooks
 from helpers.architectures import family_of
+from helpers.backends import Batch
+from helpers.hooks import Captured
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -113,17 +115,59 @@ def next_token_logits(
         raise InputError(f"tokens of shape {list(tokens.shape)} for {len(rows)} prompts: legal is a row for each")
     logits = torch.empty(tokens.shape)
     for tree in _trees(rows):
-        with torch.inference_mode(), _attention(loaded, "sdpa"):
-            hidden = loaded.model.base_model(
-                torch.tensor([tree.tokens], device=loaded.device),
-                attention_mask=tree.mask().to(loaded.device)[None, None],
-                position_ids=torch.tensor([tree.depths], device=loaded.device),
-                use_cache=False,
-            ).last_hidden_state
-            found = backends.unembed(loaded.model, hidden[0, list(tree.leaves.values())])
         asked = list(tree.leaves)
+        with _attention(loaded, "sdpa"):
+            ends = torch.tensor([list(tree.leaves.values())], device=loaded.device)
+            (found,) = backends.forward(loaded, tree.batch(loaded.device), logits_at=ends)
         logits[asked] = found.gather(1, tokens[asked].to(found.device)).float().cpu()
     return logits
+
+
+def capture(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    sites: str | Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    positions: str | int | Sequence[int] | Mapping[str, int | Sequence[int]] = "last",
+) -> Captured:
+    """`hooks.capture` for prompts that begin alike, which run as trees, in memory.
+
+    Raises:
+        InputError: as there; logits, sites inside the attention function, positions that not every prompt has.
+    """
+    import torch
+    from tqdm import tqdm
+
+    rows = hooks.token_ids(loaded, prompts)
+    _check(loaded, rows, 1, 1)
+    sites = (sites,) if isinstance(sites, str) else tuple(sites)
+    chosen = tuple(range(loaded.n_layers)) if layers is None else tuple(layers)
+    for site, layer in product(sites, chosen):
+        hooks.check_site(loaded, site, layer)
+    lengths = torch.tensor([len(row) for row in rows])
+    names, columns = hooks.positions_of(positions, lengths)
+    if {"rot_q", "rot_k", "pattern"} & set(sites) or columns.min() < 0 or positions == "mean":
+        raise InputError(
+            f"sites {list(sites)} at {positions!r}: legal in trees are sites outside the attention function, and "
+            "tokens by number"
+        )
+    parts: dict[tuple[str, int], list[Tensor]] = {tap: [] for tap in product(sites, chosen)}
+    order: list[int] = []
+    for tree in tqdm(_trees(rows), desc="capture", delay=2, mininterval=2, leave=False, file=sys.stderr):
+        order += tree.leaves
+        nodes = torch.stack([tree.path_to(leaf)[columns[prompt]] for prompt, leaf in tree.leaves.items()])
+
+        def keep(tensor: Tensor, part: list[Tensor], nodes: Tensor = nodes) -> None:
+            part.append(tensor[0, nodes.to(tensor.device)].float().cpu())
+
+        taps = [(*tap, partial(keep, part=part)) for tap, part in parts.items()]
+        with _attention(loaded, "sdpa"), backends.tapped(loaded, taps):
+            backends.forward(loaded, tree.batch(loaded.device), stop_after=max(chosen))
+    place = torch.tensor(order).argsort()
+    values = {site: torch.stack([torch.cat(parts[site, layer])[place] for layer in chosen], dim=1) for site in sites}
+    axes = {site: ("example", "layer", *hooks.SITES[site]) for site in sites}
+    return Captured(values, axes, chosen, names, lengths)
 
 
 class Nudged(NamedTuple):
@@ -231,15 +275,30 @@ class _Tree:
             self.depths.append(depth)
         self.leaves[prompt] = self.path[-1]
 
-    def mask(self) -> Bool[Tensor, "token token"]:
-        """Whether one token sees another: itself and all between it and the root."""
+    def path_to(self, token: int) -> Int[Tensor, " depth"]:
+        """The tokens from the root to this one."""
+        import torch
+
+        path = []
+        while token >= 0:
+            path.append(token)
+            token = self.parents[token]
+        return torch.tensor(path[::-1])
+
+    def batch(self, device: str) -> Batch:
+        """One row, in which a token sees itself and all between it and the root."""
         import torch
 
         seen = torch.eye(len(self.tokens), dtype=torch.bool)
         for token, parent in enumerate(self.parents):
             if parent >= 0:
                 seen[token] |= seen[parent]
-        return seen
+        return Batch(
+            input_ids=torch.tensor([self.tokens], device=device),
+            attention_mask=seen.to(device)[None, None],
+            position_ids=torch.tensor([self.depths], device=device),
+            pads=torch.zeros(1, dtype=torch.long, device=device),
+        )
 
 
 def _trees(rows: Sequence[Sequence[int]]) -> list[_Tree]:

@@ -6,6 +6,7 @@ adversary's styles are chosen in the training folds. Several draws of the data c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
@@ -91,8 +92,52 @@ class Draw(NamedTuple):
     """Of each row its task (H3) or its style (H4)."""
 
 
-def within_less_across(draws: Sequence[Draw], *, seed: int) -> Estimate:
-    """The mean AUROC of probes on their own domain less that on each other domain (H3)."""
+def filled(draws: Sequence[Draw], *, seed: int) -> list[Draw]:
+    """The draws without the domains that lack a class in one of five folds; nothing where fewer than two are left."""
+    names = set.intersection(*(set(draw.domains) for draw in draws)) if draws else set()
+    while len(names) > 1:
+        kept = [_restricted(draw, names) for draw in draws]
+        lacking = {name for draw in kept for name in _lacking(draw, seed)}
+        if not lacking:
+            return kept
+        names -= lacking
+    return []
+
+
+def _restricted(draw: Draw, names: set[str]) -> Draw:
+    import torch
+
+    rows = [number for number, domain in enumerate(draw.domains) if domain in names]
+    some = ([values[row] for row in rows] for values in (draw.labels, draw.questions, draw.domains))
+    return Draw(draw.activations[torch.tensor(rows)], *some)
+
+
+def _lacking(draw: Draw, seed: int) -> set[str]:
+    """The domains that do not have both classes in each of five folds."""
+    if len(set(draw.questions)) < 5:
+        return set(draw.domains)
+    found = Counter(
+        domain
+        for domain, *_ in set(zip(draw.domains, map(bool, draw.labels), folds_of(draw, seed).tolist(), strict=True))
+    )
+    return {domain for domain, number in found.items() if number < 2 * 5}
+
+
+class Transfer(NamedTuple):
+    """What probes of each domain make of each."""
+
+    pairs: dict[tuple[str, str], Estimate]
+    """AUROC by the domain of training and that of the test, always on other questions."""
+    apart: Estimate
+    """Within domains less across, on average (H3)."""
+
+
+def transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
+    """Train in each domain, test in each.
+
+    Raises:
+        InputError: fewer than two domains; one that lacks a class in a fold (see `filled`).
+    """
     names = sorted(set(draws[0].domains))
     if len(names) < 2:
         raise InputError(f"one domain, {names}: legal are at least two")
@@ -103,12 +148,17 @@ def within_less_across(draws: Sequence[Draw], *, seed: int) -> Estimate:
         parts.append(probes.cross_trained(draw.activations, draw.labels, draw.questions, rows_of, **options))
     labels, groups, folds = _pooled([(draw.labels, draw.questions, folds_of(draw, seed)) for draw in draws])
     domains = [domain for draw in draws for domain in draw.domains]
-    terms = []
-    for trained, tested in product(names, names):
-        scores = _joined([part[trained] for part in parts])
-        weight = 1 / len(names) if trained == tested else -1 / (len(names) * (len(names) - 1))
-        terms.append((weight, scores, _equal(domains, tested)))
-    return probes.combined(terms, labels, groups, folds=folds, seed=seed)
+    terms = {
+        (trained, tested): (_joined([part[trained] for part in parts]), _equal(domains, tested))
+        for trained, tested in product(names, names)
+    }
+    n = len(names)
+    weights = {pair: 1 / n if len(set(pair)) == 1 else -1 / (n * (n - 1)) for pair in terms}
+    options = {"folds": folds, "seed": seed}
+    return Transfer(
+        {pair: probes.combined([(1.0, *term)], labels, groups, **options) for pair, term in terms.items()},
+        probes.combined([(weights[pair], *term) for pair, term in terms.items()], labels, groups, **options),
+    )
 
 
 class Attack(NamedTuple):

@@ -251,6 +251,33 @@ def test_the_real_model_goes_on_after_a_mistake(embedded, shots):
     assert set(own["label"]) == {"causal_own"} and "paraphrase" not in set(own["change"])
 
 
+def test_a_chain_is_needed_by_itself_as_among_all_changes(embedded, shots):
+    asked = questions.questions(embedded, tasks=["parity", "addition"], n=4, seed=3)
+    for own in (False, True):
+        alone = faithfulness.needs_chain(embedded, asked, shots=shots, own=own).set_index("question")
+        among = faithfulness.causal_labels(embedded, faithfulness.causal(embedded, asked, shots=shots, own=own))
+        among = among.set_index("question")
+        columns = ["needs_chain", "text", "answer", "at_cue", "at_reasoning"]
+        pd.testing.assert_frame_equal(alone.loc[among.index, columns], among[columns], check_dtype=False)
+    told = faithfulness.needs_chain(embedded, asked, shots=shots, own=False, style="hedged")
+    assert set(told["style"]) == {"hedged"}
+
+
+def test_transcripts_come_from_the_data_set_or_are_made_as_there(embedded, tmp_path, monkeypatch):
+    kept = {
+        label: faithfulness.transcripts(embedded, label, tasks=["parity"], n=4, seed=0)
+        for label in faithfulness.BEHAVIOURS
+    }
+    monkeypatch.setattr(faithfulness, "ROOT", tmp_path)
+    for label, rows in kept.items():
+        made = faithfulness.transcripts(embedded, label, tasks=["parity"], n=4, seed=0)
+        assert set(made["question"]) >= set(rows["question"]) and len(rows) > 0
+        for table in (rows, made):
+            defined, truth = faithfulness.unfaithful(table)
+            assert len(defined) == len(truth) and set(defined["label"]) <= {label}
+    assert set(kept["hint_free"]["kind"]) == {"wrong"}
+
+
 # What a label must pass
 
 
@@ -331,6 +358,10 @@ def test_a_data_set_says_which_tasks_passed(embedded, tmp_path, monkeypatch):
 
 
 def test_bad_input_is_refused(embedded, asked, shots, refused):
+    with refused("'constructed'", "hint_free"):
+        faithfulness.transcripts(embedded, "constructed", tasks=["parity"], n=4, seed=0)
+    with refused("'loud'", "terse"):
+        faithfulness.needs_chain(embedded, asked, shots=shots, own=False, style="loud")
     with refused("'long'", "free, direct"):
         faithfulness.hinted(embedded, asked, shots=shots, form="long")
     with refused("'loud' hint of kind 'wrong'", "weak"):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import generation, hooks
+from helpers import backends, generation, hooks
 
 PREFIX = [5, 9, 120, 33, 7, 81, 14] * 4
 OTHER = [5, 9, 121, 3] * 5
@@ -88,6 +88,23 @@ def test_the_same_logits_as_capture(wide, rows, tree_size, monkeypatch):
     torch.testing.assert_close(found, hooks.capture(wide, rows, "logits")["logits"][:, 0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tree_size", [40, 1024])
+def test_trees_have_the_activations_of_whole_prompts(wide, tree_size, monkeypatch):
+    monkeypatch.setattr(generation, "TREE_SIZE", tree_size)
+    for rows in (SHARED, SUFFIXES, FAMILIES):
+        positions = {"first": 0, "other": [len(row) // 2 for row in rows], "last": -1}
+        outside = [site for site in hooks.SITES if site not in ("rot_q", "rot_k", "pattern")]
+        sites = [site for site in outside if not backends.missing(wide, site)]
+        found = generation.capture(wide, rows, sites, positions=positions)
+        expected = hooks.capture(wide, rows, sites, positions=positions)
+        for site in sites:
+            torch.testing.assert_close(found[site], expected[site], atol=1e-4, rtol=1e-4)
+        assert (found.layers, found.positions, found.axes) == (expected.layers, expected.positions, expected.axes)
+        assert torch.equal(found.lengths, expected.lengths)
+    early = generation.capture(wide, SHARED, "resid_post", layers=[0])
+    torch.testing.assert_close(early["resid_post"], hooks.capture(wide, SHARED, "resid_post", layers=[0])["resid_post"])
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_nudge_is_what_an_edit_makes_of_a_whole_pass(wide, layer):
     tokens = torch.tensor([[40, 41], [7, 9], [3, 4], [250, 6], [40, 43]])
@@ -109,12 +126,13 @@ def test_a_nudge_is_what_an_edit_makes_of_a_whole_pass(wide, layer):
 def test_what_prompts_share_runs_once(load_tiny, monkeypatch):
     loaded, seen = load_tiny("llama"), []
     handle = loaded.model.base_model.register_forward_pre_hook(
-        lambda _, args, options: seen.append(args[0].numel()), with_kwargs=True
+        lambda _, args, options: seen.append((*args, options.get("input_ids"))[0].numel()), with_kwargs=True
     )
     try:
         generation.next_token_logits(loaded, SHARED, torch.zeros(len(SHARED), 1, dtype=torch.long))
         in_tree = {tuple(row[:stop]) for row in SHARED for stop in range(1, len(row) + 1)}
-        assert seen == [len(in_tree)]
+        generation.capture(loaded, SHARED, "resid_post")
+        assert seen == [len(in_tree)] * 2
         seen.clear()
         generation.generate(loaded, SHARED, max_new_tokens=1)
         assert seen == [len(PREFIX), len(SUFFIXES) * max(map(len, SUFFIXES))]
@@ -228,6 +246,12 @@ def test_bad_input_is_refused(load_tiny, foreign_folders, refused, monkeypatch):
         generation.generate(loaded, [], max_new_tokens=1)
     with refused("shape [2, 1]", "5 prompts"):
         generation.next_token_logits(loaded, SHARED, torch.zeros(2, 1, dtype=torch.long))
+    with refused("outside the attention function"):
+        generation.capture(loaded, SHARED, "pattern")
+    with refused("by number"):
+        generation.capture(loaded, SHARED, "resid_post", positions="all")
+    with refused("no layer 9"):
+        generation.capture(loaded, SHARED, "resid_post", layers=[9])
     with refused("one token", "at least two"):
         generation.nudged(loaded, [[5]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=0)
     with refused("[1, 2, 16] vectors", "1 prompts"):

@@ -88,16 +88,18 @@ def test_the_leading_site_is_the_planted_one():
 
 
 def test_noise_supports_nothing():
-    supported = {name: 0 for name in ("H1", "H2", "H3", "H4", "H5")}
+    supported, travelled = {name: 0 for name in ("H1", "H2", "H3", "H4", "H5")}, 0
     for seed in range(40):
         sweep = planted(seed, lambda *site: 0.0, n_questions=20)
         found = answers([sweep])
         noise = in_styles(seed, lambda style: torch.zeros(WIDTH))
-        found["H3"] = hypotheses.within_less_across([noise], seed=seed)
+        across = hypotheses.transfer([noise], seed=seed)
+        found["H3"] = across.apart
+        travelled += any(area.low > 0.6 for area in across.pairs.values())
         found["H4"] = hypotheses.attack([noise], each_style(noise), seed=seed).cost
         for name, estimate in found.items():
             supported[name] += verdict(name, estimate) == "holds"
-    assert max(supported.values()) <= 2, supported  # at most 5 % of the seeds
+    assert max(supported.values()) <= 2 and travelled <= 2, (supported, travelled)  # at most 5 % of the seeds
 
 
 def test_several_draws_are_more_certain():
@@ -137,10 +139,27 @@ def along(*axes):
 def test_tasks_that_share_a_direction_transfer_and_others_do_not():
     shared = in_styles(0, lambda style: along(0))
     own = in_styles(0, lambda style: along(STYLES.index(style)))
-    assert verdict("H3", hypotheses.within_less_across([shared], seed=0)) == "fails"
-    found = hypotheses.within_less_across([own], seed=0)
-    assert verdict("H3", found) == "holds"
-    assert found.value == pytest.approx(0.5, abs=0.08)
+    assert verdict("H3", hypotheses.transfer([shared], seed=0).apart) == "fails"
+    found = hypotheses.transfer([own], seed=0)
+    assert verdict("H3", found.apart) == "holds"
+    assert found.apart.value == pytest.approx(0.5, abs=0.08)
+    for (trained, tested), area in found.pairs.items():
+        assert area.value == pytest.approx(1.0 if trained == tested else 0.5, abs=0.15)
+
+
+def test_domains_without_both_classes_are_left_out():
+    draw = in_styles(0, lambda style: along(0))
+    first, second, *_ = STYLES
+    labels = [
+        label and not (domain == second and question not in draw.questions[:2])
+        for label, domain, question in zip(draw.labels, draw.domains, draw.questions, strict=True)
+    ]
+    (kept,) = hypotheses.filled([draw._replace(labels=labels)], seed=0)
+    assert set(kept.domains) == set(STYLES) - {second}
+    assert len(kept.labels) == len(kept.activations) == len(kept.questions) == len(kept.domains)
+    only = [label and domain == first for label, domain in zip(draw.labels, draw.domains, strict=True)]
+    assert hypotheses.filled([draw._replace(labels=only)], seed=0) == []
+    assert hypotheses.filled([], seed=0) == []
 
 
 def test_an_adversary_needs_something_to_exchange():
@@ -232,6 +251,6 @@ def test_bad_input_is_refused(refused):
     with refused("share = 0.4", "0.5 to 1"):
         hypotheses.tied(draw.labels, draw.questions, draw.domains, STYLES[:2], share=0.4, seed=0)
     with refused("one domain", "at least two"):
-        hypotheses.within_less_across([draw._replace(domains=["one"] * len(draw.labels))], seed=0)
+        hypotheses.transfer([draw._replace(domains=["one"] * len(draw.labels))], seed=0)
     with refused("one class"):
         hypotheses.attack([draw], {"none": [np.array(draw.labels)]}, seed=0)
