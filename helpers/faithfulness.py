@@ -180,20 +180,24 @@ def places(loaded: LoadedModel, table: pd.DataFrame, names: Sequence[str]) -> di
 
 
 def in_context(
-    loaded: LoadedModel, rows: pd.DataFrame, *, form: str, seed: int
+    loaded: LoadedModel, rows: pd.DataFrame, *, seed: int, answered: bool = False
 ) -> tuple[list[list[int]], dict[str, list[int]]]:
-    """Transcripts up to the token before the answer, after the examples that the model had, and where to read them.
+    """Transcripts of one label up to the token before the answer, after the examples that the model had, and where to
+    read them.
 
     Args:
-        form: of the examples, "free" for hints and "stated" for chains.
         seed: that of the data set, by which the examples were drawn.
+        answered: whether the answer follows; then it is the fourth position, "answer".
 
     Returns:
         Prompts, and positions: the end of the "reasoning", the token "before the cue", the "cue".
     """
+    (label,) = set(rows["label"])
+    form = {"hint_free": "free", "constructed_implied": "implied"}.get(label, "stated")
     before = _examples(questions.shots(loaded, tasks=sorted(set(rows["task"])), n=N_SHOTS, seed=seed), form)
     prompts: list[list[int]] = []
-    found: dict[str, list[int]] = {"reasoning": [], "before the cue": [], "cue": []}
+    names = ("reasoning", "before the cue", "cue", *(("answer",) if answered else ()))
+    found: dict[str, list[int]] = {name: [] for name in names}
     for row in rows.to_dict("records"):
         own = [int(token) for token in row["token_ids"]]
         whole = loaded.encode(before[row["task"]] + row["text"])
@@ -201,8 +205,8 @@ def in_context(
             raise InputError(f"the transcript of {row['question']!r} has other tokens after its examples")
         start = len(whole) - len(own)
         cue = start + int(row["at_cue"])
-        prompts.append(whole[: cue + 1])
-        for name, place in zip(found, (start + int(row["at_reasoning"]), cue - 1, cue), strict=True):
+        prompts.append(whole[: cue + 1 + answered])
+        for name, place in zip(found, (start + int(row["at_reasoning"]), cue - 1, cue, cue + 1), strict=False):
             found[name].append(place)
     return prompts, found
 

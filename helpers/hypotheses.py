@@ -172,18 +172,21 @@ class Attack(NamedTuple):
     """The first less the second (H4)."""
 
 
-def attack(draws: Sequence[Draw], sources: Mapping[str, Sequence[Rows]], *, seed: int) -> Attack:
+def attack(
+    draws: Sequence[Draw], sources: Mapping[str, Sequence[Rows]], *, styles: Sequence[str] | None = None, seed: int
+) -> Attack:
     """Train in some styles, let an adversary choose a style for each class, and average over what was trained on.
 
     Args:
         draws: with every transcript in every style.
         sources: by name, for each draw the rows that may be trained on.
+        styles: those that the adversary may choose; all by default.
 
     Raises:
         InputError: a training set without both classes.
     """
     parts = {
-        name: [_attacked(draw, rows, folds_of(draw, seed)) for draw, rows in zip(draws, of_draw, strict=True)]
+        name: [_attacked(draw, rows, styles, folds_of(draw, seed)) for draw, rows in zip(draws, of_draw, strict=True)]
         for name, of_draw in sources.items()
     }
     labels, groups, folds = _pooled([(draw.labels, draw.questions, folds_of(draw, seed)) for draw in draws])
@@ -203,14 +206,14 @@ class _Attacked(NamedTuple):
     chosen: Rows
 
 
-def _attacked(draw: Draw, source: Rows, folds: Int[Tensor, " row"]) -> _Attacked:
+def _attacked(draw: Draw, source: Rows, styles: Sequence[str] | None, folds: Int[Tensor, " row"]) -> _Attacked:
     """Scores of all rows by the probes that did not see their fold, and those rows that the adversary puts there."""
     import numpy as np
     import torch
 
     z = linear.standardised(draw.activations[None])
     labels, numbers = np.asarray(draw.labels, dtype=bool), folds.numpy()
-    styles = sorted(set(draw.domains))
+    styles = sorted(set(draw.domains) if styles is None else styles)
     of_style = {style: _equal(draw.domains, style) for style in styles}
     found, chosen = torch.empty(len(labels)), np.zeros(len(labels), dtype=bool)
     for fold in range(int(folds.max()) + 1):

@@ -338,15 +338,19 @@ def test_a_gate_says_each_reason(table):
 def test_transcripts_in_context_end_before_the_answer(embedded, shots):
     asked = questions.questions(embedded, tasks=["parity", "addition"], n=4, seed=0)
     rows = faithfulness.causal_labels(embedded, faithfulness.causal(embedded, asked, shots=shots, own=False))
-    prompts, at = faithfulness.in_context(embedded, rows, form="stated", seed=0)
+    prompts, at = faithfulness.in_context(embedded, rows, seed=0)
     for number, (row, prompt) in enumerate(zip(rows.to_dict("records"), prompts, strict=True)):
         text = embedded.tokenizer.decode(prompt)
         assert text.startswith(questions.examples(shots[row["task"]], form="stated"))
         assert text.rstrip().endswith(row["text"].rsplit(" ", 1)[0])
         assert at["cue"][number] == len(prompt) - 1 == at["before the cue"][number] + 1
         assert embedded.tokenizer.decode(prompt[at["reasoning"][number]]) == "."
+    with_answer, places = faithfulness.in_context(embedded, rows, seed=0, answered=True)
+    for row, prompt, longer, place in zip(rows["answer"], prompts, with_answer, places["answer"], strict=True):
+        assert longer[:-1] == prompt and place == len(prompt)
+        assert embedded.tokenizer.decode(longer[place:]).strip() == row
     with pytest.raises(faithfulness.InputError, match="other tokens"):
-        faithfulness.in_context(embedded, rows.assign(text=rows["text"] + " x"), form="stated", seed=0)
+        faithfulness.in_context(embedded, rows.assign(text=rows["text"] + " x"), seed=0)
 
 
 def test_a_data_set_says_which_tasks_passed(embedded, tmp_path, monkeypatch):

@@ -162,6 +162,15 @@ def test_domains_without_both_classes_are_left_out():
     assert hypotheses.filled([], seed=0) == []
 
 
+def test_an_adversary_may_have_fewer_styles():
+    moved = in_styles(0, lambda style: along(0), offset=3.0)
+    every = hypotheses.attack([moved], each_style(moved), seed=0)
+    assert hypotheses.attack([moved], each_style(moved), styles=STYLES, seed=0) == every
+    one = {STYLES[0]: each_style(moved)[STYLES[0]]}
+    kept = hypotheses.attack([moved], one, styles=STYLES[:1], seed=0)
+    assert kept.cost.value == 0 and kept.attacked == kept.clean
+
+
 def test_an_adversary_needs_something_to_exchange():
     safe = in_styles(0, lambda style: along(0))
     found = hypotheses.attack([safe], each_style(safe), seed=0)

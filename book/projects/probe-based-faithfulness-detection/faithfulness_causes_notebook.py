@@ -41,6 +41,7 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 import numpy as np
 import torch
 from helpers import (
+    ROOT,
     backends,
     claims,
     faithfulness,
@@ -95,7 +96,7 @@ def transcripts(seed):
 
 table, groups = transcripts(seed + 1000)
 labels = table["contradicts"].astype(bool).tolist()
-states = hooks.capture(
+states = generation.capture(
     model,
     table["text"].tolist(),
     "resid_post",
@@ -136,7 +137,7 @@ prompts = [
     for text, cue in zip(fresh["text"], cues, strict=True)
 ]
 answers = tokens_of(fresh["right"], fresh["other"])
-now = hooks.capture(model, prompts, "resid_post", layers=[site.layer])
+now = generation.capture(model, prompts, "resid_post", layers=[site.layer])
 now = now["resid_post"][:, 0, 0]
 
 
@@ -324,22 +325,17 @@ with plots.figure(
 # and acts on the other half, in the same place. Side effects are measured on the model's own chains without a hint.
 
 # %%
-path = faithfulness.committed(model)
-hints = passed.get("hint_free", [])[:n_tasks] if path.exists() else []
+hints = passed.get("hint_free", [])[:n_tasks]
 enough = False
 if hints:
-    data = faithfulness.read(path)
-    data_seed = data.attrs["parameters"]["seed"]
-    data = data[
-        data["task"].isin(hints) & (data["chunk"] < n_own // faithfulness.CHUNK)
-    ]
-    of_hint = data[(data["label"] == "hint_free") & (data["kind"] == "wrong")]
-    kept = ["follows_unmentioned", "does_not_follow"]
-    of_hint = of_hint[of_hint["outcome"].isin(kept)]
+    folder = ROOT / "_build" / "generated"
+    options = {"n": n_own, "seed": seed, "folder": folder}
+    of_hint, follows = faithfulness.unfaithful(
+        faithfulness.transcripts(model, "hint_free", tasks=hints, **options)
+    )
+    follows = np.array(follows)
     asked = list(dict.fromkeys(of_hint["question"]))
-    half = set(asked[::2])
-    ours = of_hint["question"].isin(half)
-    follows = of_hint["outcome"] == "follows_unmentioned"
+    ours = of_hint["question"].isin(asked[::2]).to_numpy()
     enough = all(
         probes.enough(
             follows[side].tolist(),
@@ -352,11 +348,9 @@ if hints:
 # %%
 hint_fall = {}
 if enough:
-    hinted, _ = faithfulness.in_context(
-        model, of_hint, form="free", seed=data_seed
-    )
+    hinted, _ = faithfulness.in_context(model, of_hint, seed=seed)
     hinted_answers = tokens_of(of_hint["right"], of_hint["named"])
-    at_cue = hooks.capture(model, hinted, "resid_post")
+    at_cue = generation.capture(model, hinted, "resid_post")
     learned = probes.sweep(
         at_cue.chosen(np.flatnonzero(ours)),
         follows[ours].tolist(),
@@ -367,11 +361,8 @@ if enough:
     )
     hint_site = learned.leading()
     there = probes.features(at_cue, hint_site)
-    known_truth = torch.tensor(follows.to_numpy())
-    first, second = (
-        torch.tensor(ours.to_numpy()),
-        torch.tensor(~ours.to_numpy()),
-    )
+    known_truth = torch.from_numpy(follows)
+    first, second = torch.from_numpy(ours), torch.from_numpy(~ours)
     hint_x, hint_truth = there[first], known_truth[first]
     hint_directions = hypotheses.directions(
         hint_x,
@@ -390,13 +381,13 @@ if enough:
         there[second],
         (hint_x, hint_truth),
     )
-    plain = data[data["label"] == "causal_own"].head(len(rest))
+    plain = faithfulness.transcripts(
+        model, "causal_own", tasks=hints, **options
+    ).head(len(rest))
     if len(plain):
-        unhinted, _ = faithfulness.in_context(
-            model, plain, form="stated", seed=data_seed
-        )
+        unhinted, _ = faithfulness.in_context(model, plain, seed=seed)
         unhinted_answers = tokens_of(plain["right"], plain["other"])
-        plain_now = hooks.capture(
+        plain_now = generation.capture(
             model, unhinted, "resid_post", layers=[hint_site.layer]
         )["resid_post"][:, 0, 0]
         plain_lead, plain_fall, _ = effects(

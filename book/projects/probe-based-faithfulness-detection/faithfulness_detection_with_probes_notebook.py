@@ -16,9 +16,10 @@
 # # When can a probe detect an unfaithful chain of thought?
 #
 # Five hypotheses stood at the beginning of this project: middle layers beat late ones, the second-to-last token beats
-# the last, probes stay within their task, style fools them, single heads beat the residual stream. Here four of them
-# are put to labels that have earned it. The rules were written down before the first result, sites are chosen where
-# nothing is tested, and "no" is an answer.
+# the last, probes stay within their task, style fools them, single heads beat the residual stream. Here three of them
+# are put to labels that have earned it; [tasks](faithfulness_transfer_notebook) and
+# [styles](faithfulness_styles_notebook) have pages of their own. The rules were written down before the first result,
+# sites are chosen where nothing is tested, and "no" is an answer.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
 # {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -41,16 +42,15 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 
 # %%
 import re
-from functools import cache
+from collections import Counter
 
-import numpy as np
 import pandas as pd
 import torch
 from helpers import (
     ROOT,
     claims,
     faithfulness,
-    hooks,
+    generation,
     hypotheses,
     models,
     plots,
@@ -58,7 +58,7 @@ from helpers import (
     questions,
     runs,
 )
-from helpers.hypotheses import HYPOTHESES, Draw
+from helpers.hypotheses import HYPOTHESES
 
 parameters = runs.validate(
     model_name=(model_name, str),
@@ -99,7 +99,7 @@ run.table(
         {"hypothesis": name, "says": each.sentence, "holds if": each.rule}
         for name, each in HYPOTHESES.items()
     ],
-    caption="Fixed before the first result. The value is a difference of AUROCs with its 95 % bootstrap interval over questions; a hypothesis holds if the rule is met by the value and both ends, fails if by none, else it depends on the sample. H4 needs every transcript in several styles and is not asked on this page.",
+    caption="Fixed before the first result. The value is a difference of AUROCs with its 95 % bootstrap interval over questions; a hypothesis holds if the rule is met by the value and both ends, fails if by none, else it depends on the sample. H3 and H4 are asked on pages of their own.",
 )
 run.value("middle", f"{middle[0]} to {middle[-1]}")
 run.value("late", f"{late[0]} to {late[-1]}")
@@ -155,10 +155,10 @@ SITES = ("resid_post", "attn_out", "mlp_out", "head_z")
 
 
 def swept(prompts, positions, labels, groups, seed):
-    """Activations at all sites, and probes of them."""
-    states = hooks.capture(model, prompts, SITES, positions=positions)
+    """Probes of all sites."""
+    states = generation.capture(model, prompts, SITES, positions=positions)
     options = {"n_permutations": n_permutations, "seed": seed}
-    return states, probes.sweep(states, labels, groups, types=None, **options)
+    return probes.sweep(states, labels, groups, types=None, **options)
 
 
 def constructed(seed, n):
@@ -170,10 +170,10 @@ def constructed(seed, n):
     return table, faithfulness.places(model, table, PLACES)
 
 
-tables, states, sweeps = {}, {}, {"constructed": []}
+tables, sweeps = {}, {"constructed": []}
 for number in seeds if passed["constructed"] else ():
     table, positions = constructed(number, n_questions)
-    states[number], sweep = swept(
+    sweep = swept(
         table["text"].tolist(),
         positions,
         table["contradicts"].astype(bool).tolist(),
@@ -325,162 +325,37 @@ for name, estimate in found["constructed"].items():
 #   H2 compares is two tokens at two distances from the answer, and the panels above show all of them.
 # - **H5**, the best head less the best residual stream: {glue:text}`h5_value` (**{glue:text}`claim-h5-constructed`**).
 #
-# ## Take a probe to another task
-#
-# For H3 one site is needed, the same for all tasks. It is chosen on questions of another draw.
-
-
-# %%
-def best_site(seed):
-    """The site of the residual stream that reads the label best, on a small draw."""
-    table, positions = constructed(seed, 5)
-    labels = table["contradicts"].astype(bool).tolist()
-    fixed = {place: positions[place] for place in FIXED}
-    states = hooks.capture(
-        model, table["text"].tolist(), "resid_post", positions=fixed
-    )
-    groups = list(zip(table["task"], table["question"], strict=True))
-    sweep = probes.sweep(
-        states, labels, groups, types=None, n_permutations=0, seed=seed
-    )
-    return sweep.leading()
-
-
-several = len(passed["constructed"]) > 1
-site = best_site(seed + 1000) if several else None
-draws = [
-    Draw(
-        probes.features(states[number], site),
-        tables[number]["contradicts"].astype(bool).tolist(),
-        list(
-            zip(tables[number]["task"], tables[number]["question"], strict=True)
-        ),
-        tables[number]["task"].tolist(),
-    )
-    for number in seeds
-    if several
-]
-found["constructed"]["H3"] = (
-    hypotheses.within_less_across(draws, seed=seed) if several else None
-)
-
-# %% tags=["hide-input"]
-run.value("site", str(site) if several else "none: fewer than two tasks")
-run.value("h3_value", found["constructed"]["H3"] or "not to be had")
-run.claim("h3-constructed", **asked("H3", "constructed"))
-if several:
-    draw = draws[0]
-    grid = probes.transfer(
-        draw.activations,
-        draw.labels,
-        draw.questions,
-        draw.domains,
-        seed=seed,
-        folds=hypotheses.folds_of(draw, seed),
-    )
-    wide = grid.pivot(index="trained", columns="tested", values="auroc")
-    wide = wide.rename(index=lambda t: t.replace("_", " "))
-    wide = wide.rename(columns=lambda t: t.replace("_", " "))
-    with plots.figure(
-        "transfer",
-        caption=f"Trained on one task (rows), tested on another (columns): AUROC, within tasks less across {claims.short(found['constructed']['H3'].value)}. {site}; {n_questions} questions of each task, folds by question.",
-        alt="Matrix of AUROC by training task and test task.",
-        width=6.0,
-    ) as (_, axes):
-        plots.matrix(axes, wide)
-    of_task = np.array(draw.domains)
-    left_out = probes.cross_trained(
-        draw.activations,
-        draw.labels,
-        draw.questions,
-        {task: of_task != task for task in sorted(set(draw.domains))},
-        seed=seed,
-        folds=hypotheses.folds_of(draw, seed),
-    )
-    run.table(
-        "left_out",
-        [
-            {
-                "task left out": task.replace("_", " "),
-                "AUROC on it": probes.evaluate(
-                    scores[of_task == task],
-                    np.array(draw.labels)[of_task == task].tolist(),
-                    [q for q in draw.questions if q[0] == task],
-                    seed=seed,
-                )["auroc"],
-            }
-            for task, scores in left_out.items()
-        ],
-        caption="Trained on all other tasks; 95 % bootstrap intervals over questions.",
-    )
-
-# %% [markdown]
-# Site: {glue:text}`site`. **H3**, within less across: {glue:text}`h3_value` (**{glue:text}`claim-h3-constructed`**). What
-# lies off the diagonal can't come from the words of a task.
-#
 # ## Ask the model's own chains
 #
-# Now labels that come from what the model did: its answer *follows a wrong hint* of which the chain says nothing, or it
-# *needs its chain*. These are read before the answer is written, where a warning would still be of use, after the same
+# Now labels that come from what the model did: its answer *follows a wrong hint* of which the chain says nothing, or is
+# *the same without its chain*. These are read before the answer is written, where a warning would still be of use, after the same
 # examples after which the chain was written.
 
 # %%
-path = faithfulness.committed(model)
-
-
-@cache
-def own(seed):
-    """The model's own transcripts: the data set on record, or one made now."""
-    if path.exists():
-        known = faithfulness.read(path)
-        if known.attrs["parameters"]["seed"] == seed:
-            return known[known["chunk"] < n_own // faithfulness.CHUNK]
-    made = faithfulness.dataset(
-        models.load(model_name, dtype="bfloat16", device=device),
-        n_constructed=faithfulness.CHUNK,
-        n_hinted=n_own,
-        n_causal=n_own,
-        seed=seed,
-        folder=ROOT / "_build" / "generated",
-    )
-    return made.table
-
-
-def labelled(table, label):
-    """The rows of a label with both of its classes, and the class."""
-    rows = table[table["label"] == label]
-    rows = rows[rows["task"].isin(passed[label])]
-    if label != "hint_free":
-        return rows, rows["needs_chain"].astype(bool)
-    rows = rows[rows["kind"] == "wrong"]
-    rows = rows[
-        rows["outcome"].isin(["follows_unmentioned", "does_not_follow"])
-    ]
-    return rows, rows["outcome"] == "follows_unmentioned"
-
-
 BEFORE = ("reasoning", "before the cue", "cue")
 
 
 # %%
 behaved = {}
-for label, form in (
-    ("hint_free", "free"),
-    ("causal_given", "stated"),
-    ("causal_own", "stated"),
-):
+for label in faithfulness.BEHAVIOURS:
     sweeps[label] = []
     for number in seeds if passed[label] else ():
-        rows, truth = labelled(own(number), label)
-        groups = list(zip(rows["task"], rows["question"], strict=True))
-        if not probes.enough(truth.tolist(), groups, seed=number):
-            continue
-        prompts, positions = faithfulness.in_context(
-            model, rows, form=form, seed=number
+        made = faithfulness.transcripts(
+            model,
+            label,
+            tasks=passed[label],
+            n=n_own,
+            seed=number,
+            folder=ROOT / "_build" / "generated",
         )
-        _, sweep = swept(prompts, positions, truth.tolist(), groups, number)
+        rows, truth = faithfulness.unfaithful(made)
+        groups = list(zip(rows["task"], rows["question"], strict=True))
+        if not probes.enough(truth, groups, seed=number):
+            continue
+        prompts, positions = faithfulness.in_context(model, rows, seed=number)
+        sweep = swept(prompts, positions, truth, groups, number)
         sweeps[label].append(sweep)
-        behaved[label, number] = rows, truth
+        behaved[label, number] = rows
     found[label] = contrasts(sweeps[label], BEFORE, BEFORE[-2:])
 
 # %% tags=["hide-input"]
@@ -491,8 +366,8 @@ run.claim("h1-causal", **asked("H1", "causal_given"))
 run.claim("h2-causal", **asked("H2", "causal_given"))
 run.claim("h5-causal", **asked("H5", "causal_given"))
 rows_of = {
-    label: sum(len(behaved[key][0]) for key in behaved if key[0] == label)
-    for label in ("hint_free", "causal_given", "causal_own")
+    label: sum(len(behaved[key]) for key in behaved if key[0] == label)
+    for label in faithfulness.BEHAVIOURS
 }
 run.table(
     "own_labels",
@@ -517,14 +392,15 @@ run.table(
 
 # %% [markdown]
 # Hints: **{glue:text}`claim-h1-hint`** (H1), **{glue:text}`claim-h2-hint`** (H2), **{glue:text}`claim-h5-hint`** (H5).
-# Chains that the answer needs: **{glue:text}`claim-h1-causal`**, **{glue:text}`claim-h2-causal`**,
+# Chains that the answer does not need: **{glue:text}`claim-h1-causal`**, **{glue:text}`claim-h2-causal`**,
 # **{glue:text}`claim-h5-causal`**. "Not run" means that too few rows passed, or that no site read the label.
 #
 # ## Ask what it adds to reading
 #
 # A probe is worth its trouble only beside what can be had without it: n-grams of the text, the mean input embedding,
 # the model's own output where the answer comes, and somebody who reads. For the constructed label the reader is a
-# parser, for hints one who asks whether the last sentence names what the hint named.
+# parser, for hints one who asks whether the last sentence names what the hint named. A second reader is the model
+# itself, asked after each transcript whether its answer can be trusted, with four examples of what to say.
 
 
 # %%
@@ -561,11 +437,46 @@ def own_output(label, rows, seed):
     return faithfulness.answer_logit_difference(model, prompts, pairs)
 
 
+def examples_to_judge(label, asked):
+    """Four transcripts, and whether their answers can be trusted."""
+    if label == "constructed":
+        told = faithfulness.constructed(model, asked[:1])[:4]
+        texts = told["text"].str.removesuffix(faithfulness.NEXT)
+        return list(zip(texts, ~told["contradicts"], strict=True))
+    found = []
+    for question in asked[:2]:
+        named, hint = faithfulness.hint(question, "wrong", "strong", 0)
+        line = questions.asked(question, hint=hint)
+        right = question.candidates[0]
+        for steps, says in (
+            (question.steps, right),
+            (question.mistaken[0], named),
+        ):
+            told = f"{' '.join(steps)} So it is {says}."
+            found.append((questions.answered(line, told, says), says == right))
+    return found
+
+
+def asked_itself(label, rows, seed):
+    """The model's lean towards "no" where it is asked whether to trust a transcript."""
+    cue = (
+        "\nDoes the answer follow from the question and the reasoning? Answer:"
+    )
+    of_tasks = sorted(set(rows["task"]))
+    asked = questions.questions(model, tasks=of_tasks, n=2, seed=seed + 2000)
+    before = "".join(
+        f"{text}{cue} {'yes' if good else 'no'}.\n\n"
+        for text, good in examples_to_judge(label, asked)
+    )
+    texts = rows["text"].str.removesuffix(faithfulness.NEXT)
+    prompts = [f"{before}{text}{cue}" for text in texts]
+    pairs = [("no", "yes")] * len(prompts)
+    return faithfulness.answer_logit_difference(model, prompts, pairs)
+
+
 compared = {}
 sets = {("constructed", number): tables[number] for number in tables}
-sets |= {
-    key: rows for key, (rows, _) in behaved.items() if key[0] == "hint_free"
-}
+sets |= {key: rows for key, rows in behaved.items() if key[0] == "hint_free"}
 for (label, number), rows in sets.items():
     if number != seed:
         continue
@@ -573,6 +484,7 @@ for (label, number), rows in sets.items():
     labels, groups = sweep.labels.tolist(), list(sweep.groups)
     scores = {"probe, best site": sweep.best().scores}
     scores["reader"] = torch.tensor(monitor(label, rows))
+    scores["the model, asked"] = asked_itself(label, rows, number)
     scores["the model's own output"] = own_output(label, rows, number)
     scores |= probes.text_baselines(
         model,
@@ -657,8 +569,8 @@ run.claim(
 #
 # ## Check it
 #
-# One probe by other hands: scikit-learn's ridge classifier at the site that was chosen for H3, with its own
-# standardisation, on the same folds. Its AUROC must lie within the interval of ours.
+# One probe by other hands: scikit-learn's ridge classifier at the site of the residual stream that most folds chose, with
+# its own standardisation, on the same folds. Its AUROC must lie within the interval of ours.
 
 # %%
 from sklearn.linear_model import RidgeClassifier
@@ -667,26 +579,38 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 checked = None
-if several:
-    draw, of_fold = draws[0], hypotheses.folds_of(draws[0], seed)
+if tables:
+    first = sweeps["constructed"][0]
+    stream = [site for site in first.sites if site.component == "resid_post"]
+    site = Counter(first.best(stream).sites).most_common(1)[0][0]
+    table, positions = constructed(seed, n_questions)
+    x = generation.capture(
+        model,
+        table["text"].tolist(),
+        "resid_post",
+        layers=[site.layer],
+        positions={site.position: positions[site.position]},
+    )["resid_post"][:, 0, 0]
+    labels, groups = (
+        list(values)
+        for values in (
+            table["contradicts"].astype(bool),
+            zip(table["task"], table["question"], strict=True),
+        )
+    )
+    fold = probes.grouped_folds(labels, groups, seed=seed)
     theirs = cross_val_predict(
         make_pipeline(StandardScaler(), RidgeClassifier(alpha=100.0)),
-        draw.activations.numpy(),
-        draw.labels,
-        cv=PredefinedSplit(of_fold.numpy()),
+        x.numpy(),
+        labels,
+        cv=PredefinedSplit(fold.numpy()),
         method="decision_function",
     )
-    ours = probes.cross_trained(
-        draw.activations,
-        draw.labels,
-        draw.questions,
-        {"all": [True] * len(draw.labels)},
-        seed=seed,
-        folds=of_fold,
-    )["all"]
-    options = {"folds": of_fold, "seed": seed}
+    options = {"folds": fold, "seed": seed}
+    everywhere = {"all": [True] * len(labels)}
+    ours = probes.cross_trained(x, labels, groups, everywhere, **options)["all"]
     checked = [
-        probes.evaluate(scores, draw.labels, draw.questions, **options)["auroc"]
+        probes.evaluate(scores, labels, groups, **options)["auroc"]
         for scores in (ours, torch.tensor(theirs))
     ]
     assert checked[0].low <= checked[1].value <= checked[0].high
@@ -702,8 +626,7 @@ run.value("theirs", checked[1] if checked else "not to be had")
 #
 # - **One small model.** It follows what is stated and hardly what is implied. A larger one may hold the contradiction
 #   elsewhere, or hold something else.
-# - **One kind of contradiction.** Ten templates, two candidates, four styles. A probe that crosses tasks here has not
-#   crossed domains.
+# - **One kind of contradiction.** Ten templates, two candidates, four styles.
 # - **Following is read off the answer.** Before the answer is written the model's own output all but says it, so that a
 #   probe of hint following reads a decision, not a lie.
 # - **Probes are linear, and ridge.** What they miss may still be there.
@@ -716,7 +639,6 @@ run.value("theirs", checked[1] if checked else "not to be had")
 #   {glue:text}`claim-h1-hint`, on chains that are needed `h1-causal` {glue:text}`claim-h1-causal`.
 # - Second-to-last against last: `h2-constructed` {glue:text}`claim-h2-constructed`, `h2-hint`
 #   {glue:text}`claim-h2-hint`, `h2-causal` {glue:text}`claim-h2-causal`.
-# - Within against across tasks: `h3-constructed` {glue:text}`claim-h3-constructed`.
 # - Single heads against the stream: `h5-constructed` {glue:text}`claim-h5-constructed`, `h5-hint`
 #   {glue:text}`claim-h5-hint`, `h5-causal` {glue:text}`claim-h5-causal`.
 # - A parser does as well on the constructed label (`a-reader-does-as-well`

@@ -15,7 +15,7 @@
 # %% [markdown]
 # # Can style fool a probe?
 #
-# The fourth hypothesis: probes of faithfulness are vulnerable to changes of style. We tell the same transcripts in four
+# The fourth hypothesis: probes of faithfulness are vulnerable to changes of style. We tell the same transcripts in eight
 # styles, with the label held fixed, and let an adversary choose which style each class comes in. Then we tie style to
 # label in the training set, little by little, and look for the point at which a probe learns the style instead.
 #
@@ -30,7 +30,8 @@
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
-n_questions: int = 5  # of each task, in each of four styles, 5 to 400
+n_questions: int = 5  # of each task, in each of eight styles, 5 to 400
+n_own: int = 16  # of each task, for hints and chains, 4 to 400 by 4
 n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000
@@ -40,9 +41,10 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 import numpy as np
 import pandas as pd
 from helpers import (
+    ROOT,
     claims,
     faithfulness,
-    hooks,
+    generation,
     hypotheses,
     models,
     plots,
@@ -55,6 +57,7 @@ from helpers.hypotheses import HYPOTHESES, Draw
 parameters = runs.validate(
     model_name=(model_name, str),
     n_questions=(n_questions, range(5, 401)),
+    n_own=(n_own, range(4, 401, 4)),
     n_tasks=(n_tasks, range(1, 11)),
     n_data_seeds=(n_data_seeds, range(1, 11)),
     seed=(seed, range(999_001)),
@@ -66,17 +69,34 @@ run = runs.start(
     parameters,
     model,
 )
-tasks = (faithfulness.passed(model) or {}).get("constructed", [])
-tasks = (tasks or list(questions.TASKS))[:n_tasks]
-STYLES = dict(questions.STYLES)
+gates = faithfulness.passed(model) or {}
+tasks = gates.get("constructed", list(questions.TASKS))[:n_tasks]
 
 # %% [markdown]
 # ## Tell everything in every style
 #
 # The label is *answer contradicts reasoning*, on the tasks that [days 12 to 14](day12-14_cot_dataset) let through. Each
-# question is told eight times as there, and all of that in every style.
+# question is told eight times as there, and all of that in every style: the four of the data set, and four in which no
+# probe on this page is trained.
 
 # %%
+FAMILIAR = dict(questions.STYLES)
+STRANGE = {
+    "catechism": lambda steps, verdict: (
+        f"What do we know? {' '.join(steps)} And so? It is {verdict}."
+    ),
+    "list": lambda steps, verdict: (
+        " ".join(f"({i}) {step}" for i, step in enumerate(steps, start=1))
+        + f" => {verdict}."
+    ),
+    "doubting": lambda steps, verdict: (
+        f"Wait. {' Hmm. '.join(steps)} No doubt any more: {verdict}."
+    ),
+    "archaic": lambda steps, verdict: (
+        f"Hearken! {' Mark ye: '.join(steps)} Verily, it is {verdict}."
+    ),
+}
+STYLES = FAMILIAR | STRANGE
 PLACES = ("answer", "end", "next", "last")
 
 
@@ -91,7 +111,7 @@ def told(asked):
 
 def read(table, layers=None):
     """The residual stream where the label is fixed."""
-    return hooks.capture(
+    return generation.capture(
         model,
         table["text"].tolist(),
         "resid_post",
@@ -113,7 +133,7 @@ run.table(
         {"style": row["style"], "transcript": row["text"].replace("\n", " ")}
         for row in shown.to_dict("records")
     ],
-    caption="One transcript in every style.",
+    caption="One transcript in every style; the first four are those of the data set.",
 )
 
 # %% [markdown]
@@ -166,7 +186,7 @@ with plots.figure(
     width=5.0,
 ) as (_, axes):
     plots.matrix(axes, wide)
-apart = hypotheses.within_less_across(draws, seed=seed)
+apart = hypotheses.transfer(draws, seed=seed).apart
 run.value("apart", apart)
 run.claim(
     "styles-transfer",
@@ -190,43 +210,63 @@ run.claim(
 #
 # **What we expect.** {cite:t}`kumar2026pressure` saw probes of deception collapse under eight shifts of style, and
 # recover to an AUROC of .98 when trained on several (the abstract was read; other model, other label). If the styles
-# move activations along the probe's direction, the adversary has something to exchange.
+# activations along the probe's direction, the adversary has something to exchange.
+#
+# The rule was written for the four styles of the data set, and a first run had been seen when the four strange ones were
+# added. So both are shown: an adversary with the familiar styles, and one with all eight, against the same probes.
+
 
 # %%
-single = hypotheses.attack(
-    draws,
-    {
+def each_style(draws, styles):
+    """Training sets of one style each."""
+    return {
         style: [np.array(draw.domains) == style for draw in draws]
-        for style in STYLES
-    },
-    seed=seed,
-)
-mixed = hypotheses.attack(
-    draws,
-    {
-        "all styles": [
-            hypotheses.one_style_each(each, draw.domains, seed=seed)
-            for each, draw in zip(transcripts, draws, strict=True)
-        ]
-    },
-    seed=seed,
-)
+        for style in styles
+    }
+
+
+def mixture(draw, numbers):
+    """A training set as large as one style's, of all familiar ones."""
+    familiar = np.isin(np.array(draw.domains), list(FAMILIAR))
+    chosen = np.zeros(len(familiar), dtype=bool)
+    chosen[familiar] = hypotheses.one_style_each(
+        np.array(numbers)[familiar],
+        np.array(draw.domains)[familiar],
+        seed=seed,
+    )
+    return chosen
+
+
+of_one = each_style(draws, FAMILIAR)
+of_all = {"all styles": list(map(mixture, draws, transcripts))}
+familiar, everything = list(FAMILIAR), list(STYLES)
+single = hypotheses.attack(draws, of_one, styles=familiar, seed=seed)
+mixed = hypotheses.attack(draws, of_all, styles=familiar, seed=seed)
+single_strange = hypotheses.attack(draws, of_one, styles=everything, seed=seed)
+mixed_strange = hypotheses.attack(draws, of_all, styles=everything, seed=seed)
 
 # %% tags=["hide-input"]
 with plots.figure(
     "attack",
-    caption=f"The adversary costs a probe of one style {claims.short(single.cost.value)} of AUROC, one of all styles {claims.short(mixed.cost.value)}. "
-    f"Left points of each pair: styles as in the training set; right: as the adversary chose. Equally many training rows; 95 % bootstrap intervals over questions; dotted: chance.",
-    alt="AUROC with and without an adversary, for probes of one style and of all styles.",
-    width=5.0,
+    caption=f"An adversary with the four familiar styles costs a probe of one style {claims.short(single.cost.value)} of AUROC, one of all four {claims.short(mixed.cost.value)}; with four strange ones besides, {claims.short(single_strange.cost.value)} and {claims.short(mixed_strange.cost.value)}. "
+    f"Circles: styles as in the training set; squares: as the adversary with familiar styles chose; triangles: with all eight. Equally many training rows; 95 % bootstrap intervals over questions; dotted: chance.",
+    alt="AUROC without an adversary and with two, for probes of one style and of all styles.",
+    width=6.0,
 ) as (_, axes):
-    for number, (each, color) in enumerate(
-        ((single, plots.BLUE), (mixed, plots.ORANGE))
+    for number, (each, worse, color) in enumerate(
+        (
+            (single, single_strange, plots.BLUE),
+            (mixed, mixed_strange, plots.ORANGE),
+        )
     ):
-        plots.interval(axes, number - 0.1, each.clean, color=color)
-        plots.interval(axes, number + 0.1, each.attacked, color=color, fmt="s")
+        for shift, area, marker in (
+            (-0.15, each.clean, "o"),
+            (0.0, each.attacked, "s"),
+            (0.15, worse.attacked, "^"),
+        ):
+            plots.interval(axes, number + shift, area, color=color, fmt=marker)
     axes.axhline(0.5, color=plots.INK, linestyle=":", linewidth=1)
-    axes.set_xticks([0, 1], ["trained in one style", "trained in all"])
+    axes.set_xticks([0, 1], ["trained in one style", "trained in all four"])
     axes.set(ylabel="AUROC", ylim=(0, 1.03), xlim=(-0.5, 1.5))
 run.value("clean", single.clean)
 run.value("attacked", single.attacked)
@@ -234,6 +274,8 @@ run.value("cost", single.cost)
 run.value("mixed_clean", mixed.clean)
 run.value("mixed_attacked", mixed.attacked)
 run.value("mixed_cost", mixed.cost)
+run.value("strange_cost", single_strange.cost)
+run.value("mixed_strange_cost", mixed_strange.cost)
 run.claim(
     "h4-constructed",
     HYPOTHESES["H4"].sentence,
@@ -241,6 +283,15 @@ run.claim(
     estimate=single.cost,
     baseline=0.0,
     baseline_is="nothing lost",
+    tolerance=0.05,
+)
+run.claim(
+    "h4-more-styles",
+    "Styles chosen by an adversary from eight, of which four are strange to every probe, cost a probe of one style.",
+    rule=HYPOTHESES["H4"].rule,
+    estimate=single_strange.cost,
+    baseline=single.cost.value,
+    baseline_is="familiar styles",
     tolerance=0.05,
 )
 run.claim(
@@ -252,11 +303,138 @@ run.claim(
     baseline_is="trained in one style",
     tolerance=0.05,
 )
+run.claim(
+    "the-remedy-holds-in-strange-styles",
+    "Nor does one who may choose the strange ones, too.",
+    rule="value < 0.1",
+    estimate=mixed_strange.cost,
+    baseline=single_strange.cost.value,
+    baseline_is="trained in one style",
+    tolerance=0.05,
+)
 
 # %% [markdown]
 # Trained in one style: {glue:text}`clean`, attacked {glue:text}`attacked`. **H4**, the cost: {glue:text}`cost`
 # (**{glue:text}`claim-h4-constructed`**). Trained on as many transcripts, but in all styles: {glue:text}`mixed_clean`,
 # attacked {glue:text}`mixed_attacked`, cost {glue:text}`mixed_cost` (**{glue:text}`claim-all-styles-are-a-remedy`**).
+#
+# With the strange styles besides: {glue:text}`strange_cost` for one style (**{glue:text}`claim-h4-more-styles`**),
+# {glue:text}`mixed_strange_cost` for all four (**{glue:text}`claim-the-remedy-holds-in-strange-styles`**).
+#
+# ## Ask labels from behaviour
+#
+# Given chains can be told in any style, but what the model makes of them may change with it. We tell each in the four
+# familiar styles, measure in each whether the answer is the same without the chain, and keep those questions on which
+# the label stays. For hints what can be varied is who gives them: weak, medium and strong wordings take the place of
+# styles, on questions on which all three end alike. Read before the answer, in the layer chosen above.
+
+
+# %%
+def chains(seed):
+    """Given chains in every familiar style."""
+    of_tasks = gates.get("causal_given", list(questions.TASKS))[:n_tasks]
+    if not of_tasks:
+        return pd.DataFrame()
+    asked = questions.questions(model, tasks=of_tasks, n=n_own, seed=seed)
+    n_shots = faithfulness.N_SHOTS
+    shots = questions.shots(model, tasks=of_tasks, n=n_shots, seed=seed)
+    options = {"shots": shots, "own": False}
+    return pd.concat(
+        faithfulness.needs_chain(model, asked, style=style, **options)
+        for style in FAMILIAR
+    )
+
+
+def hints(seed):
+    """Wrong hints in every strength."""
+    of_tasks = gates.get("hint_free", list(questions.TASKS))[:n_tasks]
+    if not of_tasks:
+        return pd.DataFrame()
+    folder = ROOT / "_build" / "generated"
+    rows = faithfulness.transcripts(
+        model, "hint_free", tasks=of_tasks, n=n_own, seed=seed, folder=folder
+    )
+    return rows.assign(style=rows["strength"])
+
+
+def steady(table):
+    """The rows of questions on which the label is the same in every style; and which share of them all that is."""
+    rows, truth = faithfulness.unfaithful(table)
+    rows = rows.assign(unfaithful=truth)
+    labels = rows.groupby(["task", "question"])["unfaithful"]
+    complete = labels.transform("size") == rows["style"].nunique()
+    same = complete & (labels.transform("nunique") == 1)
+    return rows[same], float(same[complete].mean())
+
+
+def attacked(made):
+    """The adversary's cost on a label of behaviour, and how many questions it was measured on."""
+    draws, shares = [], []
+    for number, table in zip(
+        range(seed, seed + n_data_seeds), made, strict=True
+    ):
+        rows, share = steady(table) if len(table) else (table, 0.0)
+        shares.append(share)
+        if not len(rows):
+            continue
+        prompts, at = faithfulness.in_context(model, rows, seed=number)
+        states = generation.capture(
+            model,
+            prompts,
+            "resid_post",
+            layers=[site.layer],
+            positions={"cue": at["cue"]},
+        )
+        draws.append(
+            Draw(
+                states["resid_post"][:, 0, 0],
+                rows["unfaithful"].tolist(),
+                grouped(rows),
+                rows["style"].tolist(),
+            )
+        )
+    draws = hypotheses.filled(draws, seed=seed)
+    if not draws:
+        return None, float(np.mean(shares))
+    sets = each_style(draws, sorted(set(draws[0].domains)))
+    found = hypotheses.attack(draws, sets, seed=seed)
+    return found.cost, float(np.mean(shares))
+
+
+number_of = range(seed, seed + n_data_seeds)
+chain_cost, chain_share = attacked(map(chains, number_of))
+hint_cost, hint_share = attacked(map(hints, number_of))
+
+# %% tags=["hide-input"]
+run.value(
+    "chain_cost", chain_cost or "not to be had: too few rows of one class"
+)
+run.value("hint_cost", hint_cost or "not to be had: too few rows of one class")
+run.value("chain_share", chain_share)
+run.value("hint_share", hint_share)
+run.claim(
+    "h4-causal",
+    "Styles chosen by an adversary cost a probe of one style (given chain).",
+    rule=HYPOTHESES["H4"].rule,
+    estimate=chain_cost,
+    baseline=0.0,
+    baseline_is="nothing lost",
+    tolerance=0.05,
+)
+run.claim(
+    "h4-hint",
+    "Wordings of a hint chosen by an adversary cost a probe of one wording.",
+    rule=HYPOTHESES["H4"].rule,
+    estimate=hint_cost,
+    baseline=0.0,
+    baseline_is="nothing lost",
+    tolerance=0.05,
+)
+
+# %% [markdown]
+# Given chains: {glue:text}`chain_cost` (**{glue:text}`claim-h4-causal`**), on the share {glue:text}`chain_share` of
+# transcripts whose label stays. Hints: {glue:text}`hint_cost` (**{glue:text}`claim-h4-hint`**), on
+# {glue:text}`hint_share`.
 #
 # ## Tie style to label
 #
@@ -376,19 +554,21 @@ run.value("rule_reversed", by_rule["reversed"])
 #
 # ## Where this breaks
 #
-# - **Four styles by rule.** They exchange the words around the same steps. A paraphrase by a person or a model changes
+# - **Eight styles by rule.** They exchange the words around the same steps. A paraphrase by a person or a model changes
 #   more, and so may move more.
 # - **The adversary knows the probe** and may only choose among these styles, one for each class. One who may choose for
 #   each transcript, or write freely, does at least as well.
-# - **A label of transcripts.** For labels from behaviour the style can't be changed without changing the behaviour, so H4
-#   is asked on the constructed label alone.
+# - **Behaviour moves with style.** What is left where the label stays is the easier part of it.
 
 # %% [markdown]
 # ## Summary
 #
 # - A probe of one style on other styles (`styles-transfer`: {glue:text}`claim-styles-transfer`).
-# - Under attack (`h4-constructed`: {glue:text}`claim-h4-constructed`), and with the remedy (`all-styles-are-a-remedy`:
-#   {glue:text}`claim-all-styles-are-a-remedy`).
+# - Under attack (`h4-constructed`: {glue:text}`claim-h4-constructed`; `h4-more-styles`:
+#   {glue:text}`claim-h4-more-styles`), and with the remedy (`all-styles-are-a-remedy`:
+#   {glue:text}`claim-all-styles-are-a-remedy`; `the-remedy-holds-in-strange-styles`:
+#   {glue:text}`claim-the-remedy-holds-in-strange-styles`).
+# - On labels from behaviour (`h4-causal`: {glue:text}`claim-h4-causal`; `h4-hint`: {glue:text}`claim-h4-hint`).
 # - A full tie of style and label is learned (`a-full-tie-is-learned`: {glue:text}`claim-a-full-tie-is-learned`); nine in
 #   ten are forgiven (`a-tie-of-nine-in-ten-is-forgiven`: {glue:text}`claim-a-tie-of-nine-in-ten-is-forgiven`).
 
@@ -398,13 +578,12 @@ run.finish()
 # %% [markdown]
 # ## Exercises
 #
-# **1. A fifth style** (10 minutes). Add one that shouts. Does the adversary take it? *Hint: a style is a function of the
+# **1. A ninth style** (10 minutes). Add one that shouts. Does the adversary take it? *Hint: a style is a function of the
 # steps and the verdict, which it has to write out.*
 #
 # ```{dropdown} Solution
-# `STYLES["shouting"] = lambda steps, verdict: " ".join(steps).upper() + f" SO IT IS {verdict}!"` before the transcripts
-# are told. Capitals are other tokens, so that activations move far, and a probe of another style may lose much. For the
-# mixed probe it is one style among five.
+# `STRANGE["shouting"] = lambda steps, verdict: " ".join(steps).upper() + f" SO IT IS {verdict}!"` before the transcripts
+# are told. Capitals are other tokens, so that activations move far, and a probe of another style may lose much.
 # ```
 #
 # **2. Attack noise** (10 minutes). Let the adversary choose for each transcript by itself, on random scores. What AUROC

@@ -1,0 +1,620 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Does a probe travel?
+#
+# A probe that reads unfaithfulness should read it on a task that it has not seen, in chains that the model wrote itself,
+# and under another definition of the word. One that has learned something else, the way a task is told or the way we
+# built the data, stays at home. Here every probe is sent everywhere.
+#
+# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
+# {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
+#
+# You will learn
+#
+# - to read a transfer matrix, and what its off-diagonal says of shortcuts;
+# - whether contradictions that we put in look, from inside, like those that the model writes;
+# - whether three labels of "unfaithful" have anything in common.
+
+# %% tags=["parameters"]
+model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
+n_questions: int = 6  # of each task, for constructed transcripts, 5 to 400
+n_own: int = 16  # of each task, for hints and chains, 4 to 400 by 4
+n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
+n_data_seeds: int = 1  # draws of the data, 1 to 10
+seed: int = 0  # of all sampling, 0 to 999000
+device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+
+# %%
+import numpy as np
+import pandas as pd
+import torch
+from helpers import (
+    ROOT,
+    claims,
+    faithfulness,
+    generation,
+    hypotheses,
+    models,
+    plots,
+    probes,
+    questions,
+    runs,
+)
+from helpers.hypotheses import HYPOTHESES, Draw
+
+parameters = runs.validate(
+    model_name=(model_name, str),
+    n_questions=(n_questions, range(5, 401)),
+    n_own=(n_own, range(4, 401, 4)),
+    n_tasks=(n_tasks, range(1, 11)),
+    n_data_seeds=(n_data_seeds, range(1, 11)),
+    seed=(seed, range(999_001)),
+    device=(device, str),
+)
+model = models.load(model_name, device=device)
+run = runs.start(
+    "projects/probe-based-faithfulness-detection/faithfulness_transfer_notebook",
+    parameters,
+    model,
+)
+seeds = range(seed, seed + n_data_seeds)
+
+# %% [markdown]
+# ## Say what would count, before looking
+#
+# H3 is asked of each label, by its rule: within tasks less across, more than a tenth of an AUROC. It holds if probes
+# stay at home. For journeys between labels and writers we ask for an AUROC above 0.6, trained on other questions and
+# tested where nothing was trained; chance is one half. All labels point the same way: *true* is the less faithful.
+#
+# **What we expect.** Contradiction is a relation between two words, so that its probe should cross tasks, and there is
+# no reason why it should not read what the model wrote. Whether an answer follows a hint, or does not need its chain, is
+# another matter: nothing in the text need contradict anything.
+
+# %%
+JOURNEYS = {  # trained on, tested on, and where both are read
+    "A probe of contradictions that were put in reads those that the model wrote.": (
+        "constructed",
+        "own contradiction",
+        "answer",
+    ),
+    "It reads whether a hint was followed without a word.": (
+        "constructed",
+        "hint",
+        "answer",
+    ),
+    "It reads whether an answer is the same without its chain.": (
+        "constructed",
+        "given chain",
+        "answer",
+    ),
+    "A probe of hints reads whether an answer is the same without its chain.": (
+        "hint",
+        "given chain",
+        "cue",
+    ),
+    "A probe of chains that were given reads those that the model wrote.": (
+        "given chain",
+        "own chain",
+        "cue",
+    ),
+}
+LABELS = {
+    "constructed": "constructed",
+    "own contradiction": "causal_own",
+    "hint": "hint_free",
+    "given chain": "causal_given",
+    "own chain": "causal_own",
+}
+gates = faithfulness.passed(model) or {}
+tasks = {
+    label: gates.get(
+        "constructed" if label == "own contradiction" else source,
+        list(questions.TASKS),
+    )[:n_tasks]
+    for label, source in LABELS.items()
+}
+
+# %% [markdown]
+# One of the labels is new. Now and then the model states a verdict and answers otherwise: a contradiction of its own,
+# found by the same parser that [days 12 to 14](day12-14_cot_dataset) use to check the constructed ones. It is the same
+# label on transcripts that nobody built.
+
+# %%
+VERDICT = r"(?:not \w+ but (\w+)|(\w+), not \w+|it is (\w+))\.$"
+
+
+def own_contradictions(rows):
+    """Own chains that end with one of the candidates, and whether the answer is another."""
+    verdict = rows["reasoning"].str.extract(VERDICT).bfill(axis=1)[0]
+    stated = (verdict == rows["right"]) | (verdict == rows["other"])
+    return rows[stated], (verdict != rows["answer"])[stated].tolist()
+
+
+def drawn(label, seed, n):
+    """Transcripts of a label on the tasks that passed, and the label."""
+    source = LABELS[label]
+    if source == "constructed":
+        asked = questions.questions(model, tasks=tasks[label], n=n, seed=seed)
+        return faithfulness.unfaithful(faithfulness.constructed(model, asked))
+    folder = ROOT / "_build" / "generated"
+    rows = faithfulness.transcripts(
+        model, source, tasks=tasks[label], n=n, seed=seed, folder=folder
+    )
+    if label == "own contradiction":
+        return own_contradictions(rows)
+    return faithfulness.unfaithful(rows)
+
+
+# %% [markdown]
+# ## Read everything in the same place
+#
+# All transcripts are read after the same four worked examples, at the token before the answer and at the answer. The
+# layer is chosen once, for the constructed label, on questions of another draw.
+
+
+# %%
+PLACES = ("cue", "answer")
+
+
+def read(rows, seed, places=PLACES):
+    """The residual stream at the cue and at the answer."""
+    prompts, at = faithfulness.in_context(model, rows, seed=seed, answered=True)
+    at = {place: at[place] for place in places}
+    return generation.capture(model, prompts, "resid_post", positions=at)
+
+
+def grouped(rows):
+    return list(zip(rows["task"], rows["question"], strict=True))
+
+
+few, truth = drawn("constructed", seed + 1000, 5)
+layer = (
+    probes.sweep(
+        read(few, seed + 1000, ("answer",)),
+        truth,
+        grouped(few),
+        types=None,
+        n_permutations=0,
+        seed=seed,
+    )
+    .leading()
+    .layer
+)
+tables, states = [], []
+for number in seeds:
+    parts, activations = [], []
+    for label in LABELS:
+        n = n_questions if label == "constructed" else n_own
+        rows, truth = drawn(label, number, n) if tasks[label] else ([], [])
+        if len(rows):
+            parts.append(rows.assign(about=label, unfaithful=truth))
+            activations.append(read(rows, number)["resid_post"])
+    tables.append(pd.concat(parts, ignore_index=True))
+    states.append(torch.cat(activations))
+
+# %% tags=["hide-input"]
+run.value("layer", layer)
+first = tables[0]
+run.table(
+    "rows",
+    [
+        {
+            "label": label,
+            "tasks": ", ".join(sorted(set(rows["task"]))).replace("_", " "),
+            "questions": rows["question"].nunique(),
+            "rows": len(rows),
+            "less faithful": float(rows["unfaithful"].mean()),
+        }
+        for label, rows in first.groupby("about", sort=False)
+    ],
+    caption="What there is to read, in the first draw of the data. Hint: the answer follows a wrong hint of which the chain says nothing. Given and own chain: the answer is the same without it. Own contradiction: the model's answer is not the verdict that it stated.",
+)
+
+# %% [markdown]
+# Layer: {glue:text}`layer`.
+#
+# ## Send each probe to other tasks
+
+
+# %%
+def draws_of(labels, place, domain, at_layer):
+    """The rows of some labels at one site, as domains, where each has enough of both classes."""
+    found = []
+    for table, activations in zip(tables, states, strict=True):
+        chosen = np.flatnonzero(table["about"].isin(labels))
+        rows = table.iloc[chosen]
+        found.append(
+            Draw(
+                activations[chosen, at_layer, PLACES.index(place)],
+                rows["unfaithful"].tolist(),
+                grouped(rows),
+                rows[domain].tolist(),
+            )
+        )
+    return hypotheses.filled(found, seed=seed)
+
+
+WHERE = {"constructed": "answer", "hint": "cue", "given chain": "cue"}
+across = {}
+for label, place in WHERE.items():
+    draws = draws_of([label], place, "task", layer)
+    if draws:
+        across[label] = hypotheses.transfer(draws, seed=seed)
+
+# %% tags=["hide-input"]
+
+
+def shown(pairs):
+    """A matrix of AUROCs, trained in rows."""
+    rows = [
+        {"trained": one, "tested": other, "auroc": area.value}
+        for (one, other), area in pairs.items()
+    ]
+    wide = pd.DataFrame(rows).pivot(
+        index="trained", columns="tested", values="auroc"
+    )
+    return wide.rename(
+        index=lambda name: name.replace("_", " "),
+        columns=lambda name: name.replace("_", " "),
+    )
+
+
+def asked(label):
+    """What a claim says of H3 on a label."""
+    return {
+        "sentence": f"{HYPOTHESES['H3'].sentence[:-1]} ({label}).",
+        "rule": HYPOTHESES["H3"].rule,
+        "estimate": across[label].apart if label in across else None,
+        "baseline": 0.0,
+        "baseline_is": "no difference",
+        "tolerance": 0.05,
+    }
+
+
+for label in across:
+    with plots.figure(
+        f"tasks-{label.replace(' ', '-')}",
+        caption=f"Label “{label}”, at the {WHERE[label]}: trained on one task (rows), tested on another (columns). AUROC within tasks less across: {claims.short(across[label].apart.value)}. "
+        f"Layer {layer}, folds by question, {n_data_seeds} draw(s) of the data.",
+        alt=f"Matrix of AUROC by training task and test task for the label {label}.",
+        width=6.0,
+    ) as (_, axes):
+        plots.matrix(axes, shown(across[label].pairs))
+    run.value(f"apart_{label.split()[0]}", across[label].apart)
+run.claim("h3-constructed", **asked("constructed"))
+run.claim("h3-hint", **asked("hint"))
+run.claim("h3-causal", **asked("given chain"))
+left_out = []
+for draw in draws_of(["constructed"], "answer", "task", layer)[:1]:
+    of_task, fold = np.array(draw.domains), hypotheses.folds_of(draw, seed)
+    options = {"folds": fold, "seed": seed}
+    elsewhere = probes.cross_trained(
+        draw.activations,
+        draw.labels,
+        draw.questions,
+        {task: of_task != task for task in sorted(set(draw.domains))},
+        **options,
+    )
+    left_out = [
+        {
+            "task left out": task.replace("_", " "),
+            "AUROC on it": probes.combined(
+                [(1.0, scores, of_task == task)],
+                draw.labels,
+                draw.questions,
+                **options,
+            ),
+        }
+        for task, scores in elsewhere.items()
+    ]
+run.table(
+    "left_out",
+    left_out or [{"task left out": "fewer than two tasks have enough rows"}],
+    caption="Constructed label: trained on all other tasks; 95 % bootstrap intervals over questions, first draw of the data.",
+)
+
+# %% [markdown]
+# **H3**: constructed **{glue:text}`claim-h3-constructed`**, hints **{glue:text}`claim-h3-hint`**, given chains
+# **{glue:text}`claim-h3-causal`** ("not run": fewer than two tasks have five questions of both kinds). What lies off the
+# diagonal can't come from the words of a task. What is on it alone may.
+#
+# ## Send each probe to other labels and other writers
+#
+# The same with labels instead of tasks. Questions that two labels share are on the same side of every split.
+
+# %%
+travelled, by_words = {}, {}
+for place in PLACES:
+    labels = [*LABELS] if place == "answer" else ["hint", *list(LABELS)[3:]]
+    draws = draws_of(labels, place, "about", layer)
+    if draws:
+        travelled[place] = hypotheses.transfer(draws, seed=seed)
+
+# %% tags=["hide-input"]
+if travelled:
+    with plots.figure(
+        "labels",
+        caption=f"Trained on one label (rows), tested on another (columns), AUROC; above one half: what is less faithful by one label looks so to a probe of the other, below: the opposite. Layer {layer}; folds by question; {n_data_seeds} draw(s) of the data; labels with too few rows of one class are left out.",
+        alt="Matrices of AUROC by label of training and label of the test, at the cue and at the answer.",
+        width=9.0,
+        ncols=len(travelled),
+    ) as (_, panels):
+        for axes, (place, found) in zip(
+            np.atleast_1d(panels), travelled.items(), strict=True
+        ):
+            plots.matrix(axes, shown(found.pairs))
+            axes.set_title(f"at the {place}")
+
+
+def journey(number):
+    """What a claim says of one journey."""
+    sentence = list(JOURNEYS)[number]
+    trained, tested, place = JOURNEYS[sentence]
+    found = travelled[place].pairs if place in travelled else {}
+    return {
+        "sentence": sentence,
+        "rule": "value > 0.6",
+        "estimate": found.get((trained, tested)),
+        "baseline": 0.5,
+        "baseline_is": "chance",
+        "tolerance": 0.05,
+    }
+
+
+run.claim("contradiction-to-own", **journey(0))
+run.claim("contradiction-to-hint", **journey(1))
+run.claim("contradiction-to-causal", **journey(2))
+run.claim("hint-to-causal", **journey(3))
+run.claim("given-to-own", **journey(4))
+run.value("to_own", journey(0)["estimate"] or "not to be had: too few of them")
+run.value(
+    "at_home",
+    travelled.get("answer", hypotheses.Transfer({}, None)).pairs.get(
+        ("own contradiction", "own contradiction")
+    )
+    or "not to be had",
+)
+
+# %% [markdown]
+# From contradictions that were put in to the model's own: {glue:text}`to_own`
+# (**{glue:text}`claim-contradiction-to-own`**), where a probe that was trained on the latter has {glue:text}`at_home`.
+# From contradiction to unmentioned hints: **{glue:text}`claim-contradiction-to-hint`**; to chains that are not needed:
+# **{glue:text}`claim-contradiction-to-causal`**. From hints to chains: **{glue:text}`claim-hint-to-causal`**. From given
+# chains to own: **{glue:text}`claim-given-to-own`**.
+#
+# ## See whether it was the layer, or the words
+#
+# One layer was read, chosen where the constructed label is read best. In another the journey might end otherwise. And a
+# reader of words might travel as well as a probe: the same journeys, with counts of words and pairs of words instead of
+# activations.
+
+# %%
+from sklearn.feature_extraction.text import CountVectorizer
+
+HOME = "constructed"
+by_layer = {}
+for draw_layer in range(model.n_layers):
+    for draw in draws_of([*LABELS], "answer", "about", draw_layer)[:1]:
+        about = np.array(draw.domains)
+        scores = probes.cross_trained(
+            draw.activations,
+            draw.labels,
+            draw.questions,
+            {HOME: about == HOME},
+            penalties=[hypotheses.PENALTY],
+            folds=hypotheses.folds_of(draw, seed),
+            seed=seed,
+        )[HOME]
+        truth = torch.tensor(draw.labels)
+        for label in dict.fromkeys(draw.domains):
+            rows = torch.from_numpy(about == label)
+            area = probes.areas(scores[rows], truth[rows])
+            by_layer.setdefault(label, {})[draw_layer] = float(area)
+
+texts = first["text"].str.removesuffix(faithfulness.NEXT)
+counted = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", min_df=2)
+counts = torch.from_numpy(counted.fit_transform(texts).toarray()).float()
+for draw in draws_of([*LABELS], "answer", "about", layer)[:1]:
+    kept = first["about"].isin(draw.domains).to_numpy()
+    by_words = hypotheses.transfer(
+        [draw._replace(activations=counts[kept])], seed=seed
+    ).pairs
+
+# %% tags=["hide-input"]
+if by_layer:
+    with plots.figure(
+        "layers",
+        caption=f"A probe of contradictions that were put in, by layer, on each label at the answer. AUROC on questions that it was not trained on, first draw of the data; dotted: chance; thin line: the layer of the figures above ({layer}).",
+        alt="AUROC against layer of a probe of the constructed label on every label.",
+        width=7.0,
+    ) as (_, axes):
+        for (label, values), style in zip(
+            by_layer.items(), ("-", "--", "-.", ":", (0, (1, 4))), strict=False
+        ):
+            axes.plot(
+                list(values),
+                list(values.values()),
+                linestyle=style,
+                label=label,
+            )
+        axes.axhline(0.5, color=plots.INK, linestyle=":", linewidth=1)
+        axes.axvline(layer, color=plots.INK, linewidth=0.5)
+        axes.set(xlabel="layer", ylabel="AUROC", ylim=(-0.03, 1.03))
+        axes.legend(fontsize=8, ncols=2)
+run.table(
+    "words",
+    [
+        {
+            "tested on": label,
+            "probe": travelled["answer"].pairs.get(
+                (HOME, label), "too few rows"
+            ),
+            "words": by_words.get((HOME, label), "too few rows"),
+        }
+        for label in (by_layer if "answer" in travelled else ())
+    ]
+    or [{"tested on": "no label has enough rows"}],
+    caption="Trained on the constructed label, at the answer: a probe, over all draws, and counts of words and pairs of words, on the first; 95 % bootstrap intervals over questions.",
+)
+
+# %% [markdown]
+# Where the lines cross one half, a layer could be picked to support either story; that is why one was fixed before.
+#
+# ## Ask what else could have told
+#
+# The model's own contradictions were not balanced by anyone. If they come with one order of the verdict, or on one
+# task, a probe has that to read as well. Two rules without any probe:
+
+# %%
+own_rows = first[first["about"] == "own contradiction"]
+others = None
+if len(own_rows) and probes.enough(
+    own_rows["unfaithful"].tolist(), grouped(own_rows), seed=seed
+):
+    truth = own_rows["unfaithful"].astype(float)
+    sums = truth.groupby(own_rows["task"]).transform("sum") - truth
+    sizes = truth.groupby(own_rows["task"]).transform("size") - 1
+    rules = {
+        "the verdict says what it is not first": own_rows[
+            "reasoning"
+        ].str.contains(r"not \w+ but \w+\.$"),
+        "how often this task goes wrong elsewhere": sums / sizes.clip(lower=1),
+        "length in tokens": own_rows["at_reasoning"],
+    }
+    others = probes.compared(
+        {
+            name: torch.tensor(scores.astype(float).to_numpy())
+            for name, scores in rules.items()
+        },
+        own_rows["unfaithful"].tolist(),
+        grouped(own_rows),
+        seed=seed,
+    )
+
+# %% tags=["hide-input"]
+run.table(
+    "rules",
+    [
+        {
+            "rule": row["scores"],
+            "AUROC": claims.Estimate(
+                row["auroc"],
+                row["auroc_low"],
+                row["auroc_high"],
+                own_rows["question"].nunique(),
+                "questions",
+            ),
+        }
+        for row in (others.to_dict("records") if others is not None else ())
+    ]
+    or [{"rule": "too few contradictions of its own"}],
+    caption="What rules make of the model's own contradictions, first draw; 95 % bootstrap intervals over questions. For the second the row itself is left out.",
+)
+
+# %% [markdown]
+# A rule far from one half is a confound of the model's own contradictions, though not of a probe that was trained on
+# constructed ones, where order, task and length tell nothing.
+#
+# ## Check it
+#
+# One journey by other hands: scikit-learn's ridge classifier, trained on the constructed rows outside a fold, applied to
+# another label's rows within it, fold by fold. Its AUROC must lie within the interval of ours.
+
+# %%
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+checked = None
+for draw in draws_of([*LABELS], "answer", "about", layer)[:1]:
+    about, fold = (
+        np.array(draw.domains),
+        hypotheses.folds_of(draw, seed).numpy(),
+    )
+    target = next(name for name in dict.fromkeys(draw.domains) if name != HOME)
+    x, truth = draw.activations.numpy(), np.array(draw.labels)
+    theirs = np.zeros(len(x))
+    for number in range(fold.max() + 1):
+        there = (about == HOME) & (fold != number)
+        classifier = make_pipeline(
+            StandardScaler(), RidgeClassifierCV(np.logspace(0, 5, 6))
+        ).fit(x[there], truth[there])
+        held = fold == number
+        theirs[held] = classifier.decision_function(x[held])
+    ours = hypotheses.transfer([draw], seed=seed).pairs[HOME, target]
+    checked = probes.combined(
+        [(1.0, torch.tensor(theirs), about == target)],
+        draw.labels,
+        draw.questions,
+        folds=torch.from_numpy(fold),
+        seed=seed,
+    )
+    assert ours.low - 0.05 <= checked.value <= ours.high + 0.05
+
+# %% tags=["hide-input"]
+run.value("ours", ours if checked else "not to be had")
+run.value("theirs", checked if checked else "not to be had")
+
+# %% [markdown]
+# Ours: {glue:text}`ours`. Theirs: {glue:text}`theirs`.
+#
+# ## Where this breaks
+#
+# - **Few rows of behaviour.** Of the tasks that pass, some leave a handful of questions of the rarer class. Where five
+#   folds can't have both, a label is left out rather than guessed.
+# - **One layer, two tokens.** The figure by layer says what depends on the first. Other tokens were not sent anywhere.
+# - **A parser finds the model's own contradictions**, too. The journey asks whether they look alike from inside, and is
+#   no case for a detector.
+# - **Below one half is no failure of reading.** It says that two labels called "unfaithful" point opposite ways here.
+
+# %% [markdown]
+# ## Summary
+#
+# - Within tasks against across: `h3-constructed` {glue:text}`claim-h3-constructed`, `h3-hint`
+#   {glue:text}`claim-h3-hint`, `h3-causal` {glue:text}`claim-h3-causal`.
+# - From contradictions put in to the model's own: `contradiction-to-own` {glue:text}`claim-contradiction-to-own`.
+# - From contradiction to hints: `contradiction-to-hint` {glue:text}`claim-contradiction-to-hint`; to chains that are not
+#   needed: `contradiction-to-causal` {glue:text}`claim-contradiction-to-causal`; from hints to those: `hint-to-causal`
+#   {glue:text}`claim-hint-to-causal`.
+# - From given chains to own: `given-to-own` {glue:text}`claim-given-to-own`.
+
+# %%
+run.finish()
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. Send the control** (10 minutes). Train on permuted constructed labels and send that probe to the model's own
+# contradictions, twenty times. How wide is the band? *Hint: `probes.permuted_labels`, and one `Draw` for each column.*
+#
+# ```{dropdown} Solution
+# Replace the labels of the constructed rows by a column of `probes.permuted_labels` of theirs, and call
+# `hypotheses.transfer`. A probe of noise is a random direction, but rows of the target may differ along any direction,
+# so the band is wider than a bootstrap over questions would have it. A journey that stays within it has found nothing.
+# ```
+#
+# **2. Turn it round** (10 minutes). Which journeys succeed in one direction only? *Hint: `travelled["answer"].pairs` has
+# both.*
+#
+# ```{dropdown} Solution
+# Print `pairs[one, other].value - pairs[other, one].value` for all pairs. The larger and better balanced set makes the
+# better probe, so an asymmetry says as much of the training set as of the labels.
+# ```
+
+# %% [markdown]
+# ## References
+#
+# The labels and their sources are in [days 12 to 14](day12-14_cot_dataset).
