@@ -210,14 +210,14 @@ def test_styles_are_tied_to_the_label_as_far_as_asked(share):
         assert (styles[labels == label] == own).mean() == pytest.approx(share, abs=0.02)
 
 
-def test_what_is_tested_on_chooses_nothing():
+def test_what_is_tested_on_chooses_no_style():
     """Labels of one fold are turned round: what is scored there stays what it was."""
     draw = in_styles(3, lambda style: along(0), offset=1.0)
     folds = hypotheses.folds_of(draw, 0)
     turned = np.where(folds.numpy() == 0, ~np.array(draw.labels), draw.labels)
     rows = np.array(draw.domains) == STYLES[0]
-    before = hypotheses._attacked(draw, rows, folds)
-    after = hypotheses._attacked(draw._replace(labels=turned), rows, folds)
+    before = hypotheses._attacked(draw, rows, None, folds)
+    after = hypotheses._attacked(draw._replace(labels=turned), rows, None, folds)
     held = folds == 0
     torch.testing.assert_close(before.scores[held], after.scores[held])
     assert not torch.equal(before.scores[~held], after.scores[~held])
@@ -234,6 +234,30 @@ def test_what_is_tested_on_chooses_nothing():
         if c
     }
     assert pair_before == pair_after
+
+
+def test_what_is_tested_on_chooses_no_site_and_no_penalty():
+    """The same for sites and penalties, with weak ones, so that the choice is open."""
+    options = {"types": None, "n_permutations": 0, "penalties": [1.0, 100.0, 10000.0], "seed": 0}
+    moved = 0
+    for seed in range(3):
+        draw = in_styles(seed, lambda style: along(0) / 8)
+        folds = probes.grouped_folds(draw.labels, draw.questions, seed=seed)
+        turned = np.where(folds.numpy() == 0, ~np.array(draw.labels), draw.labels).tolist()
+        generator = torch.Generator().manual_seed(seed)
+        stream = torch.randn(len(folds), 6, 1, WIDTH, generator=generator) + draw.activations[:, None, None]
+        axes = {"resid_post": ("example", "layer", "position", "d_model")}
+        states = Captured({"resid_post": stream}, axes, tuple(range(6)), ("last",), torch.full((len(folds),), 9))
+        before, after = (
+            probes.sweep(states, labels, draw.questions, folds=folds.tolist(), **options)
+            for labels in (draw.labels, turned)
+        )
+        held = folds == 0
+        torch.testing.assert_close(before.scores[:, held], after.scores[:, held])
+        assert before.best().sites[0] == after.best().sites[0]
+        torch.testing.assert_close(before.best().scores[held], after.best().scores[held])
+        moved += before.best().sites[1:] != after.best().sites[1:]
+    assert moved  # what was turned does count for the other folds
 
 
 def test_directions_point_to_what_was_planted_and_controls_do_not():

@@ -82,6 +82,7 @@ tasks = (passed.get("constructed", []) or list(questions.TASKS))[:n_tasks]
 # follow", and used it, a push should make it write the other candidate.
 #
 # **What we expect.** {cite:t}`cox2026decoding` turned answers along a direction that was learned before the reasoning.
+# {cite:t}`yuan2026hidden` could move nothing along the direction of errors that they could read (the abstracts were read).
 # Ours is learned from transcripts that the model did not write, and it may well be that it only notes what it read.
 
 # %%
@@ -512,4 +513,4 @@ run.finish()
 # %% [markdown]
 # ## References
 #
-# {cite:t}`cox2026decoding`, in full in the [bibliography](../../reference/bibliography).
+# {cite:t}`cox2026decoding` and {cite:t}`yuan2026hidden`, in full in the [bibliography](../../reference/bibliography).

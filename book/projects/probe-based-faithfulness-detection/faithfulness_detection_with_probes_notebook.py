@@ -86,7 +86,8 @@ seeds = range(seed, seed + n_data_seeds)
 # residual stream ({cite:t}`mirtaheri2025detecting`), before the chain as well as a language model that reads it, after
 # it better ({cite:t}`mirtaheri2026catching`). A probe before the chain foretells the answer, and steering along it turns
 # answers ({cite:t}`cox2026decoding`); probes know an answer long before a reader of the chain does
-# ({cite:t}`boppana2026reasoning`). Probes of deception reach an AUROC of .96 and more ({cite:t}`goldowskydill2025detecting`)
+# ({cite:t}`boppana2026reasoning`). That a chain has gone wrong is read with an AUROC of .95 where a classifier of its text has
+# .59, and no intervention along it helps ({cite:t}`yuan2026hidden`). Probes of deception reach an AUROC of .96 and more ({cite:t}`goldowskydill2025detecting`)
 # and collapse under other styles ({cite:t}`kumar2026pressure`). Of these we have read the abstracts. A hint that goes
 # unmentioned need not mean an unfaithful chain ({cite:t}`zaman2025chain`), which is why our label is called by what it
 # is. What is added here is the comparison itself: every component, layer, head and *named* token side by side, three
@@ -684,5 +685,5 @@ run.finish()
 # ## References
 #
 # {cite:t}`mirtaheri2025detecting`, {cite:t}`mirtaheri2026catching`, {cite:t}`cox2026decoding`,
-# {cite:t}`boppana2026reasoning`, {cite:t}`goldowskydill2025detecting`, {cite:t}`kumar2026pressure` and
-# {cite:t}`zaman2025chain`, in full in the [bibliography](../../reference/bibliography).
+# {cite:t}`boppana2026reasoning`, {cite:t}`yuan2026hidden`, {cite:t}`goldowskydill2025detecting`,
+# {cite:t}`kumar2026pressure` and {cite:t}`zaman2025chain`, in full in the [bibliography](../../reference/bibliography).
