@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -856,8 +857,9 @@ def transcripts(
     """
     if label not in BEHAVIOURS:
         raise InputError(f"transcripts of {label!r}: legal are {', '.join(BEHAVIOURS)}")
-    if committed(loaded).exists():
-        known = read(committed(loaded))
+    path = committed(loaded)
+    if path.exists():
+        known = _read_once(path, path.stat().st_mtime_ns)
         rows = known[(known["label"] == label) & known["task"].isin(tasks)]
         chunks = -(-n // CHUNK)
         if known.attrs["parameters"]["seed"] == seed and rows["chunk"].max() + 1 >= chunks:
@@ -868,6 +870,11 @@ def transcripts(
     if label == "hint_free":
         return hinted(loaded, asked, hints=[("wrong", strength) for strength in HINTS], **options)
     return needs_chain(loaded, asked, own=label == "causal_own", **options)
+
+
+@lru_cache(maxsize=1)
+def _read_once(path: Path, changed: int) -> pd.DataFrame:
+    return read(path)
 
 
 def unfaithful(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, groupby
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -568,7 +568,9 @@ def combined(
             for weight, scores, truth, numbers, rows in parts
         )
 
-    return _estimate(total, groups, len(labels), seed)
+    found = _estimate(total, groups, len(labels), seed)
+    used = torch.stack([rows for *_, rows in parts]).any(0)
+    return replace(found, n=len({group for group, row in zip(groups, used.tolist(), strict=True) if row}))
 
 
 def calibration_error(
