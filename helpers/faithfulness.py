@@ -414,7 +414,7 @@ def causal(
 
     rows = [
         {"label": "causal_own" if own else "causal_given", **row}
-        for chain in _chains(loaded, asked, shots, own, None, batch_size, folder)
+        for chain in _chains(loaded, asked, shots, own, (), batch_size, folder)
         for row in _changes(loaded, *chain, own)
     ]
     if not rows:
@@ -435,23 +435,23 @@ def needs_chain(
     *,
     shots: Mapping[str, Sequence[Question]],
     own: bool,
-    style: str | None = None,
+    styles: Sequence[str] = (),
     folder: Path | None = None,
 ) -> pd.DataFrame:
     """The first of `causal_labels` alone, for what it takes: one pass with each chain and one without.
 
     Args:
         own: as `causal`.
-        style: in which the given chains are told; by default styles take turns.
+        styles: each given chain is told in all of these; by default styles take turns.
 
     Raises:
         InputError: an unknown style, or one for chains of the model's own.
     """
     import pandas as pd
 
-    if style is not None and (own or style not in STYLES):
-        raise InputError(f"style {style!r}: legal are {', '.join(STYLES)}, for chains that are given")
-    chains = _chains(loaded, asked, shots, own, style, generation.BATCH_SIZE, folder)
+    if styles and (own or not set(styles) <= set(STYLES)):
+        raise InputError(f"styles {list(styles)}: legal are {', '.join(STYLES)}, for chains that are given")
+    chains = _chains(loaded, asked, shots, own, styles, generation.BATCH_SIZE, folder)
     before = _examples(shots, "stated")
     prompts = [
         before[question.task] + questions.answered(line, reasoning)
@@ -486,23 +486,23 @@ def _chains(
     asked: Sequence[Question],
     shots: Mapping[str, Sequence[Question]],
     own: bool,
-    style: str | None,
+    styles: Sequence[str],
     batch_size: int,
     folder: Path | None,
 ) -> list[tuple[Question, str, str, str]]:
     """Question, its line, style and chain; without those of the model's own that did not come to an end."""
-    numbered = [(number, question) for group in _by_task(asked).values() for number, question in enumerate(group)]
-    lines = [questions.asked(question, options=OPTIONS[number % 2]) for number, question in numbered]
-    styles = [style or list(STYLES)[number % len(STYLES)] for number, _ in numbered]
-    if own:
-        before = _examples(shots, "stated")
-        starts = [before[question.task] for _, question in numbered]
-        given = _answers(loaded, starts, lines, form="free", batch_size=batch_size, folder=folder)
-        told = [reasoning if answer else "" for reasoning, answer in given]
-    else:
-        told = [_told(question, style) for (_, question), style in zip(numbered, styles, strict=True)]
-    asked = [question for _, question in numbered]
-    return [chain for chain in zip(asked, lines, styles, told, strict=True) if chain[-1]]
+    chains = []
+    for group in _by_task(asked).values():
+        for number, question in enumerate(group):
+            line = questions.asked(question, options=OPTIONS[number % 2])
+            for style in styles or [list(STYLES)[number % len(STYLES)]]:
+                chains.append((question, line, style, _told(question, style)))
+    if not own:
+        return chains
+    before = _examples(shots, "stated")
+    starts, lines = [before[question.task] for question, *_ in chains], [line for _, line, *_ in chains]
+    given = _answers(loaded, starts, lines, form="free", batch_size=batch_size, folder=folder)
+    return [(*chain[:3], told) for chain, (told, answer) in zip(chains, given, strict=True) if answer and told]
 
 
 def _told(question: Question, style: str) -> str:

@@ -114,13 +114,14 @@ def _restricted(draw: Draw, names: set[str]) -> Draw:
 
 def _lacking(draw: Draw, seed: int) -> set[str]:
     """The domains that do not have both classes in each of five folds."""
-    if len(set(draw.questions)) < 5:
-        return set(draw.domains)
-    found = Counter(
-        domain
-        for domain, *_ in set(zip(draw.domains, map(bool, draw.labels), folds_of(draw, seed).tolist(), strict=True))
-    )
-    return {domain for domain, number in found.items() if number < 2 * 5}
+    rows = list(zip(draw.domains, map(bool, draw.labels), draw.questions, strict=True))
+    questions = Counter((domain, label) for domain, label, _ in set(rows))
+    few = {domain for domain in draw.domains if min(questions[domain, True], questions[domain, False]) < 5}
+    if few:
+        return few
+    folds = folds_of(draw, seed).tolist()
+    there = Counter(domain for domain, *_ in {(*row[:2], fold) for row, fold in zip(rows, folds, strict=True)})
+    return {domain for domain, number in there.items() if number < 2 * 5}
 
 
 class Transfer(NamedTuple):

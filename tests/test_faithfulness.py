@@ -259,8 +259,8 @@ def test_a_chain_is_needed_by_itself_as_among_all_changes(embedded, shots):
         among = among.set_index("question")
         columns = ["needs_chain", "text", "answer", "at_cue", "at_reasoning"]
         pd.testing.assert_frame_equal(alone.loc[among.index, columns], among[columns], check_dtype=False)
-    told = faithfulness.needs_chain(embedded, asked, shots=shots, own=False, style="hedged")
-    assert set(told["style"]) == {"hedged"}
+    told = faithfulness.needs_chain(embedded, asked, shots=shots, own=False, styles=["hedged", "terse"])
+    assert (told.groupby("question")["style"].agg(set) == {"hedged", "terse"}).all()
 
 
 def test_transcripts_come_from_the_data_set_or_are_made_as_there(embedded, tmp_path, monkeypatch):
@@ -365,7 +365,7 @@ def test_bad_input_is_refused(embedded, asked, shots, refused):
     with refused("'constructed'", "hint_free"):
         faithfulness.transcripts(embedded, "constructed", tasks=["parity"], n=4, seed=0)
     with refused("'loud'", "terse"):
-        faithfulness.needs_chain(embedded, asked, shots=shots, own=False, style="loud")
+        faithfulness.needs_chain(embedded, asked, shots=shots, own=False, styles=["loud"])
     with refused("'long'", "free, direct"):
         faithfulness.hinted(embedded, asked, shots=shots, form="long")
     with refused("'loud' hint of kind 'wrong'", "weak"):

@@ -160,6 +160,10 @@ def test_domains_without_both_classes_are_left_out():
     only = [label and domain == first for label, domain in zip(draw.labels, draw.domains, strict=True)]
     assert hypotheses.filled([draw._replace(labels=only)], seed=0) == []
     assert hypotheses.filled([], seed=0) == []
+    few = [number for number, question in enumerate(draw.questions) if question in draw.questions[:4]]
+    assert hypotheses.filled([hypotheses._restricted(draw, set(STYLES))], seed=0) != []
+    some = Draw(draw.activations[few], *([values[row] for row in few] for values in draw[1:]))
+    assert hypotheses.filled([some], seed=0) == []
 
 
 def test_an_adversary_may_have_fewer_styles():

@@ -32,7 +32,7 @@
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
-n_questions: int = 6  # of each task, for constructed transcripts, 5 to 400
+n_questions: int = 5  # of each task, for constructed transcripts, 5 to 400
 n_own: int = 16  # of each task, for hints and changed chains, 4 to 400 by 4
 n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
 n_permutations: int = 100  # of the labels, 100 to 1000

@@ -31,7 +31,7 @@
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 n_questions: int = 5  # of each task, in each of eight styles, 5 to 400
-n_own: int = 16  # of each task, for hints and chains, 4 to 400 by 4
+n_own: int = 8  # of each task, for hints and chains, 4 to 400 by 4
 n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000
@@ -338,10 +338,8 @@ def chains(seed):
     asked = questions.questions(model, tasks=of_tasks, n=n_own, seed=seed)
     n_shots = faithfulness.N_SHOTS
     shots = questions.shots(model, tasks=of_tasks, n=n_shots, seed=seed)
-    options = {"shots": shots, "own": False}
-    return pd.concat(
-        faithfulness.needs_chain(model, asked, style=style, **options)
-        for style in FAMILIAR
+    return faithfulness.needs_chain(
+        model, asked, shots=shots, own=False, styles=list(FAMILIAR)
     )
 
 

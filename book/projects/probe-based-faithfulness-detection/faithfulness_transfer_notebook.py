@@ -163,7 +163,7 @@ def made(source, of_tasks, seed, n):
 # ## Read everything in the same place
 #
 # All transcripts are read after the same four worked examples, at the token before the answer and at the answer. The
-# layer is chosen once, for the constructed label, on questions of another draw.
+# layer is chosen once, for the constructed label on its first three tasks, on questions of another draw.
 
 
 # %%
@@ -181,7 +181,7 @@ def grouped(rows):
     return list(zip(rows["task"], rows["question"], strict=True))
 
 
-few = made("constructed", tasks["constructed"], seed + 1000, 5)
+few = made("constructed", tasks["constructed"][:3], seed + 1000, 5)
 layer = (
     probes.sweep(
         read(few, seed + 1000, ("answer",)),
