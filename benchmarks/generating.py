@@ -1,4 +1,4 @@
-"""Continuations of 32 questions after three examples, beside transformers' `generate` on the embedded model."""
+"""32 questions after three examples: continuations beside transformers' `generate`, activations beside `hooks`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,18 @@ def rows(quick: bool) -> Iterator[Row]:
             n_pairs=1 if quick else 5,
             note=f"{N_ROWS * N_NEW} new tokens, all prompts together {_n_tokens(loaded[dtype], questions)}",
         )
+
+    rows = [row[:-1] for row in hooks.token_ids(loaded["float32"], questions)]
+    in_trees = sum(len(tree.tokens) for tree in generation._trees(rows))
+    yield paired(
+        f"capture of resid_post, all layers, last position, {N_ROWS} questions after three examples, float32",
+        lambda: generation.capture(loaded["float32"], rows, "resid_post"),
+        lambda: hooks.capture(loaded["float32"], rows, "resid_post"),
+        named="hooks.capture, each prompt whole",
+        at_least=2,
+        n_pairs=1 if quick else 5,
+        note=f"{in_trees} tokens instead of {sum(map(len, rows))}",
+    )
 
 
 def _n_tokens(loaded: LoadedModel, texts: list[str]) -> int:

@@ -390,6 +390,36 @@ run.table(
     or [{"label": "none has enough rows on tasks that passed"}],
     caption="Labels from behaviour, read before the answer. The best of all sites, chosen in the other folds; the 95 % band and the p-value repeat that choice on permuted labels. First draw of the data; differences over all draws, with 95 % bootstrap intervals over questions.",
 )
+NAMES = {
+    "constructed": "contradiction",
+    "hint_free": "hint",
+    "causal_given": "given chain",
+    "causal_own": "own chain",
+}
+read_by = [label for label in NAMES if any(found[label].values())]
+if read_by:
+    at_least = HYPOTHESES["H1"].rule.split()[-1]
+    with plots.figure(
+        "all",
+        caption=f"Middle less late layers (H1), second-to-last less last token (H2), best head less best residual stream (H5): differences of AUROC with 95 % bootstrap intervals over questions, {n_data_seeds} draw(s) of the data. A hypothesis holds where the whole interval is above {at_least} (dashed); no point: neither side reads the label.",
+        alt="Differences of AUROC for three hypotheses, each on the labels that could be read.",
+        width=9.0,
+        ncols=3,
+        sharey=True,
+    ) as (_, panels):
+        for axes, name in zip(panels, ("H1", "H2", "H5"), strict=True):
+            for number, label in enumerate(read_by):
+                if found[label].get(name):
+                    plots.interval(axes, number, found[label][name])
+            axes.axhline(0, color=plots.INK, linestyle=":", linewidth=1)
+            axes.axhline(float(at_least), color=plots.GREY, linestyle="--")
+            axes.set_xticks(
+                range(len(read_by)),
+                [NAMES[label].replace(" ", "\n") for label in read_by],
+                fontsize=8,
+            )
+            axes.set(title=name, xlim=(-0.5, len(read_by) - 0.5))
+        panels[0].set_ylabel("difference of AUROC")
 
 # %% [markdown]
 # Hints: **{glue:text}`claim-h1-hint`** (H1), **{glue:text}`claim-h2-hint`** (H2), **{glue:text}`claim-h5-hint`** (H5).

@@ -210,7 +210,7 @@ for number in seeds:
             rows_of = rows[rows["task"].isin(tasks[label])]
             rows_of, truth = defined(label)(rows_of)
             parts.append(rows_of.assign(about=label, unfaithful=truth))
-            activations.append(states_here[rows_of.index.to_numpy()])
+            activations.append(states_here[rows_of.index.tolist()])
     tables.append(pd.concat(parts, ignore_index=True))
     states.append(torch.cat(activations))
 
