@@ -552,7 +552,7 @@ def combined(
 
     if not terms:
         raise InputError("no AUROC to combine: legal is at least one")
-    parts = []
+    parts, codes = [], torch.from_numpy(_codes(groups))
     for weight, scores, chosen in terms:
         scores, rows = torch.as_tensor(scores).double(), torch.as_tensor(chosen, dtype=torch.bool)
         if scores.shape == rows.shape:  # else refused in the next line
@@ -564,7 +564,7 @@ def combined(
 
     def total(weights: Float[Tensor, "resample row"]) -> Float[Tensor, " resample"]:
         return sum(
-            weight * _resampled(scores, truth, numbers, weights[:, rows])["auroc"][0]
+            weight * _resampled(scores, truth, codes[rows], numbers, weights[:, rows])["auroc"][0]
             for weight, scores, truth, numbers, rows in parts
         )
 
@@ -1003,23 +1003,37 @@ def _estimate(statistic, groups: Sequence[Hashable], n_rows: int, seed: int) -> 
 
 
 def _resampled(
-    scores: Float[Tensor, "site row"], labels: Bool[Tensor, " row"], folds: Int[Tensor, " row"], weights: Tensor
+    scores: Float[Tensor, "site row"],
+    labels: Bool[Tensor, " row"],
+    groups: Int[Tensor, " row"],
+    folds: Int[Tensor, " row"],
+    weights: Float[Tensor, "resample row"],
 ) -> dict[str, Float[Tensor, "site resample"]]:
-    """AUROC and accuracy, means over folds, under each row of weights."""
+    """AUROC and accuracy, means over folds, under each row of weights.
+
+    A group that was drawn twice is not compared with its own copy, and a fold counts by what was drawn of it: with few
+    groups in a fold most pairs would else be within a group, whose rows have much in common, and the interval would lie
+    beside its value.
+    """
     import torch
 
-    auroc, accuracy = [], []
+    concordant_pairs, pairs, accuracy = [], [], []
     for fold in range(int(folds.max()) + 1):
         held = folds == fold
         positive, negative = held & labels, held & ~labels
         difference = scores[:, positive, None] - scores[:, None, negative]
         concordant = (difference.sign() + 1) / 2
         for_positive, for_negative = weights[:, positive], weights[:, negative]
-        pairs = ((for_positive @ concordant) * for_negative).sum(-1)
-        auroc.append(pairs / (for_positive.sum(1) * for_negative.sum(1)))
+        same = groups[positive, None] == groups[None, negative]
+        copies = for_positive.square() - for_positive
+        share = 1 / same.numel() if same.numel() else math.nan  # each fold counts as much as any other
+        found = ((for_positive @ concordant) * for_negative).sum(-1) - (concordant * same).sum(-1) @ copies.T
+        concordant_pairs.append(found * share)
+        pairs.append((for_positive.sum(1) * for_negative.sum(1) - copies @ same.sum(1).to(copies)) * share)
         right = ((scores[:, held] > 0) == labels[held]).to(weights)
         accuracy.append(right @ weights[:, held].T / weights[:, held].sum(1))
-    return {name: torch.stack(parts).nanmean(0) for name, parts in (("auroc", auroc), ("accuracy", accuracy))}
+    auroc = torch.stack(concordant_pairs).nansum(0) / torch.stack(pairs).nansum(0)
+    return {"auroc": auroc, "accuracy": torch.stack(accuracy).nanmean(0)}
 
 
 def _intervals(
@@ -1032,7 +1046,8 @@ def _intervals(
     import torch
 
     weights = _weights(groups, len(labels), seed)
-    found = [_resampled(block, labels, folds, weights) for block in scores.split(16)]
+    numbers = torch.from_numpy(_codes(groups))
+    found = [_resampled(block, labels, numbers, folds, weights) for block in scores.split(16)]
     quantiles = torch.tensor([0.025, 0.975])
     return {
         name: torch.nanquantile(torch.cat([part[name] for part in found])[:, 1:], quantiles, dim=1).T
@@ -1047,9 +1062,12 @@ def _estimates(
     folds: Int[Tensor, " row"],
     seed: int,
 ) -> dict[str, Estimate]:
+    import torch
+
+    numbers = torch.from_numpy(_codes(groups))
     return {
         name: _estimate(
-            lambda weights, name=name: _resampled(scores[None].double(), labels, folds, weights)[name][0],
+            lambda weights, name=name: _resampled(scores[None].double(), labels, numbers, folds, weights)[name][0],
             groups,
             len(labels),
             seed,

@@ -272,6 +272,21 @@ def test_evaluate_gives_what_was_planted_with_intervals_that_know_groups():
     assert width["words"] > 1.5 * width["rows"]  # four rows of a word say no more than one
 
 
+def test_an_interval_lies_about_its_value_also_with_few_groups_in_a_fold():
+    """Rows of a group share an offset, so that pairs within groups are told apart more easily."""
+    outside, shifts = 0, []
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        groups = torch.arange(30).repeat_interleave(4)
+        labels = torch.arange(120) % 2 == 0
+        scores = labels + 3 * torch.randn(30, generator=generator)[groups] + 0.5 * torch.randn(120, generator=generator)
+        found = probes.evaluate(scores, labels.tolist(), groups.tolist(), folds=(groups % 10).tolist(), seed=seed)
+        area = found["auroc"]
+        outside += not area.low <= area.value <= area.high
+        shifts.append((area.low + area.high) / 2 - area.value)
+    assert outside == 0 and abs(sum(shifts) / len(shifts)) < 0.02, (outside, shifts)
+
+
 def test_groups_may_be_a_tensor():
     labels, groups = words(30, 4)
     scores = torch.linspace(0, 1, 120)
