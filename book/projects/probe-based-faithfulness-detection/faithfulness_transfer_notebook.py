@@ -460,12 +460,11 @@ for draw in draws_of([*LABELS], "answer", "about", layer)[:1]:
 
 # %% tags=["hide-input"]
 STROKES = ("-", "--", "-.", ":", (0, (1, 4)))
+apart_at = [
+    float(np.mean(by_task["within tasks"][at_layer]) - np.mean(areas))
+    for at_layer, areas in by_task.get("across tasks", {}).items()
+]
 if by_layer:
-    apart_at = {
-        at_layer: np.mean(by_task["within tasks"][at_layer])
-        - np.mean(by_task["across tasks"][at_layer])
-        for at_layer in by_task.get("within tasks", {})
-    }
     with plots.figure(
         "layers",
         caption=f"Probes of contradictions that were put in, by layer, at the answer. Left: on its own tasks and on each other (mean over tasks). Right: on each label. AUROC on questions that were not trained on, first draw of the data; dotted: chance; thin line: the layer of the figures above ({layer}).",
@@ -489,8 +488,8 @@ if by_layer:
             axes.set(xlabel="layer", ylim=(-0.03, 1.03))
             axes.legend(fontsize=8)
         left.set_ylabel("AUROC")
-run.value("apart_least", min(apart_at.values()) if by_task else "not to be had")
-run.value("apart_most", max(apart_at.values()) if by_task else "not to be had")
+run.value("apart_least", min(apart_at, default="not to be had"))
+run.value("apart_most", max(apart_at, default="not to be had"))
 run.table(
     "words",
     [
