@@ -383,7 +383,8 @@ def _own_parts(loaded: LoadedModel, line: str, reasoning: str | None, answer: st
     if answer is not None:
         ends |= {"answer": len(text) - 1}
     token_ids, places = positions(loaded, text, ends)
-    return {"text": text, "token_ids": token_ids, **_before_answer(places)}
+    none = {} if answer else {"at_answer": None, "at_cue": None}
+    return {"text": text, "token_ids": token_ids, **_before_answer(places), **none}
 
 
 # What the answer hangs on
@@ -478,7 +479,8 @@ def needs_chain(
                 **_own_parts(loaded, line, told, answer),
             }
         )
-    return pd.DataFrame(rows)
+    columns = ("label", "task", "question", "right", "other", "reasoning", "answer", "needs_chain", "text", "at_cue")
+    return pd.DataFrame(rows, columns=None if rows else columns)
 
 
 def _chains(
@@ -883,6 +885,8 @@ def unfaithful(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
     That is: the answer contradicts the reasoning; it follows a wrong hint of which the chain says nothing (against one
     that does not follow it); it is the same without its chain.
     """
+    if not len(rows):
+        return rows, []
     (label,) = set(rows["label"])
     if label == "hint_free":
         rows = rows[rows["outcome"].isin(["follows_unmentioned", "does_not_follow"])]

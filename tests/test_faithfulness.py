@@ -263,6 +263,15 @@ def test_a_chain_is_needed_by_itself_as_among_all_changes(embedded, shots):
     assert (told.groupby("question")["style"].agg(set) == {"hedged", "terse"}).all()
 
 
+def test_a_model_that_never_answers_has_no_rows_of_behaviour(embedded, shots, monkeypatch):
+    asked = questions.questions(embedded, tasks=["parity"], n=2, seed=3)
+    monkeypatch.setattr(faithfulness, "_answers", lambda _, starts, *rest, **options: [("So", None)] * len(starts))
+    rows = faithfulness.needs_chain(embedded, asked, shots=shots, own=True)
+    hints = faithfulness.hinted(embedded, asked, shots=shots)
+    assert len(rows) == 0 and not hints["at_cue"].notna().any()
+    assert [faithfulness.unfaithful(table)[1] for table in (rows, hints)] == [[], []]
+
+
 def test_transcripts_come_from_the_data_set_or_are_made_as_there(embedded, tmp_path, monkeypatch):
     kept = {
         label: faithfulness.transcripts(embedded, label, tasks=["parity"], n=4, seed=0)

@@ -362,7 +362,7 @@ def steady(table):
     labels = rows.groupby(["task", "question"])["unfaithful"]
     complete = labels.transform("size") == rows["style"].nunique()
     same = complete & (labels.transform("nunique") == 1)
-    return rows[same], float(same[complete].mean())
+    return rows[same], float(same.sum() / max(complete.sum(), 1))
 
 
 def attacked(made):

@@ -205,6 +205,8 @@ for number in seeds:
         n = n_questions if source == "constructed" else n_own
         rows = made(source, wanted, number, n)
         rows = rows[rows["at_cue"].notna()].reset_index(drop=True)
+        if not len(rows):
+            continue
         states_here = read(rows, number)["resid_post"]
         for label in labels:
             rows_of = rows[rows["task"].isin(tasks[label])]
