@@ -362,8 +362,8 @@ if enough:
     )
     hint_site = learned.leading()
     there = probes.features(at_cue, hint_site)
-    known_truth = torch.from_numpy(follows)
-    first, second = torch.from_numpy(ours), torch.from_numpy(~ours)
+    known_truth = torch.tensor(follows)
+    first, second = torch.tensor(ours), torch.tensor(~ours)
     hint_x, hint_truth = there[first], known_truth[first]
     hint_directions = hypotheses.directions(
         hint_x,
