@@ -516,7 +516,7 @@ run.table(
 # ## Ask what else could have told
 #
 # The model's own contradictions were not balanced by anyone. If they come with one order of the verdict, or on one
-# task, a probe has that to read as well. Two rules without any probe:
+# task, a probe has that to read as well. Three rules without any probe:
 
 # %%
 own_rows = first[first["about"] == "own contradiction"]
