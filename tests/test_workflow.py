@@ -282,6 +282,13 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"] and target.read_text() == "old"
 
 
+def test_chapters_that_read_the_data_set_come_after_it():
+    (made,) = {after for chapter in chapters.all_chapters() for after in chapters.comes_after(chapter)}
+    assert made.endswith("/day12-14_cot_dataset") and chapters.comes_after(made) == []
+    reading = [chapter for chapter in chapters.all_chapters() if chapters.comes_after(chapter)]
+    assert reading == [chapter for chapter in chapters.all_chapters() if "/faithfulness_" in chapter]
+
+
 def test_a_chapter_is_found_by_any_of_its_names():
     whole = chapters.all_chapters()[0]
     short = whole.rsplit("/", 1)[-1]

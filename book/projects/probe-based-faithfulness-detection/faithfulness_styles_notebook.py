@@ -329,7 +329,7 @@ run.claim(
 # styles, on questions on which all three end alike. Read before the answer, in the layer chosen above.
 
 
-# %%
+# %% tags=["hide-input"]
 def chains(seed):
     """Given chains in every familiar style."""
     of_tasks = gates.get("causal_given", list(questions.TASKS))[:n_tasks]

@@ -129,8 +129,8 @@ tasks = {
 
 # %% [markdown]
 # One of the labels is new. Now and then the model states a verdict and answers otherwise: a contradiction of its own,
-# found by the same parser that [days 12 to 14](day12-14_cot_dataset) use to check the constructed ones. It is the same
-# label on transcripts that nobody built.
+# found by a parser like that of [days 12 to 14](day12-14_cot_dataset). It is the same label on transcripts that nobody
+# built. The answer is the candidate with the higher logit after the model's own chain.
 
 # %%
 VERDICT = r"(?:not \w+ but (\w+)|(\w+), not \w+|it is (\w+))\.$"
@@ -390,7 +390,10 @@ run.claim("contradiction-to-hint", **journey(1))
 run.claim("contradiction-to-causal", **journey(2))
 run.claim("hint-to-causal", **journey(3))
 run.claim("given-to-own", **journey(4))
-run.value("to_own", journey(0)["estimate"] or "not to be had: too few of them")
+run.value(
+    "to_own",
+    journey(0)["estimate"] or "no figure, as there are too few of them",
+)
 run.value(
     "at_home",
     travelled.get("answer", hypotheses.Transfer({}, None)).pairs.get(
@@ -412,7 +415,7 @@ run.value(
 # reader of words might travel as well as a probe: the same journeys, with counts of words and pairs of words instead of
 # activations.
 
-# %%
+# %% tags=["hide-input"]
 from sklearn.feature_extraction.text import CountVectorizer
 
 HOME = "constructed"
@@ -509,9 +512,9 @@ run.table(
 )
 
 # %% [markdown]
-# Within tasks less across, by layer, of the constructed label: {glue:text}`apart_least` to {glue:text}`apart_most`. Where
-# that spans the bound of H3, the verdict belongs to the layer as much as to the label: many layers read the label so
-# well within tasks that the choice among them says nothing, and they do not travel alike.
+# Over all layers, within tasks less across goes from {glue:text}`apart_least` to {glue:text}`apart_most` on the
+# constructed label; the left panel shows which of them read it at all. Where, among those that do, the gap crosses the
+# bound of H3, the verdict belongs to the layer as much as to the label.
 #
 # ## Ask what else could have told
 #
