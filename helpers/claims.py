@@ -21,6 +21,8 @@ from typing import Any
 
 from helpers import InputError
 
+NO_SIZE = {"device", "save"}
+"""Parameters that say where a run takes place or what it keeps, and change no number beyond its tolerance."""
 RULE_NAMES = {"value", "baseline", "published", "abs"}
 RULE_NODES = (
     *(ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant),
@@ -79,8 +81,9 @@ class Claim:
     estimate: Estimate | None
     baseline: float | None
     baseline_is: str
-    tolerance: float
-    """How far a re-run of the same size may lie from the record and still count as the same."""
+    tolerance: float | None
+    """How far a re-run of the same size may lie from the record and still count as the same. None where only
+    the verdict must be the same, as for models trained in the chapter: processors differ."""
     published: Published | None
 
 
@@ -121,7 +124,7 @@ def decide(
     estimate: Estimate | None,
     baseline: float | None = None,
     baseline_is: str = "",
-    tolerance: float = 0.0,
+    tolerance: float | None = 0.0,
     published: Published | None = None,
     model_name: str = "",
 ) -> Claim:
@@ -194,6 +197,52 @@ def _is_truth(node: ast.expr) -> bool:
 def as_record(claims: Iterable[Claim]) -> list[dict[str, Any]]:
     """Claims as plain JSON values."""
     return [asdict(claim) for claim in claims]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The claims of a run beside those on record."""
+
+    why_not: str
+    """Why the two can't be compared; empty where they are."""
+    same: tuple[str, ...] = ()
+    """Ids of the claims with the same verdict and a value within their tolerance."""
+    others: tuple[str, ...] = ()
+    """Ids of the rest, with those that only one of the two has."""
+    largest: float = 0.0
+    """The largest difference of two values, over claims that have a tolerance."""
+
+
+def compare(run: dict[str, Any], record: dict[str, Any]) -> Comparison:
+    """Compare a run with the one on record, where both are of the same size on the same weights.
+
+    Args:
+        run, record: as `runs.read_record` gives them.
+    """
+    if run["model"]["weights_sha256"] != record["model"]["weights_sha256"]:
+        return Comparison("other weights")
+    ours, theirs = (
+        {name: value for name, value in one["parameters"].items() if name not in NO_SIZE} for one in (run, record)
+    )
+    if differing := [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]:
+        return Comparison(
+            "another size: "
+            + ", ".join(f"{name} is {ours.get(name)}, on record {theirs.get(name)}" for name in differing)
+        )
+    claims, on_record = ({claim["id"]: claim for claim in one["claims"]} for one in (run, record))
+    pairs = {id: (claims[id], on_record[id]) for id in claims if id in on_record}
+    gaps = {
+        id: abs(claim["estimate"]["value"] - other["estimate"]["value"])
+        for id, (claim, other) in pairs.items()
+        if claim["tolerance"] is not None and claim["estimate"] and other["estimate"]
+    }
+    same = tuple(
+        id
+        for id, (claim, other) in pairs.items()
+        if claim["verdict"] == other["verdict"] and gaps.get(id, 0.0) <= (claim["tolerance"] or 0.0)
+    )
+    others = tuple(sorted({*claims, *on_record} - set(same)))
+    return Comparison("", same, others, max(gaps.values(), default=0.0))
 
 
 def as_html(claims: Iterable[Claim]) -> str:

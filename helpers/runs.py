@@ -11,6 +11,7 @@ import ast
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -158,6 +159,7 @@ class Run:
         _glue("profile", origin["profile"])
         _glue("threads", str(origin["hardware"]["threads"]))
         _glue("seconds", f"{origin['seconds']:.0f}")
+        _glue("memory", f"{origin['memory_gb']:.1f}")
         html = claims.as_html(self.claims.values()) + _provenance_html(record)
         display({"text/html": html}, metadata={RECORD: record}, raw=True)
 
@@ -183,14 +185,17 @@ def progress(items: Iterable[Item], step: str) -> Iterator[Item]:
 
 
 def provenance() -> dict[str, Any]:
-    """Where and when a run took place: versions, hardware, seconds since this module was imported."""
+    """Where and when a run took place: versions, hardware, seconds since this module was imported, peak memory."""
     import joblib
     import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes of what the system counts in
 
     return {
         "profile": os.environ.get("BOOK_PROFILE", "by hand"),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(STARTED)),
         "seconds": round(time.time() - STARTED, 1),
+        "memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2),
         "hardware": {
             "machine": platform.machine(),
             "system": platform.system(),

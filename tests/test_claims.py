@@ -282,3 +282,55 @@ def test_estimates_are_written_with_their_interval_and_count():
     estimate = Estimate(0.91567, 0.9061, 0.9221, 16, of="heads")
     assert str(estimate) == "0.916 (95 % interval 0.906 to 0.922, n = 16 heads)"
     assert estimate.brief() == "0.916 [0.906, 0.922]"
+
+
+# Comparison with the record
+
+
+def recorded(*, seed=1, device="cpu", weights="a", **values):
+    made = [
+        decide("value > 0.5", Estimate(value, value - 0.01, value + 0.01, 10), tolerance=0.02)
+        if not isinstance(value, claims.Claim)
+        else value
+        for value in values.values()
+    ]
+    return {
+        "model": {"weights_sha256": weights},
+        "parameters": {"seed": seed, "device": device},
+        "claims": [claim | {"id": id} for id, claim in zip(values, claims.as_record(made), strict=True)],
+    }
+
+
+def test_a_run_is_the_same_as_the_record_within_the_tolerance_of_each_claim():
+    found = claims.compare(recorded(near=0.71, far=0.9), recorded(near=0.7, far=0.8))
+    assert (found.why_not, found.same, found.others) == ("", ("near",), ("far",))
+    assert found.largest == pytest.approx(0.1)
+
+
+def test_a_verdict_that_turned_is_no_match_however_near_the_value():
+    found = claims.compare(recorded(one=0.515), recorded(one=0.505))
+    assert found.others == ("one",) and found.largest == pytest.approx(0.01)
+
+
+def test_a_claim_without_tolerance_is_compared_by_its_verdict_alone():
+    trained = [decide("value > 0.5", Estimate(value, value, value, 10), tolerance=None) for value in (0.6, 90.0, 0.1)]
+    assert claims.compare(recorded(one=trained[1]), recorded(one=trained[0])).same == ("one",)
+    assert claims.compare(recorded(one=trained[1]), recorded(one=trained[0])).largest == 0
+    assert claims.compare(recorded(one=trained[2]), recorded(one=trained[0])).others == ("one",)
+
+
+def test_claims_that_one_of_the_two_lacks_are_others():
+    assert claims.compare(recorded(one=0.7, new=0.7), recorded(one=0.7, old=0.7)).others == ("new", "old")
+    unmeasured = decide("value > 0.5", None)
+    assert claims.compare(recorded(one=unmeasured), recorded(one=unmeasured)).same == ("one",)
+    assert claims.compare(recorded(one=unmeasured), recorded(one=0.7)).others == ("one",)
+
+
+@pytest.mark.parametrize(
+    ("difference", "why"),
+    [({"weights": "b"}, "other weights"), ({"seed": 2}, "seed is 2, on record 1"), ({"device": "cuda"}, "")],
+)
+def test_only_runs_of_equal_size_on_equal_weights_are_compared(difference, why):
+    found = claims.compare(recorded(one=0.7, **difference), recorded(one=0.7))
+    assert why in found.why_not and bool(found.why_not) == bool(why)
+    assert found.same == (() if why else ("one",))

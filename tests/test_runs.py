@@ -247,6 +247,7 @@ def test_provenance_says_where_when_and_with_what(monkeypatch):
     assert runs.code_version()["git_commit"] == (head or None)
     assert found["profile"] == "ci"
     assert 100 <= found["seconds"] < 110
+    assert 0.2 < found["memory_gb"] < 20  # torch alone takes a good deal
     started = time.strptime(found["started"], "%Y-%m-%dT%H:%M:%SZ")
     assert 95 < time.mktime(time.gmtime()) - time.mktime(started) < 115
     hardware = found["hardware"]

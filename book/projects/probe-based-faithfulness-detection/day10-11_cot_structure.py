@@ -20,8 +20,8 @@
 # of, on which questions it helps, whether the answer follows it, and where in it the model is undecided. Whoever calls
 # a chain faithful or not must know these: a chain that changes no answer can't be the reason for one.
 #
-# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
-# {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
+# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
+# {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
 #
 # You will learn
 #

@@ -21,8 +21,8 @@
 # itself says, and what becomes of the probe when a sentence says *not*. The tools are those that the rest of this
 # project needs, where the label is whether a model's stated reasoning is the real one and no answer is obvious.
 #
-# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
-# {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
+# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
+# {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
 #
 # You will learn
 #

@@ -20,8 +20,8 @@
 # bag of words can win. We ask where the verdict is put together (which token, which layer, attention or MLP, which
 # head), test five things that this project once took for granted, and then reach in and move it.
 #
-# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
-# {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
+# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
+# {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
 #
 # You will learn
 #

@@ -21,8 +21,8 @@
 # **{glue:text}`claim-operations-agree`**). Both have changed a lot, and old habits fail in them, some without a word; each of
 # those is shown beside the way that works. What the rest of this project reads from a large model stands on this page.
 #
-# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
-# {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
+# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
+# {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
 #
 # You will learn
 #

@@ -21,8 +21,8 @@
 # [styles](faithfulness_styles_notebook) have pages of their own. The rules were written down before the first result,
 # sites are chosen where nothing is tested, and "no" is an answer.
 #
-# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
-# {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
+# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
+# {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
 #
 # You will learn
 #

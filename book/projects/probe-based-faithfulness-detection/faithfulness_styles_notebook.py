@@ -19,8 +19,8 @@
 # styles, with the label held fixed, and let an adversary choose which style each class comes in. Then we tie style to
 # label in the training set, little by little, and look for the point at which a probe learns the style instead.
 #
-# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
-# {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
+# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
+# {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
 #
 # You will learn
 #

@@ -21,8 +21,8 @@
 # because they are the clearest case of an algorithm that was read off a trained network, and because
 # learning from the context seems to rest on them.
 #
-# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
-# {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
+# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
+# {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
 #
 # You will learn
 #
@@ -539,7 +539,7 @@ run.claim(
     estimate=claims.mean(toy_scores[2], seed=seed, of="held-out sequences"),
     baseline=float(toy_scores[1].mean()),
     baseline_is="in-context-learning score of one layer",
-    tolerance=0.5,
+    tolerance=None,
 )
 
 # %% tags=["hide-input"]
@@ -649,7 +649,7 @@ run.claim(
     ),
     baseline=float(by_chance.quantile(0.95)),
     baseline_is="95th percentile of random matrices of the same shapes",
-    tolerance=0.1,
+    tolerance=None,
 )
 run.claim(
     "induction-composes-through-keys",
@@ -660,7 +660,7 @@ run.claim(
     ),
     baseline=max(float(rise[cut].mean()) for cut in others),
     baseline_is="the largest rise of the loss by any other cut",
-    tolerance=2.0,
+    tolerance=None,
 )
 run.table(
     "cuts",

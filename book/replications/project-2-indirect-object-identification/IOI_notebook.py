@@ -21,8 +21,8 @@
 # given, by criteria that are the same for all, so that the answer may be another circuit, or none:
 # **{glue:text}`outcome`**.
 #
-# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s on
-# {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
+# *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
+# {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
 #
 # You will learn
 #
