@@ -2,6 +2,7 @@
 #   make book [PROFILE=embedded|ci|gpt2|qwen] [TORCH=cpu|cuda]
 #   make test
 #   make run CHAPTER=induction_heads_notebook PARAMS="n_sequences=8 seed=1"
+#   make new-chapter NAME=day15_my_question
 #   make lab | record | bench | pair | lint | clean
 
 VENV_PYTHON := .venv/bin/python
@@ -10,6 +11,7 @@ PY ?= $(VENV_PYTHON)
 PROFILE ?= embedded
 TORCH ?=
 CHAPTER ?=
+NAME ?=
 PARAMS ?=
 TESTS ?=
 # Where Linux finds torch without CUDA, when the package index at hand has no such build.
@@ -18,7 +20,7 @@ export TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SYSTEM_PYTHON = $(shell for python in python3.13 python3.12 python3.11 python3; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
 
-.PHONY: book test run lab record bench pair lint clean environment model
+.PHONY: book test run new-chapter lab record bench pair lint clean environment model
 .DEFAULT_GOAL := book
 
 book: environment model
@@ -31,6 +33,10 @@ test: environment model
 
 run: environment model
 	@$(PY) -m workflow.book run "$(CHAPTER)" "$(PARAMS)"
+
+# A chapter that runs as it stands, to be filled: the pair, its sizes, its line in _toc.yml.
+new-chapter: environment
+	@$(PY) -m workflow.book new-chapter "$(NAME)"
 
 lab: environment
 	@BOOK_LIVE=1 $(PY) -m jupyterlab book

@@ -4,6 +4,7 @@ python -m workflow.book build [PROFILE]         run what is out of date, then th
 python -m workflow.book run CHAPTER [PARAMS]    one chapter with other parameters, in its own folder
 python -m workflow.book record                  the `record` profile, copied to results/
 python -m workflow.book pair                    each chapter's .ipynb from its .py
+python -m workflow.book new-chapter NAME        a new chapter, listed, with sizes, that runs as it stands
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,15 +70,73 @@ def pair() -> None:
             print(target)
 
 
+def new_chapter(name: str) -> None:
+    """Write a chapter from the scaffold beside this file, and list it where the others of its folder are.
+
+    Args:
+        name: of the notebook, in the research project; or a path below `book/` into a folder of another project.
+
+    Raises:
+        InputError: the name can't be a chapter's, its folder is no project's, or the chapter exists.
+    """
+    folder, _, last = name.removeprefix("book/").removesuffix(".py").rpartition("/")
+    folders = sorted({chapter.rpartition("/")[0] for chapter in chapters.all_chapters()})
+    folder = folder or "projects/probe-based-faithfulness-detection"
+    if not re.fullmatch(r"[A-Za-z][\w-]*", last):
+        raise InputError(f"{last!r} can't be the name of a chapter: legal are letters, digits, _ and -, a letter first")
+    if folder not in folders:
+        raise InputError(f"there is no project {folder!r}: legal are {', '.join(folders)}")
+    chapter = f"{folder}/{last}"
+    target = ROOT / "book" / f"{chapter}.py"
+    if target.exists() or last in [other.rpartition("/")[2] for other in chapters.all_chapters()]:
+        raise InputError(f"there is a chapter {last!r} already: choose another name")
+    words = {
+        "TITLE": last.replace("_", " "),
+        "CHAPTER": chapter,
+        "NAME": last,
+        "BIBLIOGRAPHY": "../" * chapter.count("/") + "reference/bibliography",
+    }
+    scaffold = (ROOT / "workflow" / "new_chapter.txt").read_text(encoding="utf-8")
+    write(target, re.sub("|".join(words), lambda found: words[found[0]], scaffold))
+    contents = (ROOT / "_toc.yml").read_text(encoding="utf-8").splitlines(keepends=True)
+    last_of_folder = [other for other in chapters.all_chapters() if other.rpartition("/")[0] == folder][-1]
+    place = next(number for number, line in enumerate(contents) if line.endswith(f"file: book/{last_of_folder}\n"))
+    entry = contents[place][: contents[place].index("file:")] + f"file: book/{chapter}\n"
+    write(ROOT / "_toc.yml", "".join([*contents[: place + 1], entry, *contents[place + 1 :]]))
+    for profile, size in (("ci", 4), ("record", 50)):
+        path = chapters.PROFILES / f"{profile}.yaml"
+        write(path, path.read_text(encoding="utf-8") + f"{chapter}:\n  n_passages: {size}\n")
+    write(target.with_suffix(".ipynb"), paired(chapter))
+    print(target)
+
+
 def paired(chapter: str) -> str:
-    """The `.ipynb` that belongs to a chapter's `.py`, as nbstripout leaves it."""
+    """The `.ipynb` that belongs to a chapter's `.py`, as nbstripout leaves it, with the set-up cell for Colab."""
     import jupytext
     import nbformat
     from nbstripout import strip_output
 
     notebook = jupytext.read(ROOT / "book" / f"{chapter}.py")
+    notebook.cells = colab_cells() + notebook.cells
     notebook = strip_output(notebook, keep_output=False, keep_count=False, keep_id=False)
     return nbformat.writes(notebook) + "\n"
+
+
+def colab_cells() -> list[Any]:
+    """On Colab, which opens the notebook alone: a first cell that fetches the rest. None without an address."""
+    import nbformat
+    import yaml
+
+    address = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
+    source = f"""# On Colab only: fetch the book's helpers and the packages they need.
+import sys
+
+if "google.colab" in sys.modules:
+    !git clone --depth 1 {address} book
+    %cd book
+    %pip install -q -r requirements.lock"""
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["colab", "remove-cell"]})
+    return [cell] if address else []
 
 
 def snakemake(target: str, profile: str) -> None:
@@ -290,6 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
         commands.add_parser(command).add_argument("profile", nargs="?", default="embedded")
     commands.add_parser("record")
     commands.add_parser("pair")
+    commands.add_parser("new-chapter").add_argument("name")
     for command, last in (("run", "parameters"), ("execute", "profile")):
         added = commands.add_parser(command)
         added.add_argument("chapter")
@@ -298,6 +359,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "pair":
             pair()
+        elif options.command == "new-chapter":
+            new_chapter(options.name)
         elif options.command == "execute":
             parameters = chapters.profile_parameters(options.profile, options.chapter)
             execute(options.chapter, parameters, RUNS / options.profile, profile=options.profile)

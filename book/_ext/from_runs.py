@@ -1,0 +1,398 @@
+"""Directives for pages of prose that show what runs gave: no number on them is typed.
+
+    {run-output} CHAPTER#ID       a figure or a table of a chapter of this build, by its anchor
+    {last-run}                    which chapters this build ran, on what, with the time and memory they took
+    {scoreboard} [summary]        every claim of the book: on record, in this build, as published
+
+The record is what `results/` holds; this build is what its pages show (see `executed_pages`). A model without
+a record was not run: nothing is invented for it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from docutils import nodes
+from executed_pages import ROOT, executed_copy
+from helpers import claims, models
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from workflow import chapters
+
+NOT_RUN = "This chapter has not been run in this build: `make book` runs it."
+VERDICTS = ("holds", "fails", "depends", "not comparable", "not run")
+DASH = "–"
+
+
+def run_of(chapter: str) -> dict[str, Any] | None:
+    """The record of a chapter's run in this build."""
+    copy = executed_copy(chapter)
+    return copy and json.loads(copy.with_suffix(".json").read_text())
+
+
+def records_of(chapter: str) -> dict[str, dict[str, Any]]:
+    """The committed records of a chapter, by model."""
+    paths = sorted((ROOT / "results").glob(f"*/record/{chapter}.json"))
+    records = [json.loads(path.read_text()) for path in paths]
+    return {record["model"]["name"]: record for record in records}
+
+
+def planned_models() -> dict[str, set[str]]:
+    """The models that a profile names, each with the chapters that it would run on them."""
+    planned: dict[str, set[str]] = {
+        models.DEFAULT_MODEL: set(chapters.all_chapters())
+    }
+    for profile in chapters.profiles():
+        for chapter in chapters.all_chapters():
+            name = chapters.profile_parameters(profile, chapter).get(
+                "model_name"
+            )
+            if name:
+                planned.setdefault(name, set()).add(chapter)
+    return planned
+
+
+def title_of(chapter: str) -> str:
+    source = (ROOT / "book" / f"{chapter}.py").read_text(encoding="utf-8")
+    return re.search(r"^# # (.+)$", source, re.MULTILINE)[1]
+
+
+def output_with(notebook: Path, anchor: str) -> str | None:
+    """The HTML of the output that holds an element of this id."""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            html = output.get("data", {}).get("text/html", "")
+            if f'id="{anchor}"' in html:
+                return html
+    return None
+
+
+class RunDirective(SphinxDirective):
+    """What the directives below share: small docutils nodes, and links to chapters."""
+
+    def link(
+        self, chapter: str, text: str, anchor: str = ""
+    ) -> nodes.reference:
+        uri = self.env.app.builder.get_relative_uri(
+            self.env.docname, f"book/{chapter}"
+        )
+        uri += f"#{anchor}" if anchor else ""
+        return nodes.reference("", text, internal=True, refuri=uri)
+
+    def paragraph(self, *parts: str | nodes.Node) -> nodes.paragraph:
+        found = nodes.paragraph()
+        found += [
+            nodes.Text(part) if isinstance(part, str) else part
+            for part in parts
+        ]
+        return found
+
+    def table(
+        self, head: list[str], rows: list[nodes.row], *, classes: list[str]
+    ) -> nodes.Node:
+        """A table that scrolls in its own box; rows are those of `row`."""
+        table = nodes.table(classes=classes)
+        group = nodes.tgroup(cols=len(head))
+        group += [nodes.colspec(colwidth=1) for _ in head]
+        group += nodes.thead("", self.row([[name] for name in head]))
+        group += nodes.tbody("", *rows)
+        table += group
+        return nodes.container("", table, classes=["wide-table"])
+
+    def row(
+        self, cells: list[list[str | nodes.Node]], classes: tuple[str, ...] = ()
+    ) -> nodes.row:
+        row = nodes.row(classes=list(classes))
+        row += [nodes.entry("", self.paragraph(*cell)) for cell in cells]
+        return row
+
+
+class RunOutput(RunDirective):
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        chapter, anchor = self.arguments[0].split("#")
+        copy = executed_copy(chapter)
+        html = copy and output_with(copy, anchor)
+        if not copy:
+            return [self.paragraph(NOT_RUN)]
+        if not html:
+            raise self.error(f"{chapter} has no output with the id {anchor!r}")
+        return [nodes.raw("", html, format="html")]
+
+
+class LastRun(RunDirective):
+    def run(self) -> list[nodes.Node]:
+        found = {
+            chapter: run
+            for chapter in chapters.all_chapters()
+            if (run := run_of(chapter))
+        }
+        if not found:
+            return [self.paragraph(NOT_RUN)]
+        origins = [run["provenance"] for run in found.values()]
+        hardware = origins[0]["hardware"]
+        profiles = sorted({origin["profile"] for origin in origins})
+        rows = [
+            self.row(
+                [
+                    [self.link(chapter, title_of(chapter))],
+                    [
+                        run["model"]["title"],
+                        f", {run['model']['quantisation']}"
+                        if run["model"]["quantisation"]
+                        else "",
+                    ],
+                    [f"{run['provenance']['seconds']:.0f} s"],
+                    [f"{run['provenance']['memory_gb']:.1f} GB"],
+                ]
+            )
+            for chapter, run in found.items()
+        ]
+        text = (
+            f"This build shows {len(found)} of {len(chapters.all_chapters())} chapters, run between"
+            f" {min(origin['started'] for origin in origins)[:10]} and {max(origin['started'] for origin in origins)[:10]}"
+            f" with the profile {', '.join(profiles)} on {hardware['threads']} threads ({hardware['system']},"
+            f" {hardware['machine']}), in {sum(origin['seconds'] for origin in origins) / 60:.0f} minutes together."
+        )
+        head = ["chapter", "model", "time", "memory at its peak"]
+        return [
+            self.paragraph(text),
+            self.table(head, rows, classes=["last-run"]),
+        ]
+
+
+class Scoreboard(RunDirective):
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        if self.arguments == ["summary"]:
+            return [self.paragraph(self.on_record())]
+        form = (
+            Path(__file__).parent.parent / "_static" / "scoreboard-filters.html"
+        ).read_text(encoding="utf-8")
+        sections = [
+            section
+            for chapter in chapters.all_chapters()
+            if (section := self.section(chapter))
+        ]
+        return [
+            self.paragraph(self.on_record()),
+            self.paragraph(self.compared()),
+            nodes.raw("", form, format="html"),
+            *sections,
+        ]
+
+    def on_record(self) -> str:
+        """The verdicts on record, counted for each model."""
+        counts: dict[str, Counter] = {}
+        for chapter in chapters.all_chapters():
+            for model, record in records_of(chapter).items():
+                counts.setdefault(model, Counter()).update(
+                    claim["verdict"] for claim in record["claims"]
+                )
+        told = [
+            f"On record for {model} are {count.total()} claims: "
+            + ", ".join(
+                f"{count[verdict]} {verdict}"
+                for verdict in VERDICTS
+                if count[verdict]
+            )
+            + "."
+            for model, count in counts.items()
+        ]
+        never = [
+            models.REGISTRY[name].title
+            for name in planned_models()
+            if name not in counts
+        ]
+        return " ".join(
+            told + ([f"Never run: {', '.join(never)}."] if never else [])
+        )
+
+    def compared(self) -> str:
+        """This build beside the record, over all chapters of equal size."""
+        found = [
+            (claims.compare(run, record), record)
+            for chapter in chapters.all_chapters()
+            if (run := run_of(chapter))
+            and (record := records_of(chapter).get(run["model"]["name"]))
+        ]
+        equal = [
+            comparison for comparison, _ in found if not comparison.why_not
+        ]
+        if not equal:
+            return "This build was run at other sizes than the record, so none of its numbers is compared with it."
+        same, others = (
+            sum(len(getattr(one, name)) for one in equal)
+            for name in ("same", "others")
+        )
+        largest = claims.short(max(one.largest for one in equal))
+        return (
+            f"{len(equal)} chapters of this build were run at the size of the record. Same as on record: {same} of"
+            f" {same + others}, largest difference {largest}."
+        )
+
+    def section(self, chapter: str) -> nodes.section | None:
+        """A heading and a table for one chapter, if any run of it is known."""
+        run, records = run_of(chapter), records_of(chapter)
+        record = records.get(models.DEFAULT_MODEL)
+        first = record or run
+        if not first:
+            return None
+        comparison = claims.compare(run, record) if run and record else None
+        others = [
+            name
+            for name, planned in planned_models().items()
+            if name != models.DEFAULT_MODEL
+            and (chapter in planned or name in records)
+        ]
+        head = ["claim", "on record", "this build", "published", "other models"]
+        ours = {claim["id"]: claim for claim in run["claims"]} if run else {}
+        rows = []
+        for claim in first["claims"]:
+            id, verdict = claim["id"], claim["verdict"] if record else "not run"
+            same = bool(comparison) and id in comparison.same
+            cells = [
+                [
+                    self.link(
+                        chapter,
+                        claim["sentence"],
+                        f"claim-{id}" if id in ours else "",
+                    ),
+                    small(f"Decided by: {claim['rule']}"),
+                ],
+                [*told(claim), *against(claim)] if record else ["not run"],
+                [*told(ours[id]), " (as on record)" if same else ""]
+                if id in ours
+                else ["not run"],
+                self.published(claim),
+                self.other_models(id, others, records),
+            ]
+            rows.append(
+                self.row(cells, (f"verdict-{verdict.replace(' ', '-')}",))
+            )
+        section = nodes.section(
+            ids=[nodes.make_id(chapter.rsplit("/", 1)[-1])],
+            classes=["scoreboard"],
+        )
+        section += nodes.title("", title_of(chapter))
+        section += self.paragraph(self.heading(run, record, comparison))
+        section += self.table(head, rows, classes=["scoreboard"])
+        return section
+
+    def other_models(
+        self, id: str, names: list[str], records: dict[str, Any]
+    ) -> list[str | nodes.Node]:
+        """The verdicts of other models on a claim: on record, or not run."""
+        cell: list[str | nodes.Node] = []
+        for name in names:
+            found = [
+                one
+                for one in records.get(name, {}).get("claims", [])
+                if one["id"] == id
+            ]
+            cell += [
+                f"{models.REGISTRY[name].title}: ",
+                *(told(found[0]) if found else ["not run"]),
+                ". ",
+            ]
+        return cell or [DASH]
+
+    def heading(
+        self, run: Any, record: Any, comparison: claims.Comparison | None
+    ) -> str:
+        """What the chapter's record and its run in this build were made with."""
+        parts = []
+        if record:
+            origin = record["provenance"]
+            parts.append(
+                f"On record: {record['model']['name']}, {origin['started'][:10]},"
+                f" commit {(origin['git_commit'] or 'unknown')[:7]}, {origin['seconds'] / 60:.0f} minutes."
+            )
+        else:
+            parts.append("No record is committed.")
+        if run:
+            parts.append(
+                f"This build: profile {run['provenance']['profile']}, {run['model']['name']}."
+            )
+        if comparison and comparison.why_not:
+            parts.append(f"Not compared: {comparison.why_not}.")
+        elif comparison:
+            total = len(comparison.same) + len(comparison.others)
+            parts.append(
+                f"Same as on record: {len(comparison.same)} of {total}, largest difference"
+                f" {claims.short(comparison.largest)}."
+                + (
+                    f" Not the same: {', '.join(comparison.others)}."
+                    if comparison.others
+                    else ""
+                )
+            )
+        return " ".join(parts)
+
+    def published(self, claim: dict[str, Any]) -> list[str | nodes.Node]:
+        figure = claim["published"]
+        if not figure:
+            return [DASH]
+        cited, _ = self.state.inline_text(
+            f"{{cite:t}}`{figure['citation']}`", self.lineno
+        )
+        model = (
+            models.REGISTRY[figure["model"]].title
+            if figure["model"] in models.REGISTRY
+            else figure["model"]
+        )
+        return [
+            f"{claims.short(figure['value'])} for {model} ",
+            *cited,
+            small(figure["protocol"]),
+        ]
+
+
+def told(claim: dict[str, Any]) -> list[str | nodes.Node]:
+    """A verdict with the number behind it."""
+    estimate = claim["estimate"] and claims.Estimate(**claim["estimate"])
+    number = (
+        f" {estimate.brief()}, n = {estimate.n} {estimate.of}"
+        if estimate
+        else ""
+    )
+    return [nodes.strong("", claim["verdict"]), number]
+
+
+def against(claim: dict[str, Any]) -> list[nodes.Node]:
+    """What a claim's number is compared with."""
+    if claim["baseline"] is None:
+        return []
+    return [
+        small(
+            f"Baseline {claims.short(claim['baseline'])}: {claim['baseline_is']}"
+        )
+    ]
+
+
+def small(text: str) -> nodes.raw:
+    return nodes.raw("", f"<br><small>{escape(text)}</small>", format="html")
+
+
+def add_filters(
+    app: Sphinx, pagename: str, template: str, context: dict, doctree: object
+) -> None:
+    """Load the script of the filters where there are any."""
+    if 'id="scoreboard-filters"' in context.get("body", ""):
+        app.add_js_file("scoreboard.js", loading_method="defer")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("run-output", RunOutput)
+    app.add_directive("last-run", LastRun)
+    app.add_directive("scoreboard", Scoreboard)
+    app.connect("html-page-context", add_filters)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
