@@ -272,6 +272,7 @@ def generate(
                 verbose=False,
             )
     options = {"attention_mask": torch.ones_like(input_ids), "max_new_tokens": max_new_tokens, "do_sample": False}
+    options["repetition_penalty"] = 1.0  # Qwen2.5's own settings have one, and the bridge knows none
     if loaded.model.generation_config.pad_token_id is None:
         options["pad_token_id"] = 0  # else transformers warns; a finished prompt is cut at its end token
     if loaded.backend == "huggingface":

@@ -675,6 +675,17 @@ def test_generation_is_that_of_running_the_whole_text_again(model, expected):
     assert len(set(map(tuple, found))) > 2
 
 
+@pytest.mark.parametrize("backend", models.BACKENDS)
+def test_a_model_that_asks_for_a_repetition_penalty_still_gives_its_most_likely_token(backend, load_tiny, expected):
+    loaded = load_tiny("llama", backend)
+    settings = backends.huggingface_model(loaded).generation_config
+    settings.repetition_penalty = 0.01  # whatever was said becomes likely
+    try:
+        assert hooks.generate(loaded, PROMPTS, max_new_tokens=N_NEW) == [plainly(loaded, expected, p) for p in PROMPTS]
+    finally:
+        settings.repetition_penalty = None
+
+
 def edited_generations(loaded, expected, prompts, examples, edits):
     """Pairs of found and wanted; what an edit at -1 did to a token stays in the cache, so it is seen later."""
     for edit in edits:

@@ -18,7 +18,7 @@
 # The last chapter ended on negation, the one test that was not at the ceiling. Here negation is the task: half of the
 # sentences deny what they say, so that neither the adjective nor the *not* tells the verdict, only the two together. No
 # bag of words can win. We ask where the verdict is put together (which token, which layer, attention or MLP, which
-# head), test five things that this project once took for granted, and then reach in and move it.
+# head), test what this project once took for granted, and then reach in and move it.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -534,7 +534,8 @@ run.claim(
 # - *Ablate* the direction: give every sentence the same coordinate along it.
 #
 # **What we expect.** {cite:t}`marks2023geometry` are quoted (we have not checked the paper) as finding that the
-# difference of the class means moves models more than a logistic probe, in seven of eight conditions. The controls
+# difference of the class means moves models more than a logistic probe, in seven of eight conditions, so the probe
+# here is a logistic one too, in the layer that the ridge probes chose. The controls
 # have the same length: random directions, random ones with the covariance of the activations (a direction in which
 # the stream hardly varies is one to which the model is a stranger), and probes of shuffled labels.
 

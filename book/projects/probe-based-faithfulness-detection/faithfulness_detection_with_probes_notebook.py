@@ -110,7 +110,7 @@ run.value("late", f"{late[0]} to {late[-1]}")
 # the label is fixed. The best site of each kind is chosen for each fold of questions by the loss within the others, so
 # a kind with many sites gains nothing from their number. A comparison is made only if one of the two sides reads the
 # label at all, at p < 0.01 on permuted labels with the same choice; else the verdict is "not run": there is nothing to
-# compare. Without this, noise alone would support H1 in every seventh draw of our tests.
+# compare. Without this, noise alone would support H1 far too often, as our tests show.
 #
 # ## Take the tasks that have earned it
 #

@@ -209,7 +209,7 @@ run.claim(
 # chosen among all pairs in the training folds and tried on the others. On noise it gains nothing (a test says so).
 #
 # **What we expect.** {cite:t}`kumar2026pressure` saw probes of deception collapse under eight shifts of style, and
-# recover to an AUROC of .98 when trained on several (the abstract was read; other model, other label). If the styles
+# recover to an AUROC of .98 when trained on several (the abstract was read; other model, other label). If the styles move
 # activations along the probe's direction, the adversary has something to exchange.
 #
 # The rule was written for the four styles of the data set, and a first run had been seen when the four strange ones were

@@ -290,7 +290,7 @@ with plots.figure(
 #    largest of all heads reaches in 95 % of cases when the sign of every prompt is drawn at random;
 # 2. it moves by at least a hundredth of the logit difference;
 # 3. its attention, or what its value and output matrices do to a name, is above the 95th percentile of the heads that
-#    fail 1 or 2; names it must raise or lower it does so for at least half of them.
+#    fail 1 or 2; names it must raise or lower it does so for more than half of them.
 #
 # The criteria are the same for every model. They were written down before any head had a role, and mended three times
 # since: when one strong head turned out to hide all others from the first test, when a backup planted in a toy model
