@@ -113,6 +113,55 @@ def test_the_chapter_has_the_sections_and_exercises_of_the_house_style(chapter):
     assert exercises.count("*Hint:") == exercises.count("```{dropdown} Solution") == count
 
 
+PAGES = [
+    path for suffix in ("*.py", "*.md") for path in sorted((ROOT / "book").rglob(suffix)) if "_ext" not in path.parts
+]
+
+
+def name_of(page):
+    return page.relative_to(ROOT / "book").with_suffix("").as_posix()
+
+
+def sentences(page):
+    """The prose of a page, less code, mathematics, links' targets and what is glued."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".py":
+        text = "\n\n".join(cell.source for cell in notebook(name_of(page)).cells if cell.cell_type == "markdown")
+    text = re.sub(r"```(?!{dropdown).*?```|\$\$.*?\$\$|\$[^$\n]+\$", "", text, flags=re.DOTALL)
+    text = re.sub(r"{cite:\w+}`[^`]*`", "CITED", text)
+    text = re.sub(r"{[\w:]+}`[^`]*`|`[^`]*`|\]\([^)]*\)|<[^>]+>", "", text)
+    text = re.sub(r"\(\d+ minutes\)|\b[Dd]ays? \d+((,| and| to) \d+)*", "", text)
+    return [line for part in re.split(r"\n\s*\n|\n- ", text) for line in re.split(r"(?<=[.!?])\s+(?=[A-Z*\[(])", part)]
+
+
+def constants(page):
+    """The numbers in the code that a page rests on: its own with its helpers', or all; and in profiles and versions."""
+    code = [file.read_text(encoding="utf-8") for file in (*chapters.PROFILES.glob("*.yaml"), ROOT / "pyproject.toml")]
+    helpers = [*(ROOT / "helpers").glob("*.py")]
+    if page.suffix == ".py":
+        code += [cell.source for cell in code_cells(name_of(page))]
+        helpers = [ROOT / file for file in chapters.helper_files(name_of(page))]
+    code += [file.read_text(encoding="utf-8") for file in helpers]
+    found = re.findall(r"(?<![\w.])\d[\d_]*\.?\d*(?:e-?\d+)?", "\n".join(code))
+    return {float(number.replace("_", "")) for number in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_number_is_typed_in_prose(page):
+    # What is measured is glued, and what is quoted is cited. A number of the code is a definition.
+    known = constants(page)
+    found = [
+        (number + share, sentence)
+        for sentence in sentences(page)
+        if "CITED" not in sentence
+        for number, share in re.findall(
+            r"(?<![\w.,-])(\d*\.\d+|\d{2,}(?:,\d{3})*|\d+(?= %))( %)?(?![\w.]*\w)", sentence
+        )
+        if not {value := float(number.replace(",", "")), round(value / 100, 9) if share else value} & known
+    ]
+    assert not found
+
+
 def test_every_project_has_a_readme_and_names_follow_the_convention():
     for folder in (ROOT / "book" / "replications").iterdir():
         assert re.fullmatch(r"project-\d+-[a-z0-9-]+", folder.name)

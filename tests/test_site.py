@@ -12,6 +12,7 @@ from threading import Thread
 from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 from helpers import ROOT, claims
 from workflow import chapters
@@ -23,6 +24,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SCREENS = {"desktop": 1300, "phone": 390}
+SCREENSHOTS = ROOT / "_build" / "screenshots"
 
 
 def test_there_is_a_site():
@@ -75,6 +77,10 @@ def is_external(url):
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_shows_everything_and_asks_the_network_for_nothing(open_page, path, screen, theme):
     page, problems = open_page(path, theme, SCREENS[screen])
+    picture = SCREENSHOTS / f"{screen}-{theme}" / f"{path.removesuffix('.html').replace('/', '--')}.jpg"
+    page.screenshot(
+        path=picture, full_page=True, type="jpeg", quality=60
+    )  # makes the folder; kept by CI to be looked at
     assert problems == []
     wide, visible = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert wide <= visible, "the page scrolls sideways"
@@ -90,6 +96,85 @@ def test_a_page_shows_everything_and_asks_the_network_for_nothing(open_page, pat
     assert not page.query_selector_all("[data-mjx-error], mjx-merror")
     for image in page.query_selector_all("img"):
         assert image.evaluate("image => image.naturalWidth") > 0, image.get_attribute("src")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_can_be_read_by_everyone(open_page, path, theme):
+    # axe-core: contrast, names of all that can be used, alternative texts, headings in order.
+    page, _ = open_page(path, theme)
+    found = Axe().run(page).response["violations"]
+    serious = [one for one in found if one["impact"] in ("serious", "critical") or one["id"] == "heading-order"]
+    assert not [(one["id"], one["nodes"][0]["target"], one["nodes"][0]["html"][:200]) for one in serious]
+
+
+def test_a_chapter_can_be_printed(open_page):
+    page, _ = open_page(page_of(chapters.all_chapters()[0]))
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert page.locator(".bd-article h1").is_visible()
+    assert not page.locator(".bd-sidebar-primary").is_visible() and not page.locator(".bd-header-article").is_visible()
+    paper = 700  # pixels of a page of A4 between its margins
+    page.set_viewport_size({"width": paper, "height": 1000})
+    cut_off = page.evaluate(
+        "[...document.querySelectorAll('.bd-article :is(table, figure, pre)')]"
+        ".filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 200))"
+    )
+    assert cut_off == []
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_a_term_leads_to_the_glossary_and_shows_its_definition(open_page):
+    for chapter in chapters.all_chapters():
+        html = (SITE / page_of(chapter)).read_text(encoding="utf-8")
+        targets = re.findall(r'<a class="term" href="([^"]+)"', html)
+        assert len(targets) >= 10 and len(set(targets)) == len(targets), "each term is linked at its first use"
+    page, _ = open_page(page_of(chapters.all_chapters()[0]))
+    term = page.locator("a.term").first
+    shown = "link => getComputedStyle(link, '::after').display"
+    assert term.evaluate(shown) == "none"
+    term.hover()
+    assert term.evaluate(shown) == "block"
+    assert len(term.get_attribute("data-definition")) > 50
+    page.mouse.move(0, 0)
+    page.keyboard.press("Tab")  # so that the focus counts as the keyboard's
+    term.focus()
+    assert term.evaluate(shown) == "block"
+
+
+def test_the_glossary_has_sixty_terms_of_two_or_three_sentences():
+    source = (ROOT / "book" / "reference" / "glossary.md").read_text(encoding="utf-8").split("```")[1]
+    entries = re.findall(r"((?:^(?! |:|{).+\n)+)((?:^    .+\n)+)", source, re.MULTILINE)
+    assert len(entries) >= 60
+    for names, definition in entries:
+        text = re.sub(r"\s+", " ", re.sub(r" ?{cite:p}`[^`]+`|`[^`]*`", "", definition)).strip()
+        assert len(re.findall(r"[.?!](?= [A-Z]| $|$)", text)) in (2, 3), names
+
+
+def test_the_scoreboard_holds_every_claim_and_filters_them(open_page):
+    page, problems = open_page("book/scoreboard.html")
+    rows = page.locator("section.scoreboard tbody tr")
+    total = 0
+    for chapter in chapters.all_chapters():
+        (record,) = (ROOT / "results").glob(f"*/record/{chapter}.json")
+        for claim in json.loads(record.read_text())["claims"]:
+            row = rows.filter(has_text=claim["sentence"]).first
+            cells = row.locator("td")
+            assert claim["verdict"] in cells.nth(1).inner_text()
+            if claim["estimate"]:
+                assert claims.Estimate(**claim["estimate"]).brief() in cells.nth(1).inner_text()
+            if claim["published"]:
+                assert claims.short(claim["published"]["value"]) in cells.nth(3).inner_text()
+            total += 1
+    assert rows.count() == total
+    page.select_option("[name=verdict]", "fails")
+    shown = [row for row in rows.all() if row.is_visible()]
+    assert 0 < len(shown) < total
+    assert all("fails" in row.locator("td").nth(1).inner_text() for row in shown)
+    assert f"{len(shown)} of {total}" in page.inner_text("#scoreboard-filters output")
+    page.fill("[name=text]", "no claim says this")
+    assert not [row for row in rows.all() if row.is_visible()]
+    assert problems == []
 
 
 def test_letters_of_figures_have_the_colour_of_the_page(open_page):

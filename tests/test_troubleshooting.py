@@ -345,6 +345,7 @@ def small_book(monkeypatch, tmp_path):
         monkeypatch.setenv(name, "")
     (tmp_path / "_build").mkdir()
     (tmp_path / "book").mkdir()
+    (tmp_path / "_config.yml").write_text("repository: {url: ''}\n")
 
     def write(*cells):
         text = HEAD + "".join(f"\n# %%\n{cell}\n" for cell in cells)

@@ -296,3 +296,90 @@ def test_a_chapter_is_found_by_any_of_its_names():
         assert chapters.find_chapter(name) == whole
     with pytest.raises(InputError, match="there is no chapter"):
         chapters.find_chapter("")
+
+
+ADDRESS = "https://github.com/someone/a-book"
+
+
+def test_the_repositorys_address_brings_its_buttons_and_the_cell_for_colab(checkout):
+    checkout.run("pair")
+    without = checkout.page("first"), (checkout.folder / "book" / "first.ipynb").read_text()
+    checkout.edit("_config.yml", 'url: ""', f'url: "{ADDRESS}"')
+    try:
+        assert checkout.built() == []
+        assert checkout.run("pair").returncode == 0
+        page, notebook = checkout.page("first"), json.loads((checkout.folder / "book" / "first.ipynb").read_text())
+    finally:
+        checkout.edit("_config.yml", f'url: "{ADDRESS}"', 'url: ""')
+        checkout.run("pair")
+    assert "colab.research.google.com/github/someone/a-book/blob/" in page and "book/first.ipynb" in page
+    assert f"{ADDRESS}/edit/" in page
+    source = "".join(notebook["cells"][0]["source"])
+    assert f"git clone --depth 1 {ADDRESS} " in source and "requirements.lock" in source
+    assert not [text for text in without if "colab" in text.lower() or "/edit/" in text]
+    assert (checkout.folder / "book" / "first.ipynb").read_text() == without[1]
+
+
+def test_the_cell_for_colab_does_nothing_elsewhere(monkeypatch, tmp_path):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    (tmp_path / "_config.yml").write_text(f"repository: {{url: {ADDRESS}}}\n")
+    (cell,) = book.colab_cells()
+    shell = InteractiveShell()
+    monkeypatch.setattr(shell, "system", lambda command: pytest.fail(f"ran {command}"))
+    assert shell.run_cell(cell.source).success
+    (tmp_path / "_config.yml").write_text("repository: {url: ''}\n")
+    assert book.colab_cells() == []
+
+
+@pytest.fixture(scope="module")
+def whole_copy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("copy") / "book"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".venv", "_build", ".git", ".snakemake", "*cache*"))
+    (folder / "_build").mkdir()
+    return folder
+
+
+def in_copy(folder, *command):
+    return subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "pycache" not in str(path)}
+
+
+def test_a_new_chapter_passes_the_checks_as_it_stands(whole_copy):
+    result = in_copy(whole_copy, "workflow.book", "new-chapter", "day99_my_question")
+    assert result.returncode == 0, result.stderr
+    chapter = "projects/probe-based-faithfulness-detection/day99_my_question"
+    assert result.stdout.strip().endswith(f"{chapter}.py")
+    tests = ("tests/test_notebooks.py", "-k", "day99 or contents_list or profiles_name")
+    checked = in_copy(whole_copy, "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    assert checked.returncode == 0, checked.stdout
+    assert " 0 " not in checked.stdout.splitlines()[-1] and "passed" in checked.stdout
+    for command in (("check", "."), ("format", "--check", ".")):
+        linted = in_copy(whole_copy, "ruff", *command)
+        assert linted.returncode == 0, linted.stdout
+    ran = in_copy(whole_copy, "workflow.book", "execute", chapter, "ci")
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads((whole_copy / "_build" / "runs" / "ci" / f"{chapter}.json").read_text())
+    assert [claim["verdict"] for claim in record["claims"]] == ["holds"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("two words", "'two words' can't be the name of a chapter: legal are letters"),
+        ("", "'' can't be the name of a chapter"),
+        ("projects/none/day99", "there is no project 'projects/none': legal are projects/"),
+        ("IOI_notebook", "there is a chapter 'IOI_notebook' already"),
+    ],
+)
+def test_a_new_chapter_with_a_bad_name_writes_nothing(name, sentence, whole_copy):
+    before = {
+        path: path.read_bytes() for path in whole_copy.rglob("*") if path.is_file() and "pycache" not in str(path)
+    }
+    result = in_copy(whole_copy, "workflow.book", "new-chapter", name)
+    assert result.returncode == 1 and result.stderr.startswith(f"error: {sentence}") and result.stderr.count("\n") == 1
+    assert contents(whole_copy) == before

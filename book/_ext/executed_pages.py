@@ -103,12 +103,15 @@ def finish_site(app: Sphinx, error: Exception | None) -> None:
     for name, (path, _) in SCRIPTS.items():
         shutil.copyfile(packages / path, site / "_static" / name)
     for page in site.rglob("*.html"):
-        # The theme preloads its icon fonts, which a browser refuses, with an error, for a page opened as a file.
         text = page.read_text(encoding="utf-8")
-        page.write_text(
-            re.sub(r'<link rel="preload" as="font"[^>]*>\n?', "", text),
-            encoding="utf-8",
+        # The theme preloads its icon fonts, which a browser refuses, with an error, for a page opened as a file.
+        text = re.sub(r'<link rel="preload" as="font"[^>]*>\n?', "", text)
+        # Its buttons that unfold the contents have no name for those who do not see the arrow.
+        text = text.replace(
+            '<summary><span class="toctree-toggle"',
+            '<summary aria-label="Show or hide the pages below"><span class="toctree-toggle"',
         )
+        page.write_text(text, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1314,8 +1314,8 @@ run.finish()
 # %% [markdown]
 # ## Exercises
 #
-# **1. Vote** (15 minutes). Draw five chains for each question of `two_step_addition` and `word_problem` at temperature
-# 0.7 and take the answer that comes most often. Does the vote beat the greedy chain, and is a vote of five to nothing
+# **1. Vote** (15 minutes). Draw five chains for each question of `two_step_addition` and `word_problem` with the
+# sampling of the hint and take the answer that comes most often. Does the vote beat the greedy chain, and is a vote of five to nothing
 # more often right? *Hint: `generation.generate(model, prompts, max_new_tokens=64, stop=("\n\n",), temperature=0.7,
 # seed=vote)`.*
 #

@@ -1530,7 +1530,7 @@ run.claim(
 #   projection into three, and on the random GPT-2 its logits are {glue:text}`gpt2_apart` off. On a GPU that chooses other
 #   kernels, expect more.
 # - **Not run here.** This run was on {glue:text}`where`; NDIF: {glue:text}`remote_outcome`. When the page was written
-#   neither a GPU nor NDIF was at hand: the code for them follows nnsight's source and is untested. Issue 581 of nnsight
+#   neither a GPU nor NDIF was at hand: the code for them follows nnsight's source and is untested. Issue `#581` of nnsight
 #   says that a remote trace drops a batch axis of one, so the cell above compares after a reshape.
 # - **Three families.** Llama, Qwen2 and GPT-2. In Gemma a norm stands between a module and the stream, and what a
 #   module gives is not what is added: [sites](../../reference/sites) has the difference.

@@ -1148,7 +1148,7 @@ run.value("n_roles_filled", len(filled))
 # **{glue:text}`claim-lowers-s-more-than-raises-io`**. The published S-inhibition says above all which *place* to
 # avoid; here: **{glue:text}`claim-position-outweighs-token`**. Knocking out GPT-2's name movers costs little, since
 # backups take over; here others write more when movers and suppressors go: **{glue:text}`claim-others-take-over`**.
-# The published circuit is faithful to 87 %; this one keeps more than half: **{glue:text}`claim-circuit-suffices`**.
+# The circuit of {cite:t}`wang2022interpretability` is faithful to 87 %; this one keeps more than half: **{glue:text}`claim-circuit-suffices`**.
 # And does a single head, the one with the largest direct effect, carry more than a third of it all?
 
 # %% tags=["hide-input"]
