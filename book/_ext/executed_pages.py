@@ -111,6 +111,11 @@ def finish_site(app: Sphinx, error: Exception | None) -> None:
             '<summary><span class="toctree-toggle"',
             '<summary aria-label="Show or hide the pages below"><span class="toctree-toggle"',
         )
+        # A list whose entries are no list items is none to a screen reader.
+        text = text.replace(
+            '<div role="list" class="citation-list">',
+            '<div class="citation-list">',
+        )
         page.write_text(text, encoding="utf-8")
 
 
