@@ -1,5 +1,7 @@
 """The built pages, opened in a browser as a reader would, from the disk and without a network."""
 
+import copy
+import importlib
 import json
 import os
 import re
@@ -14,7 +16,7 @@ from urllib.parse import unquote, urldefrag, urlparse
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from helpers import ROOT, claims
+from helpers import ROOT, claims, models
 from workflow import chapters
 
 SITE = ROOT / "_build" / "html"
@@ -175,6 +177,26 @@ def test_the_scoreboard_holds_every_claim_and_filters_them(open_page):
     page.fill("[name=text]", "no claim says this")
     assert page.locator("section.scoreboard:visible").count() == 0
     assert problems == []
+
+
+def test_a_build_of_the_records_size_is_told_to_be_the_same(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from_runs = importlib.import_module("from_runs")
+    records = {chapter: from_runs.records_of(chapter)[models.DEFAULT_MODEL] for chapter in chapters.all_chapters()}
+    n_claims = sum(len(record["claims"]) for record in records.values())
+    told = {}
+    for name, changed in (("same", None), ("other claim", "claims"), ("other size", "parameters")):
+        runs = copy.deepcopy(records)
+        if changed == "claims":
+            next(iter(runs.values()))["claims"].pop()
+        elif changed == "parameters":
+            for run in runs.values():
+                run["parameters"]["seed"] += 1
+        monkeypatch.setattr(from_runs, "run_of", runs.get)
+        told[name] = from_runs.Scoreboard.compared(None)
+    assert f"Same as on record: {n_claims} of {n_claims}, largest difference 0.00" in told["same"]
+    assert f"Same as on record: {n_claims - 1} of {n_claims}" in told["other claim"]
+    assert "none of its numbers is compared" in told["other size"]
 
 
 def test_letters_of_figures_have_the_colour_of_the_page(open_page):

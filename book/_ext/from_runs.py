@@ -139,29 +139,25 @@ class LastRun(RunDirective):
         origins = [run["provenance"] for run in found.values()]
         hardware = origins[0]["hardware"]
         profiles = sorted({origin["profile"] for origin in origins})
+        names = sorted({run["model"]["name"] for run in found.values()})
         rows = [
             self.row(
                 [
                     [self.link(chapter, title_of(chapter))],
-                    [
-                        run["model"]["title"],
-                        f", {run['model']['quantisation']}"
-                        if run["model"]["quantisation"]
-                        else "",
-                    ],
                     [f"{run['provenance']['seconds']:.0f} s"],
                     [f"{run['provenance']['memory_gb']:.1f} GB"],
                 ]
             )
             for chapter, run in found.items()
         ]
+        days = sorted({origin["started"][:10] for origin in origins})
+        minutes = sum(origin["seconds"] for origin in origins) / 60
         text = (
-            f"This build shows {len(found)} of {len(chapters.all_chapters())} chapters, run between"
-            f" {min(origin['started'] for origin in origins)[:10]} and {max(origin['started'] for origin in origins)[:10]}"
-            f" with the profile {', '.join(profiles)} on {hardware['threads']} threads ({hardware['system']},"
-            f" {hardware['machine']}), in {sum(origin['seconds'] for origin in origins) / 60:.0f} minutes together."
+            f"This build shows {len(found)} of {len(chapters.all_chapters())} chapters, run on {' and '.join(days)}"
+            f" with the profile {', '.join(profiles)} and the model {', '.join(names)}, on {hardware['threads']} threads"
+            f" ({hardware['system']}, {hardware['machine']}), in {minutes:.0f} minutes together."
         )
-        head = ["chapter", "model", "time", "memory at its peak"]
+        head = ["chapter", "time", "memory at its peak"]
         return [
             self.paragraph(text),
             self.table(head, rows, classes=["last-run"]),
