@@ -103,6 +103,11 @@ def new_chapter(name: str) -> None:
     place = next(number for number, line in enumerate(contents) if line.endswith(f"file: book/{last_of_folder}\n"))
     entry = contents[place][: contents[place].index("file:")] + f"file: book/{chapter}\n"
     write(ROOT / "_toc.yml", "".join([*contents[: place + 1], entry, *contents[place + 1 :]]))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines(keepends=True)
+    place = max(number for number, line in enumerate(readme) if re.match(r"\| \[.+\]\(book/.+\.py\) \|", line))
+    title = re.search(r"^# # (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)[1]
+    row = f"| [{words['TITLE']}](book/{chapter}.py) | {title} | – | – |\n"
+    write(ROOT / "README.md", "".join([*readme[: place + 1], row, *readme[place + 1 :]]))
     for profile, size in (("ci", 4), ("record", 50)):
         path = chapters.PROFILES / f"{profile}.yaml"
         write(path, path.read_text(encoding="utf-8") + f"{chapter}:\n  n_passages: {size}\n")
