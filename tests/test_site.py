@@ -80,7 +80,7 @@ def test_a_page_shows_everything_and_asks_the_network_for_nothing(open_page, pat
     page, problems = open_page(path, "light", SCREENS[screen])
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
-        assert page.get_attribute("html", "data-theme") == theme
+        page.wait_for_selector(f"html[data-theme={theme}]")
         picture = SCREENSHOTS / f"{screen}-{theme}" / f"{path.removesuffix('.html').replace('/', '--')}.jpg"
         page.screenshot(path=picture, full_page=True, type="jpeg", quality=60)  # CI keeps these, to be looked at
         if screen == "desktop":
