@@ -409,9 +409,7 @@ def test_a_new_chapter_passes_the_checks_as_it_stands(whole_copy):
     ],
 )
 def test_a_new_chapter_with_a_bad_name_writes_nothing(name, sentence, whole_copy):
-    before = {
-        path: path.read_bytes() for path in whole_copy.rglob("*") if path.is_file() and "pycache" not in str(path)
-    }
+    before = contents(whole_copy)
     result = in_copy(whole_copy, "workflow.book", "new-chapter", name)
     assert result.returncode == 1 and result.stderr.startswith(f"error: {sentence}") and result.stderr.count("\n") == 1
     assert contents(whole_copy) == before

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def records_of(chapter: str) -> dict[str, dict[str, Any]]:
     return {record["model"]["name"]: record for record in records}
 
 
+@cache
 def planned_models() -> dict[str, set[str]]:
     """The models that a profile names, each with the chapters that it would run on them."""
     planned: dict[str, set[str]] = {
@@ -56,6 +58,19 @@ def planned_models() -> dict[str, set[str]]:
             if name:
                 planned.setdefault(name, set()).add(chapter)
     return planned
+
+
+def model_title(name: str) -> str:
+    """What a model is called on pages; a folder or a hub id by its own name."""
+    card = models.REGISTRY.get(name)
+    return card.title if card else name
+
+
+def comparison_of(chapter: str) -> claims.Comparison | None:
+    """A chapter's run in this build beside the record of the same model; None where one of the two is missing."""
+    run = run_of(chapter)
+    record = run and records_of(chapter).get(run["model"]["name"])
+    return claims.compare(run, record) if record else None
 
 
 def title_of(chapter: str) -> str:
@@ -204,9 +219,7 @@ class Scoreboard(RunDirective):
             for model, count in counts.items()
         ]
         never = [
-            models.REGISTRY[name].title
-            for name in planned_models()
-            if name not in counts
+            model_title(name) for name in planned_models() if name not in counts
         ]
         return " ".join(
             told + ([f"Never run: {', '.join(never)}."] if never else [])
@@ -214,15 +227,10 @@ class Scoreboard(RunDirective):
 
     def compared(self) -> str:
         """This build beside the record, over all chapters of equal size."""
-        found = [
-            (claims.compare(run, record), record)
-            for chapter in chapters.all_chapters()
-            if (run := run_of(chapter))
-            and (record := records_of(chapter).get(run["model"]["name"]))
+        compared = [
+            comparison_of(chapter) for chapter in chapters.all_chapters()
         ]
-        equal = [
-            comparison for comparison, _ in found if not comparison.why_not
-        ]
+        equal = [one for one in compared if one and not one.why_not]
         if not equal:
             return "This build was run at other sizes than the record, so none of its numbers is compared with it."
         same, others = (
@@ -239,10 +247,9 @@ class Scoreboard(RunDirective):
         """A heading and a table for one chapter, if any run of it is known."""
         run, records = run_of(chapter), records_of(chapter)
         record = records.get(models.DEFAULT_MODEL)
-        first = record or run
-        if not first:
+        if not (record or run):
             return None
-        comparison = claims.compare(run, record) if run and record else None
+        comparison = comparison_of(chapter)
         others = [
             name
             for name, planned in planned_models().items()
@@ -250,27 +257,29 @@ class Scoreboard(RunDirective):
             and (chapter in planned or name in records)
         ]
         head = ["claim", "on record", "this build", "published", "other models"]
-        ours = {claim["id"]: claim for claim in run["claims"]} if run else {}
+        ours, on_record = (
+            {claim["id"]: claim for claim in one["claims"]} if one else {}
+            for one in (run, record)
+        )
         rows = []
-        for claim in first["claims"]:
-            id, verdict = claim["id"], claim["verdict"] if record else "not run"
+        for id, claim in (ours | on_record).items():
             same = bool(comparison) and id in comparison.same
+            anchor = f"claim-{id}" if id in ours else ""
             cells = [
                 [
-                    self.link(
-                        chapter,
-                        claim["sentence"],
-                        f"claim-{id}" if id in ours else "",
-                    ),
+                    self.link(chapter, claim["sentence"], anchor),
                     small(f"Decided by: {claim['rule']}"),
                 ],
-                [*told(claim), *against(claim)] if record else ["not run"],
+                [*told(claim), *against(claim)]
+                if id in on_record
+                else ["not run"],
                 [*told(ours[id]), " (as on record)" if same else ""]
                 if id in ours
                 else ["not run"],
                 self.published(claim),
                 self.other_models(id, others, records),
             ]
+            verdict = claim["verdict"] if id in on_record else "not run"
             rows.append(
                 self.row(cells, (f"verdict-{verdict.replace(' ', '-')}",))
             )
@@ -295,7 +304,7 @@ class Scoreboard(RunDirective):
                 if one["id"] == id
             ]
             cell += [
-                f"{models.REGISTRY[name].title}: ",
+                f"{model_title(name)}: ",
                 *(told(found[0]) if found else ["not run"]),
                 ". ",
             ]
@@ -340,13 +349,8 @@ class Scoreboard(RunDirective):
         cited, _ = self.state.inline_text(
             f"{{cite:t}}`{figure['citation']}`", self.lineno
         )
-        model = (
-            models.REGISTRY[figure["model"]].title
-            if figure["model"] in models.REGISTRY
-            else figure["model"]
-        )
         return [
-            f"{claims.short(figure['value'])} for {model} ",
+            f"{claims.short(figure['value'])} for {model_title(figure['model'])} ",
             *cited,
             small(figure["protocol"]),
         ]
