@@ -197,6 +197,7 @@ def test_the_same_seed_gives_the_same_record(checkout):
         (("run", "first", "count=many"), "parameter count must be a whole number, not 'many'"),
         (("run", "first", "count=99"), "parameter count = 99 is out of range: legal are 1 to 9"),
         (("run", "first", "count"), "'count' is no parameter"),
+        (("run", "first", "count=[3"), "parameter count = '[3' is not YAML: while parsing a flow sequence"),
         (("run", "first", "model_name=gpt2-smal"), "unknown model 'gpt2-smal': did you mean 'gpt2-small'?"),
         (("build", "huge"), "there is no profile 'huge': legal are ci, embedded"),
     ],
@@ -206,6 +207,22 @@ def test_bad_input_gets_one_sentence_and_leaves_earlier_results_intact(checkout,
     result = checkout.run(*command)
     assert result.returncode != 0
     assert sentence in result.stderr.splitlines()[-1]
+    assert checkout.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("first: {count: 3\n", "profile 'ci' is not YAML: while parsing a flow mapping"),
+        ("first: 3\n", "profile 'ci' must hold `parameter: value` under each chapter, not {'first': 3}"),
+    ],
+)
+def test_a_profile_that_cannot_be_read_is_named(checkout, text, sentence):
+    checkout.edit("workflow/profiles/ci.yaml", "{}\n", text)
+    before = checkout.snapshot()
+    result = checkout.run("build", "ci")
+    checkout.edit("workflow/profiles/ci.yaml", text, "{}\n")
+    assert result.returncode != 0 and sentence in result.stderr.splitlines()[-1]
     assert checkout.snapshot() == before
 
 

@@ -46,11 +46,13 @@ def profile_parameters(profile: str, chapter: str) -> dict[str, Any]:
     """The parameters that a profile sets for a chapter; all others keep the chapter's own defaults.
 
     Raises:
-        InputError: no such profile.
+        InputError: no such profile, or its file is no table of chapters, each with a table of parameters.
     """
     if profile not in profiles():
         raise InputError(f"there is no profile {profile!r}: legal are {', '.join(profiles())}")
-    settings = yaml.safe_load((PROFILES / f"{profile}.yaml").read_text(encoding="utf-8")) or {}
+    settings = _read_yaml((PROFILES / f"{profile}.yaml").read_text(encoding="utf-8"), f"profile {profile!r}") or {}
+    if not isinstance(settings, dict) or not all(isinstance(table, dict) for table in settings.values()):
+        raise InputError(f"profile {profile!r} must hold `parameter: value` under each chapter, not {settings!r}")
     return settings.get(chapter, {})
 
 
@@ -58,7 +60,7 @@ def parse_parameters(text: str) -> dict[str, Any]:
     """Read "n_sequences=8 seed=1" into a dictionary; a value with a space goes between quotation marks.
 
     Raises:
-        InputError: a word without an equals sign, or a quotation mark without its other half.
+        InputError: a word without an equals sign, a value that is not YAML, or a lone quotation mark.
 
     >>> parse_parameters("n_sequences=8 model_name='a folder'")
     {'n_sequences': 8, 'model_name': 'a folder'}
@@ -69,7 +71,8 @@ def parse_parameters(text: str) -> dict[str, Any]:
         raise InputError(f"parameters {text!r} can't be read ({error})") from None
     if broken := [word for word in words if not re.match(r"[A-Za-z_]\w*=.", word)]:
         raise InputError(f"{broken[0]!r} is no parameter: legal are words like n_sequences=8, separated by spaces")
-    return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in words)}
+    pairs = (word.split("=", 1) for word in words)
+    return {name: _read_yaml(value, f"parameter {name} = {value!r}") for name, value in pairs}
 
 
 def code_digest(chapter: str) -> str:
@@ -97,6 +100,13 @@ def helper_files(chapter: str) -> list[str]:
             found.add(file)
             waiting |= _imported_helpers(file, (ROOT / file).read_text(encoding="utf-8"))
     return sorted(found)
+
+
+def _read_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _code_cells(chapter: str) -> list[str]:
