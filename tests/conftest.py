@@ -15,6 +15,14 @@ from helpers import InputError, models
 hypothesis.settings.register_profile("book", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("book")
 
+LONGEST = ("test_workflow", "test_site")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that the workers end together."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 VOCABULARY = 300  # larger than the tokenizer's, as in real models whose embeddings are padded
 SIZES = {
     "vocab_size": VOCABULARY,

@@ -43,13 +43,12 @@ def test_the_ipynb_is_what_its_py_says(chapter):
     assert text == book.paired(chapter), "run `make pair`"
 
 
-@every_chapter
-def test_nbstripout_finds_nothing_to_strip(chapter):
-    path = ROOT / "book" / f"{chapter}.ipynb"
+def test_nbstripout_finds_nothing_to_strip():
+    paths = [str(ROOT / "book" / f"{chapter}.ipynb") for chapter in CHAPTERS]
     keys = "metadata.papermill metadata.language_info"
-    command = [sys.executable, "-m", "nbstripout", "--verify", "--extra-keys", keys, str(path)]
-    assert subprocess.run(command, capture_output=True, text=True).returncode == 0
-    assert not [cell for cell in code_cells(chapter) if cell.outputs or cell.execution_count]
+    command = [sys.executable, "-m", "nbstripout", "--verify", "--extra-keys", keys, *paths]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_no_notebook_is_larger_than_five_megabytes():
@@ -208,13 +207,13 @@ def know_nothing(tmp_path_factory):
     tokenizer.train_from_iterator([f" {word}" for word in sorted(words)] * 3, trainer)
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
     folders = {}
-    for family in ("gpt2", "llama", "qwen2"):
+    for family in ("gpt2", "qwen2"):
         folders[family] = tmp_path_factory.mktemp(family)
         wrapped.save_pretrained(save_tiny(family, folders[family], vocabulary_size=len(wrapped)))
     return folders
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
 @pytest.mark.parametrize("name", ["induction_heads_notebook", "IOI_notebook"])
 def test_a_replication_runs_to_its_end_on_a_model_that_knows_nothing(name, family, know_nothing, tmp_path):
     chapter = chapters.find_chapter(name)
