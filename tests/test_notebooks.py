@@ -207,13 +207,13 @@ def know_nothing(tmp_path_factory):
     tokenizer.train_from_iterator([f" {word}" for word in sorted(words)] * 3, trainer)
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
     folders = {}
-    for family in ("gpt2", "qwen2"):
+    for family in ("gpt2", "llama", "qwen2"):
         folders[family] = tmp_path_factory.mktemp(family)
         wrapped.save_pretrained(save_tiny(family, folders[family], vocabulary_size=len(wrapped)))
     return folders
 
 
-@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
 @pytest.mark.parametrize("name", ["induction_heads_notebook", "IOI_notebook"])
 def test_a_replication_runs_to_its_end_on_a_model_that_knows_nothing(name, family, know_nothing, tmp_path):
     chapter = chapters.find_chapter(name)
