@@ -103,6 +103,7 @@ def test_a_page_shows_everything_and_asks_the_network_for_nothing(open_page, pat
         for theme in ("dark", "light"):
             page.emulate_media(color_scheme=theme)
             page.wait_for_selector(f"html[data-theme={theme}]")
+            page.evaluate("Promise.all(document.getAnimations().map(one => one.finished))")  # colours fade into others
             assert hurdles(page) == [], theme
 
 
