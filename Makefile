@@ -29,7 +29,7 @@ book: environment model
 # Two files of tests at a time, each on one core: most of them wait, or are too small for two. The longest come first.
 test: environment model
 	@test -f _build/html/index.html || $(PY) -m workflow.book build ci
-	@OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(TESTS)
 
 run: environment model
 	@$(PY) -m workflow.book run "$(CHAPTER)" "$(PARAMS)"
