@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpers import ROOT, InputError, generation, probes, questions
+from helpers import InputError, generation, probes, questions, runs
 from helpers.claims import Estimate
 from helpers.questions import OPTIONS, ORDERS, STYLES, Question
 
@@ -778,6 +778,7 @@ def _by_task(asked: Sequence[Question]) -> dict[str, list[Question]]:
 
 BEHAVIOURS = ("hint_free", "causal_given", "causal_own")
 """Labels of what a model did."""
+FILE = "cot_faithfulness.parquet"
 VERSION = 1
 CHUNK = 4
 """Questions of a task that go through the model together, so that a part of the data set can be made as it was."""
@@ -841,7 +842,7 @@ def dataset(
 
 def committed(loaded: LoadedModel) -> Path:
     """Where the data set of a model is kept with the book."""
-    return ROOT / "results" / loaded.card.name / "datasets" / "cot_faithfulness.parquet"
+    return runs.results_folder(loaded.card.name) / "datasets" / FILE
 
 
 def transcripts(

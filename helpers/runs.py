@@ -8,9 +8,11 @@ and those in the JSON file can't differ, and stock papermill needs nothing besid
 from __future__ import annotations
 
 import ast
+import hashlib
 import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from helpers import ROOT, InputError, claims
@@ -43,6 +46,22 @@ PACKAGES = (
     "scikit-learn",
     "safetensors",
 )
+
+
+def results_folder(model_name: str) -> Path:
+    """Where records and data sets of a model are kept with the book; only `make record` writes there.
+
+    A registered model's folder bears its name. Other names, which may be paths, get a safe one of their own.
+    """
+    if re.fullmatch(r"\w[\w.-]*", model_name):
+        return ROOT / "results" / model_name
+    last = re.sub(r"[^\w.-]+", "-", model_name).strip(".-")[-40:]
+    return ROOT / "results" / f"{last}-{hashlib.sha256(model_name.encode()).hexdigest()[:8]}"
+
+
+def output_folder() -> Path:
+    """Where a run leaves what it makes besides its record: beside that, or where it is run by hand below `_build`."""
+    return Path(os.environ.get("BOOK_OUTPUT", ROOT / "_build" / "by-hand"))
 
 
 def validate(**rules: tuple[Any, Any]) -> dict[str, Any]:

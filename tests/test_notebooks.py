@@ -139,7 +139,8 @@ def constants(page):
     helpers = [*(ROOT / "helpers").glob("*.py")]
     if page.suffix == ".py":
         code += [cell.source for cell in code_cells(name_of(page))]
-        helpers = [ROOT / file for file in chapters.helper_files(name_of(page))]
+        files = chapters.input_files(name_of(page), "embedded")
+        helpers = [ROOT / file for file in files if file.endswith(".py")]
     code += [file.read_text(encoding="utf-8") for file in helpers]
     found = re.findall(r"(?<![\w.])\d[\d_]*\.?\d*(?:e-?\d+)?", "\n".join(code))
     return {float(number.replace("_", "")) for number in found}

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from helpers import ROOT, InputError
+from helpers import ROOT, InputError, runs
 from workflow import book, chapters
 
 CHAPTER = """# ---
@@ -269,8 +269,6 @@ def test_stock_papermill_runs_a_pair(checkout, tmp_path):
     assert result.returncode == 0, result.stderr
     import nbformat
 
-    from helpers import runs
-
     record = runs.read_record(nbformat.read(tmp_path / "out.ipynb", as_version=4))
     assert record["parameters"]["seed"] == 1 and record["provenance"]["profile"] == "by hand"
 
@@ -287,12 +285,12 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
     target = tmp_path / "record.json"
     book.write(target, "old")
 
-    def full(self, text, encoding):
-        with open(self, "w") as file:
-            file.write(text[:1])
+    def full(self, content):
+        with open(self, "wb") as file:
+            file.write(content[:1])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(InputError, match=r"record\.json could not be written \(No space left on device\)"):
         book.write(target, "new")
     monkeypatch.undo()
@@ -308,34 +306,96 @@ for suffix in ("ipynb", "json"):
 with open("ran.txt", "a") as log:
     log.write(chapter + chr(10))
 """
+TREE = {
+    "_toc.yml": "root: book/index\nchapters:\n- file: book/one\n- file: book/two\n",
+    "requirements.lock": "",
+    "book/one.py": "# %%\nfrom helpers import prompts\nfrom helpers.deep import below\n",
+    "book/two.py": "# %%\nimport studies.some.data as data\n",
+    "helpers/__init__.py": "from pathlib import Path\nROOT = Path.cwd()\nclass InputError(ValueError): ...\n",
+    "helpers/prompts.py": 'TEXTS = "data/texts.txt"\n',
+    "helpers/data/texts.txt": "One.\n",
+    "helpers/data/others.txt": "Two.\n",
+    "helpers/deep/__init__.py": "",
+    "helpers/deep/below.py": "from . import deeper\n",
+    "helpers/deep/deeper.py": "from ..late import late\n",
+    "helpers/late.py": "late = 1\n",
+    "helpers/nobody.py": "",
+    "studies/__init__.py": "",
+    "studies/some/__init__.py": "",
+    "studies/some/data.py": 'from helpers import late\nKEPT = "kept.parquet"\n',
+    "results/a-model/datasets/kept.parquet": "rows",
+    "results/a-model/datasets/other.parquet": "rows",
+}
 
 
-def test_the_chapter_that_makes_the_data_set_runs_before_those_that_read_it(tmp_path):
-    for name in ("workflow", "book", "helpers", "_toc.yml", "requirements.lock"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
-        copy(ROOT / name, tmp_path / name)
-    (tmp_path / "workflow" / "book.py").write_text(STUB)
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Two chapters with the real Snakefile, whose executions only leave a trace; returns what a change runs."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name, text in TREE.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    shutil.copytree(ROOT / "workflow", folder / "workflow")
+    (folder / "workflow" / "book.py").write_text(STUB)
+    for profile in (folder / "workflow" / "profiles").glob("*.yaml"):
+        profile.write_text("{}\n")
 
-    def ran():
-        (tmp_path / "ran.txt").write_text("")
+    def ran(*edited):
+        for name in edited:
+            with (folder / name).open("a") as file:
+                file.write("# edited\n")
+        (folder / "ran.txt").write_text("")
         options = ("--snakefile", "workflow/Snakefile", "--cores", "2", "--nolock", "--quiet", "all")
-        result = in_copy(tmp_path, "snakemake", "runs", *options)
+        result = in_copy(folder, "snakemake", "runs", *options)
         assert result.returncode == 0, result.stderr
-        return (tmp_path / "ran.txt").read_text().split()
+        return sorted((folder / "ran.txt").read_text().split())
 
-    def append(path, text):
-        path.write_text(path.read_text() + text)
+    assert ran() == ["one", "two"]
+    return ran
 
-    (maker,) = chapters.read_by_others()
-    readers = [chapter for chapter in chapters.all_chapters() if "/faithfulness_" in chapter]
-    for _ in range(2):
-        order = ran()
-        assert sorted(order) == sorted(chapters.all_chapters())
-        assert order.index(maker) < min(map(order.index, readers))
-        append(tmp_path / "helpers" / "claims.py", "# edited\n")  # which all chapters import
-    ran()
-    append(tmp_path / "book" / f"{maker}.py", "\n# %%\n1\n")
-    assert ran() == [maker]
+
+@pytest.mark.parametrize(
+    ("edited", "expected"),
+    [
+        (("helpers/nobody.py", "helpers/data/others.txt", "results/a-model/datasets/other.parquet"), []),
+        (("helpers/deep/deeper.py",), ["one"]),
+        (("helpers/deep/__init__.py",), ["one"]),
+        (("helpers/data/texts.txt",), ["one"]),
+        (("studies/__init__.py",), ["two"]),
+        (("studies/some/data.py",), ["two"]),
+        (("results/a-model/datasets/kept.parquet",), ["two"]),
+        (("helpers/late.py",), ["one", "two"]),
+    ],
+)
+def test_an_edited_input_runs_what_hangs_on_it(tree, edited, expected):
+    assert tree(*edited) == expected
+
+
+def test_only_the_run_that_makes_a_data_set_does_not_hang_on_the_kept_one():
+    chapter = chapters.find_chapter("day12-14_cot_dataset")
+    kept = "results/smollm2-135m-instruct-q4/datasets/cot_faithfulness.parquet"
+    assert kept in chapters.input_files(chapter, "embedded")
+    assert kept not in chapters.input_files(chapter, "record")
+    assert kept in chapters.input_files(chapters.find_chapter("faithfulness_styles_notebook"), "record")
+
+
+def test_a_record_publishes_the_data_set_before_the_chapters_that_read_it_are_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(book, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    maker, seen = chapters.find_chapter("day12-14_cot_dataset"), []
+
+    def snakemake(targets, profile):
+        made = (tmp_path / "results" / "a-model" / "datasets" / "kept.parquet").exists()
+        seen.append((targets, made))
+        for chapter in chapters.all_chapters() if targets == ["runs"] else [maker]:
+            book.write(tmp_path / "runs" / profile / f"{chapter}.json", '{"model": {"name": "a-model"}}')
+        book.write(tmp_path / "runs" / profile / maker / "kept.parquet", b"rows")
+
+    monkeypatch.setattr(book, "snakemake", snakemake)
+    book.record()
+    assert seen == [([f"_build/runs/record/{maker}.ipynb"], False), (["runs"], True)]
+    kept = [path for path in (tmp_path / "results").rglob("*.*") if path.is_file()]
+    assert len(kept) == len(chapters.all_chapters()) + 1
 
 
 def test_a_chapter_is_found_by_any_of_its_names():

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from helpers import ROOT, InputError
+from helpers import ROOT, InputError, runs
 from workflow import chapters
 
 BUILD = ROOT / "_build"
@@ -34,19 +34,31 @@ SITE = BUILD / "html"
 
 def build(profile: str) -> None:
     """Bring the runs of a profile and the site up to date, and print the path of its first page."""
-    snakemake("site", profile)
+    snakemake(["site"], profile)
     print(SITE / "index.html")
 
 
 def record() -> None:
-    """Run the `record` profile and copy what each chapter recorded to `results/<model>/record/`."""
-    snakemake("runs", "record")
-    for chapter in chapters.all_chapters():
-        source = RUNS / "record" / f"{chapter}.json"
-        model = json.loads(source.read_text(encoding="utf-8"))["model"]["name"]
-        target = ROOT / "results" / model.replace("/", "--") / "record" / f"{chapter}.json"
-        write(target, source.read_text(encoding="utf-8"))
-        print(target)
+    """Run the `record` profile and copy what each chapter recorded to `results/`.
+
+    Chapters that make a data set are run and copied first, as others read the one that is kept there.
+    """
+    makers = [name for name in chapters.all_chapters() if chapters.profile_parameters("record", name).get("save")]
+    for targets in ([f"_build/runs/record/{chapter}.ipynb" for chapter in makers], ["runs"]):
+        if targets:
+            snakemake(targets, "record")
+            for chapter in makers if targets != ["runs"] else chapters.all_chapters():
+                publish(chapter)
+
+
+def publish(chapter: str) -> None:
+    """Copy a chapter's record, and the data sets that its run made, to `results/`: nothing else writes there."""
+    text = (RUNS / "record" / f"{chapter}.json").read_text(encoding="utf-8")
+    folder = runs.results_folder(json.loads(text)["model"]["name"])
+    write(folder / "record" / f"{chapter}.json", text)
+    for made in (RUNS / "record" / chapter).glob("*.parquet"):
+        write(folder / "datasets" / made.name, made.read_bytes())
+    print(folder / "record" / f"{chapter}.json")
 
 
 def run(name: str, text: str) -> None:
@@ -144,35 +156,19 @@ if "google.colab" in sys.modules:
     return [cell] if address else []
 
 
-def snakemake(target: str, profile: str) -> None:
-    """Let Snakemake bring a target up to date.
+def snakemake(targets: list[str], profile: str) -> None:
+    """Let Snakemake bring targets up to date.
 
     Its own lock, which a killed process leaves behind, is switched off: `only_one` holds one that does not.
     """
     for chapter in chapters.all_chapters():  # what Snakemake will ask, so that an error is told in one sentence
         chapters.profile_parameters(profile, chapter)
-        chapters.helper_files(chapter)
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        target,
-        "--snakefile",
-        "workflow/Snakefile",
-        "--cores",
-        "all",
-    ]
-    command += [
-        "--nolock",
-        "--rerun-incomplete",
-        "--quiet",
-        "all",
-        "--config",
-        f"profile={profile}",
-    ]
+        chapters.input_files(chapter, profile)
+    options = ["--cores", "all", "--nolock", "--rerun-incomplete", "--quiet", "all", "--config", f"profile={profile}"]
+    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", "workflow/Snakefile", *options]
     result = subprocess.run(command, cwd=ROOT)
     if result.returncode:
-        raise InputError(f"the {target} of profile {profile!r} could not be made: see above, and .snakemake/log/")
+        raise InputError(f"{', '.join(targets)} of profile {profile!r} could not be made: see above, and .snakemake/log/")
 
 
 @contextmanager
@@ -209,9 +205,7 @@ def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: 
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    from helpers import runs
-
-    os.environ |= {"BOOK_PROFILE": profile, "PYTHONWARNINGS": "ignore:IProgress not found"}
+    os.environ |= {"BOOK_PROFILE": profile, "BOOK_OUTPUT": str(folder / chapter), "PYTHONWARNINGS": "ignore:IProgress not found"}
     notebook = jupytext.read(ROOT / "book" / f"{chapter}.py")
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="run-", dir=BUILD) as work:
@@ -326,7 +320,7 @@ def render(target: Path, *options: str, **environment: str) -> None:
         Path(work, "_build", "html").rename(target)
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str | bytes) -> None:
     """Write a file so that it is either whole or as it was.
 
     Raises:
@@ -335,7 +329,7 @@ def write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except OSError as error:
         raise InputError(f"{path} could not be written ({error.strerror}); what was there is as it was") from None

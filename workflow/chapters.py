@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ import yaml
 from helpers import ROOT, InputError
 
 PROFILES = ROOT / "workflow" / "profiles"
+PACKAGES = ("helpers", "studies")
 
 
 def all_chapters() -> list[str]:
@@ -80,26 +82,23 @@ def code_digest(chapter: str) -> str:
     return hashlib.sha256("".join(_code_cells(chapter)).encode()).hexdigest()[:16]
 
 
-def read_by_others() -> list[str]:
-    """The chapters that write a data set which others read, so they are run first."""
-    codes = ["".join(_code_cells(chapter)) for chapter in all_chapters()]
-    return [find_chapter("day12-14_cot_dataset")] if any("faithfulness.passed(" in code for code in codes) else []
+def input_files(chapter: str, profile: str) -> list[str]:
+    """The code that a chapter imports, directly or through one another, and the data files that this code names.
 
-
-def helper_files(chapter: str) -> list[str]:
-    """The files of `helpers` that a chapter imports, directly or through one another.
+    A run that makes a data set (its parameter `save`) does not hang on the one that is kept in `results/`.
 
     Raises:
-        InputError: the chapter or a helper can't be parsed.
+        InputError: the chapter or a module can't be parsed.
     """
-    found = {"helpers/__init__.py"}
-    waiting = _imported_helpers(f"book/{chapter}.py", "".join(_code_cells(chapter)))
+    codes = {f"book/{chapter}.py": "".join(_code_cells(chapter))}
+    waiting = _imported(*codes.popitem())
     while waiting:
         file = waiting.pop()
-        if file not in found:
-            found.add(file)
-            waiting |= _imported_helpers(file, (ROOT / file).read_text(encoding="utf-8"))
-    return sorted(found)
+        codes[file] = (ROOT / file).read_text(encoding="utf-8")
+        waiting |= _imported(file, codes[file]) - set(codes)
+    makes_data = profile_parameters(profile, chapter).get("save", False)
+    named = {name for file, code in codes.items() for name in _file_names(file, code)}
+    return sorted(codes) + [file for file in _data_files(kept=not makes_data) if Path(file).name in named]
 
 
 def _read_yaml(text: str, what: str) -> Any:
@@ -115,16 +114,38 @@ def _code_cells(chapter: str) -> list[str]:
     return [body for header, body in zip(parts[::2], parts[1::2], strict=True) if "[markdown]" not in header]
 
 
-def _imported_helpers(file: str, source: str) -> set[str]:
+def _imported(file: str, source: str) -> set[str]:
+    """The files of `PACKAGES` that importing what a file imports would run, packages above them included."""
+    names: set[str] = set()
+    for node in ast.walk(_parsed(file, source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = file.split("/")[: -node.level] if node.level else []
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    parts = [name.split(".") for name in names if name.split(".")[0] in PACKAGES]
+    paths = {"/".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
+    files = {f"{path}{ending}" for path in paths for ending in (".py", "/__init__.py")}
+    return {file for file in files if (ROOT / file).is_file()}
+
+
+def _file_names(file: str, source: str) -> set[str]:
+    """What a file's strings would be as names of files."""
+    strings = (node.value for node in ast.walk(_parsed(file, source)) if isinstance(node, ast.Constant))
+    return {string.rsplit("/", 1)[-1] for string in strings if isinstance(string, str)}
+
+
+def _data_files(*, kept: bool) -> list[str]:
+    """Files in the packages that are no code, and the data sets that are kept with the book."""
+    found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.*") if path.is_file()]
+    found = [path for path in found if path.suffix not in (".py", ".pyc", ".md")]
+    found += (ROOT / "results").glob("*/datasets/*") if kept else ()
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+def _parsed(file: str, source: str) -> ast.Module:
     try:
-        tree = ast.parse(source)
+        return ast.parse(source)
     except SyntaxError as error:
         raise InputError(f"{file} can't be parsed: {error.msg} at {(error.text or '').strip()!r}") from None
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "helpers":
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names if alias.name.split(".")[0] == "helpers"}
-    files = {name.replace(".", "/") + ".py" for name in names}
-    return {file for file in files if (ROOT / file).is_file()}

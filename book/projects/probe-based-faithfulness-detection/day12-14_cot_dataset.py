@@ -37,7 +37,7 @@ n_constructed: int = 8  # questions a task, for transcripts; 8 to 800 by 4
 n_hinted: int = 8  # questions a task, with hints; 4 to 800 by 4
 n_causal: int = 4  # questions a task, with changed chains; 4 to 800 by 4
 n_tasks: int = 10  # of the ten tasks, the first so many, 2 to 10
-save: bool = False  # whether to write the data set to `results/`
+save: bool = False  # whether to keep the data set, beside the record of this run
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 
@@ -690,10 +690,11 @@ run.value("n_tasks_asked", n_tasks)
 # %%
 path = faithfulness.committed(model)
 about = {"model": model.record(), "parameters": parameters, "passed": passed}
-if save:
-    faithfulness.save(data.table, path, about=about)
 same = None
-if path.exists():
+if save:
+    file = runs.output_folder() / faithfulness.FILE
+    faithfulness.save(data.table, file, about=about)
+elif path.exists():
     known = faithfulness.read(path)
     of_record = known.attrs["parameters"]
     if (of_record["seed"], of_record["n_tasks"]) == (seed, n_tasks):
