@@ -13,7 +13,8 @@ import torch
 
 from benchmarks.pairs import Row, paired
 from benchmarks.patching import NAMES, PLACES, SEED
-from helpers import backends, hooks, models
+from helpers import hooks, models
+from helpers.engine import backends
 
 N_TEXTS = 512
 
@@ -31,11 +32,11 @@ def texts() -> list[str]:
 
 def batches(loaded: models.LoadedModel) -> list[backends.Batch]:
     """The batches that `capture` makes."""
-    rows = hooks.token_ids(loaded, texts())
+    rows = hooks.tokenize(loaded, texts())
     lengths = torch.tensor([len(row) for row in rows])
     return [
         backends.make_batch([rows[i] for i in examples.tolist()], loaded.device)
-        for examples in hooks.batches(lengths.argsort(stable=True), lengths, hooks.TOKENS_PER_BATCH)
+        for examples in hooks.split_batches(lengths.argsort(stable=True), lengths, hooks.TOKENS_PER_BATCH)
     ]
 
 
@@ -88,7 +89,7 @@ def rows(quick: bool) -> Iterator[Row]:
     plain, bridge, nns = (models.load(backend=backend) for backend in models.BACKENDS)
     work = f"capture of resid_post, all layers, last position, {N_TEXTS} texts"
     expected = captured(plain)
-    order = torch.tensor([len(row) for row in hooks.token_ids(plain, texts())]).argsort(stable=True)
+    order = torch.tensor([len(row) for row in hooks.tokenize(plain, texts())]).argsort(stable=True)
     for function, loaded in ((with_transformer_lens, bridge), (with_nnsight, nns)):
         assert torch.allclose(function(loaded), expected[order], atol=1e-3, rtol=1e-4), function.__name__
     yield paired(

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.pairs import Row, paired
-from helpers import generation, hooks, models
+from helpers import hooks, models
+from helpers.engine import generation
 from helpers.models import LoadedModel
 
 N_ROWS, N_NEW = 32, 48
@@ -32,7 +33,7 @@ def rows(quick: bool) -> Iterator[Row]:
     for dtype, peer_dtype, at_least in (("bfloat16", "bfloat16", 1.5), ("bfloat16", "float32", 3)):
         yield paired(
             f"{N_ROWS} continuations of {N_NEW} tokens after three examples, {dtype}",
-            lambda dtype=dtype: generation.generate(loaded[dtype], questions, max_new_tokens=N_NEW, batch_size=N_ROWS),
+            lambda dtype=dtype: hooks.generate(loaded[dtype], questions, max_new_tokens=N_NEW, batch_size=N_ROWS),
             lambda dtype=peer_dtype: _by_transformers(loaded[dtype], questions),
             named=f"model.generate, {peer_dtype}",
             at_least=at_least,
@@ -40,11 +41,11 @@ def rows(quick: bool) -> Iterator[Row]:
             note=f"{N_ROWS * N_NEW} new tokens, all prompts together {_n_tokens(loaded[dtype], questions)}",
         )
 
-    rows = [row[:-1] for row in hooks.token_ids(loaded["float32"], questions)]
+    rows = [row[:-1] for row in hooks.tokenize(loaded["float32"], questions)]
     in_trees = sum(len(tree.tokens) for tree in generation._trees(rows))
     yield paired(
         f"capture of resid_post, all layers, last position, {N_ROWS} questions after three examples, float32",
-        lambda: generation.capture(loaded["float32"], rows, "resid_post"),
+        lambda: hooks.capture(loaded["float32"], rows, "resid_post", as_trees=True),
         lambda: hooks.capture(loaded["float32"], rows, "resid_post"),
         named="hooks.capture, each prompt whole",
         at_least=2,
@@ -54,7 +55,7 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 def _n_tokens(loaded: LoadedModel, texts: list[str]) -> int:
-    return sum(map(len, hooks.token_ids(loaded, texts)))
+    return sum(map(len, hooks.tokenize(loaded, texts)))
 
 
 def _by_transformers(loaded: LoadedModel, texts: list[str]) -> None:

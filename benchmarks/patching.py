@@ -105,7 +105,7 @@ def rows(quick: bool) -> Iterator[Row]:
                 yield _against_transformer_lens(
                     f"residual patching, {n_layers} layers × {length} positions, {n_prompts} prompts, {corruption}",
                     lambda c=clean, b=base, a=answers: patching.patch_positions(loaded, b, c, answers=a),
-                    _Peer(bridge, clean, base, patching.answer_tokens(loaded, answers), "resid_pre"),
+                    _Peer(bridge, clean, base, patching.encode_answers(loaded, answers), "resid_pre"),
                     unpatched=lambda c=clean, b=base, a=answers: patching.patch_sets(loaded, b, c, [], answers=a),
                     n_patches=n_layers * length,
                     sample=10 if quick else 30 if n_prompts == 1 else 15,
@@ -116,7 +116,7 @@ def rows(quick: bool) -> Iterator[Row]:
         yield _against_transformer_lens(
             f"head patching, {n_layers * loaded.n_heads} heads, 32 prompts, {corruption}",
             lambda b=corrupted: patching.patch_heads(loaded, b, data.clean, answers=data.answers),
-            _Peer(bridge, data.clean, corrupted, patching.answer_tokens(loaded, data.answers), "z"),
+            _Peer(bridge, data.clean, corrupted, patching.encode_answers(loaded, data.answers), "z"),
             unpatched=lambda b=corrupted: patching.patch_sets(loaded, b, data.clean, [], answers=data.answers),
             n_patches=n_layers * loaded.n_heads,
             sample=8 if quick else 15,
@@ -212,7 +212,7 @@ def _path_patching(loaded: models.LoadedModel, data: Prompts, floor: Floor, *, n
     chosen = sorted(random.Random(SEED).sample([head for head in heads if head[0] < 20], sample))
     frozen = hooks.capture(loaded, data.clean, "head_z", positions="all")["head_z"]
     corrupted = hooks.capture(loaded, data.p_abc, "head_z", positions="all")["head_z"]
-    answers = patching.answer_tokens(loaded, data.answers)
+    answers = patching.encode_answers(loaded, data.answers)
 
     def naive(sender: tuple[int, int]) -> torch.Tensor:
         number, head = sender

@@ -13,7 +13,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.pairs import Row, paired, timed
-from helpers import hooks, linear, models, probes, prompts
+from helpers import folds, hooks, models, probes
+from helpers.engine import solvers
+from studies.sentiment import sentences
 
 N_ROWS = 600
 N_PERMUTATIONS = 100
@@ -30,8 +32,8 @@ def objective(z: np.ndarray, labels: np.ndarray, weights: np.ndarray, intercept:
 
 def rows(quick: bool) -> Iterator[Row]:
     loaded = models.load()
-    data = prompts.sentiment(loaded, n_words=38, seed=0)
-    data = data.chosen(np.random.default_rng(0).permutation(len(data.texts))[:N_ROWS].tolist())
+    data = sentences.draw_sentiment(loaded, n_words=38, seed=0)
+    data = data.select(np.random.default_rng(0).permutation(len(data.texts))[:N_ROWS].tolist())
     captured = hooks.capture(
         loaded,
         data.texts,
@@ -42,16 +44,16 @@ def rows(quick: bool) -> Iterator[Row]:
     yield from _sweeps(captured, data, n_runs=1 if quick else 3)
 
 
-def _one_site(captured: hooks.Captured, data: prompts.Sentiment, *, n_pairs: int) -> Iterator[Row]:
+def _one_site(captured: hooks.Captured, data: sentences.Sentiment, *, n_pairs: int) -> Iterator[Row]:
     """One logistic probe with its permutations at a middle layer, where the label is easy to read."""
     site = probes.Site("resid_post", captured.layers[len(captured.layers) // 2], "last")
-    z = linear.standardised(probes.features(captured, site)[None])
+    z = solvers.standardise(probes.read_features(captured, site)[None])
     labels = torch.tensor(data.labels)
-    null = probes.permuted_labels(data.labels, data.words, n_permutations=N_PERMUTATIONS, seed=0)
+    null = folds.permute_labels(data.labels, data.words, n_permutations=N_PERMUTATIONS, seed=0)
     tasks = torch.cat([labels[:, None], null], dim=1)
 
-    def ours() -> linear.Fits:
-        return linear.fit(z, tasks, method="logistic", penalties=[PENALTY])
+    def ours() -> solvers.Fits:
+        return solvers.fit(z, tasks, method="logistic", penalties=[PENALTY])
 
     def one(column: int, **options: object) -> LogisticRegression:
         return LogisticRegression(C=1 / PENALTY, max_iter=1000, **options).fit(z[0].numpy(), tasks[:, column].numpy())
@@ -119,8 +121,8 @@ def _tolerance(z: np.ndarray, tasks: np.ndarray) -> tuple[float, float]:
     raise AssertionError("scikit-learn did not come within 1e-5 of the optimum")
 
 
-def _sweeps(captured: hooks.Captured, data: prompts.Sentiment, *, n_runs: int) -> Iterator[Row]:
-    sites = probes.sites_of(captured)
+def _sweeps(captured: hooks.Captured, data: sentences.Sentiment, *, n_runs: int) -> Iterator[Row]:
+    sites = probes.list_sites(captured)
     options = {"types": data.words, "seed": 0, "n_permutations": N_PERMUTATIONS}
     found: list[probes.Sweep] = []
 

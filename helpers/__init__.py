@@ -1,6 +1,19 @@
-"""What the chapters import: models, hooks, prompts, claims, plots and runs.
+"""What any notebook imports, by the question that each module answers:
 
-Importing `helpers` is cheap: each module imports what it needs, torch included, by itself.
+- `models`: which models there are, where they come from, and how to load one
+- `hooks`: read and change a model's sites on any backend; what it says next
+- `patching`: exact effects of patches, ablations and paths
+- `attribution`: what heads, MLPs and the embedding write towards an answer; which heads copy
+- `probes`: linear probes at many sites at once, with their controls
+- `folds`: what is trained on and what is tested; permuted and control labels
+- `scores`: AUROC, recall and calibration of any score, with intervals
+- `baselines`: what the text, the model's output and random heads give by themselves
+- `prompts`: random tokens, passages of prose, words that are single tokens
+- `claims`: numbers with their uncertainty, and verdicts that a rule decides
+- `runs`: parameters, seeds, and the record of what came out
+- `plots`: figures for light and dark pages
+
+`engine` is private. Importing `helpers` is cheap: torch comes with the modules that need it.
 """
 
 from pathlib import Path

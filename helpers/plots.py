@@ -55,7 +55,7 @@ STYLE = {
 
 
 @contextmanager
-def figure(
+def draw_figure(
     key: str, *, caption: str, alt: str, width: float = 7.0, height: float = 3.5, **subplots: Any
 ) -> Iterator[tuple[matplotlib.figure.Figure, Any]]:
     """Draw a static figure in the body of the `with`; it is shown as inline SVG when the body ends.
@@ -138,7 +138,7 @@ def show_attention(
     _show(key, div, caption)
 
 
-def head_map(
+def draw_head_map(
     axes: Any,
     values: Float[Tensor, "layer head"] | NDArray,
     *,
@@ -160,13 +160,13 @@ def head_map(
     return image
 
 
-def interval(axes: Any, x: float, estimate: Estimate, **style: Any) -> None:
+def draw_interval(axes: Any, x: float, estimate: Estimate, **style: Any) -> None:
     """Draw an estimate as a point with a bar for its interval."""
     error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
     axes.errorbar(x, estimate.value, error, **{"fmt": "o", "color": BLUE, "capsize": 4} | style)
 
 
-def layer_curve(axes: Any, table: pd.DataFrame, *, label: str = "", null: bool = True, **style: Any) -> None:
+def draw_layer_curve(axes: Any, table: pd.DataFrame, *, label: str = "", null: bool = True, **style: Any) -> None:
     """Draw the AUROC of a probe by layer, with its interval, and the band of its null in grey.
 
     Args:
@@ -182,7 +182,7 @@ def layer_curve(axes: Any, table: pd.DataFrame, *, label: str = "", null: bool =
     axes.set(xlabel="layer", ylabel="AUROC")
 
 
-def matrix(axes: Any, values: pd.DataFrame, *, limits: tuple[float, float] = (0.0, 1.0)) -> Any:
+def draw_matrix(axes: Any, values: pd.DataFrame, *, limits: tuple[float, float] = (0.0, 1.0)) -> Any:
     """Draw a table of numbers as colours with the numbers in them; rows and columns keep their names."""
     import numpy as np
 
@@ -191,13 +191,13 @@ def matrix(axes: Any, values: pd.DataFrame, *, limits: tuple[float, float] = (0.
     for (row, column), value in np.ndenumerate(values.to_numpy()):
         far = abs(value - middle) > 0.35 * (limits[1] - limits[0])
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if far else "black", fontsize=9)
-    axes.set_xticks(range(values.shape[1]), [plain(str(name)) for name in values.columns], rotation=30, ha="right")
-    axes.set_yticks(range(values.shape[0]), [plain(str(name)) for name in values.index])
+    axes.set_xticks(range(values.shape[1]), [as_plain(str(name)) for name in values.columns], rotation=30, ha="right")
+    axes.set_yticks(range(values.shape[0]), [as_plain(str(name)) for name in values.index])
     axes.set(xlabel=values.columns.name or "", ylabel=values.index.name or "")
     return image
 
 
-def diagram(axes: Any, boxes: dict[str, tuple[float, float, str]], arrows: Sequence[tuple[str, str, str]]) -> None:
+def draw_diagram(axes: Any, boxes: dict[str, tuple[float, float, str]], arrows: Sequence[tuple[str, str, str]]) -> None:
     """Draw named boxes with text at (x, y), and labelled arrows between those that there are."""
     style = {"boxstyle": "round,pad=0.4", "facecolor": "none", "edgecolor": INK}
     drawn = {
@@ -224,7 +224,7 @@ def as_text(text: str) -> str:
     return escape(text.replace("\n", "⏎"), quote=False)  # plotly knows no entity for a quotation mark
 
 
-def plain(text: str) -> str:
+def as_plain(text: str) -> str:
     """A text from a model or a data set for matplotlib's labels, which would take dollar signs for mathematics."""
     return text.replace("\n", "⏎").replace("$", r"\$")
 

@@ -24,7 +24,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from helpers import ROOT, InputError, claims
+from helpers import ROOT, InputError
+from helpers.claims import Claim, Estimate, as_html, as_record, decide, shorten
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -121,12 +122,12 @@ class Run:
     chapter: str
     parameters: dict[str, Any]
     loaded: LoadedModel
-    claims: dict[str, claims.Claim] = field(default_factory=dict)
+    claims: dict[str, Claim] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
-    code: dict[str, Any] = field(default_factory=lambda: code_version())
+    code: dict[str, Any] = field(default_factory=lambda: find_code_version())
     """Taken when the run starts, since files may be edited while it lasts."""
 
-    def value(self, key: str, value: claims.Estimate | float | int | str) -> None:
+    def value(self, key: str, value: Estimate | float | int | str) -> None:
         """Record a value and glue it, so that prose can say {glue:text}`key`.
 
         Raises:
@@ -157,7 +158,7 @@ class Run:
         Raises:
             InputError: the rule can't be decided.
         """
-        claim = claims.decide(id, sentence, model_name=self.loaded.card.name, **evidence)
+        claim = decide(id, sentence, model_name=self.loaded.card.name, **evidence)
         self.claims[id] = claim
         _glue(f"claim-{id}", " ".join(filter(None, (claim.verdict, claim.reason))))
 
@@ -170,8 +171,8 @@ class Run:
             "model": self.loaded.record(),
             "parameters": self.parameters,
             "values": self.values,
-            "claims": claims.as_record(self.claims.values()),
-            "provenance": provenance() | self.code,
+            "claims": as_record(self.claims.values()),
+            "provenance": collect_provenance() | self.code,
         }
         model, origin = record["model"], record["provenance"]
         _glue("model", ", ".join(filter(None, (model["title"], model["quantisation"], model["dtype"]))))
@@ -179,7 +180,7 @@ class Run:
         _glue("threads", str(origin["hardware"]["threads"]))
         _glue("seconds", f"{origin['seconds']:.0f}")
         _glue("memory", f"{origin['memory_gb']:.1f}")
-        html = claims.as_html(self.claims.values()) + _provenance_html(record)
+        html = as_html(self.claims.values()) + _provenance_html(record)
         display({"text/html": html}, metadata={RECORD: record}, raw=True)
 
 
@@ -196,14 +197,14 @@ def read_record(notebook: NotebookNode) -> dict[str, Any]:
     raise InputError("the notebook carries no record: its last code cell must call run.finish()")
 
 
-def progress(items: Iterable[Item], step: str) -> Iterator[Item]:
+def show_progress(items: Iterable[Item], step: str) -> Iterator[Item]:
     """Go through `items` with a progress line on standard error that names the step."""
     from tqdm import tqdm
 
     return iter(tqdm(items, desc=step, mininterval=2, leave=False, file=sys.stderr))
 
 
-def provenance() -> dict[str, Any]:
+def collect_provenance() -> dict[str, Any]:
     """Where and when a run took place: versions, hardware, seconds since this module was imported, peak memory."""
     import joblib
     import torch
@@ -226,7 +227,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def code_version() -> dict[str, Any]:
+def find_code_version() -> dict[str, Any]:
     """The commit that is checked out, and whether files differ from it; both None where there is no git."""
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
@@ -237,7 +238,7 @@ def code_version() -> dict[str, Any]:
 
 def _plain(key: str, value: Any) -> Any:
     """A value as JSON holds it."""
-    if isinstance(value, claims.Estimate):
+    if isinstance(value, Estimate):
         return asdict(value)
     value = value.item() if hasattr(value, "item") else value  # NumPy's and torch's numbers as Python's
     if isinstance(value, float) and not math.isfinite(value):
@@ -247,10 +248,10 @@ def _plain(key: str, value: Any) -> Any:
 
 def _text(value: Any, *, brief: bool = False) -> str:
     """A value as a page shows it."""
-    if isinstance(value, claims.Estimate):
+    if isinstance(value, Estimate):
         return value.brief() if brief else str(value)
     value = value.item() if hasattr(value, "item") else value
-    return claims.short(value) if isinstance(value, float) else str(value)
+    return shorten(value) if isinstance(value, float) else str(value)
 
 
 def _git(*command: str) -> str | None:

@@ -8,7 +8,8 @@ from conftest import FAMILIES, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import architectures, backends, hooks
+from helpers import hooks
+from helpers.engine import architectures, backends
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,8 +28,8 @@ def assert_close(found, wanted):
 
 def test_the_pieces_of_a_layer_are_those_computed_by_hand(tiny):
     seen = sites_by_hand(tiny)
-    tables = architectures.rotary_tables(tiny.model, len(TOKENS))
-    for i, (layer, table) in enumerate(zip(architectures.layers(tiny.model), tables, strict=True)):
+    tables = architectures.compute_rotary_tables(tiny.model, len(TOKENS))
+    for i, (layer, table) in enumerate(zip(architectures.list_layers(tiny.model), tables, strict=True)):
         q, k, v = layer.qkv(seen["resid_pre", i])
         for site, found in zip("qkv", (q, k, v), strict=True):
             assert_close(found, seen[site, i])
@@ -40,7 +41,7 @@ def test_the_pieces_of_a_layer_are_those_computed_by_hand(tiny):
 
 
 def test_leading_axes_of_the_pieces_are_free(tiny):
-    layer = architectures.layers(tiny.model)[0]
+    layer = architectures.list_layers(tiny.model)[0]
     resid = torch.randn((2, 3, 16), generator=torch.Generator().manual_seed(0))
     for found, one in zip(layer.qkv(resid), layer.qkv(resid[1, 2]), strict=True):
         assert_close(found[1, 2], one)
@@ -51,7 +52,7 @@ def test_leading_axes_of_the_pieces_are_free(tiny):
 
 @given(family=st.sampled_from(["gpt2", "gpt_neox"]), seed=st.integers(0, 100))
 def test_joining_is_the_inverse_of_splitting(load_tiny, family, seed):
-    layer = architectures.layers(load_tiny(family).model)[1]
+    layer = architectures.list_layers(load_tiny(family).model)[1]
     fused = torch.randn((5, 48), generator=torch.Generator().manual_seed(seed))
     parts = layer.split_qkv(fused)
     assert [part.shape[-1] for part in parts] == [16, 16, 16]
@@ -59,12 +60,12 @@ def test_joining_is_the_inverse_of_splitting(load_tiny, family, seed):
 
 
 def test_only_gemmas_local_layer_has_a_window(tiny):
-    windows = [layer.sliding_window for layer in architectures.layers(tiny.model)]
+    windows = [layer.sliding_window for layer in architectures.list_layers(tiny.model)]
     assert windows == ([8, None] if tiny.config.model_type == "gemma3_text" else [None, None])
 
 
 def test_rotary_tables_do_not_depend_on_how_many_positions_are_asked_for(tiny):
-    short, long = (architectures.rotary_tables(tiny.model, n) for n in (3, 40))
+    short, long = (architectures.compute_rotary_tables(tiny.model, n) for n in (3, 40))
     for a, b in zip(short, long, strict=True):
         assert (a is None) == (b is None) == (tiny.config.model_type == "gpt2")
         if a is not None:
@@ -77,7 +78,7 @@ def test_gpt_neox_without_parallel_blocks_has_a_resid_mid(load_tiny):
     torch.manual_seed(0)
     model = transformers.GPTNeoXForCausalLM._from_config(config, attn_implementation="eager").eval()
     loaded = dataclasses.replace(load_tiny("gpt_neox"), model=model.requires_grad_(False))
-    assert not architectures.is_parallel(config) and backends.missing(loaded, "resid_mid") is None
+    assert not architectures.is_parallel(config) and backends.explain_missing(loaded, "resid_mid") is None
     seen = sites_by_hand(loaded)
     captured = hooks.capture(loaded, TOKENS[None], ["resid_mid", "mlp_out", "resid_post"], positions="all")
     for site in captured.values:
@@ -92,4 +93,4 @@ def test_gpt_neox_without_parallel_blocks_has_a_resid_mid(load_tiny):
 @pytest.mark.parametrize("family", ["bert", "opt", "mamba"])
 def test_an_unknown_family_is_refused_by_its_name_with_those_that_are_known(family, refused):
     with refused(repr(family), *FAMILIES):
-        architectures.family_of(tiny_config(family))
+        architectures.find_family(tiny_config(family))

@@ -4,7 +4,8 @@ from conftest import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import InputError, backends, hooks, models
+from helpers import InputError, hooks, models
+from helpers.engine import backends
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,7 +43,7 @@ def test_a_site_that_a_backend_cannot_give_is_refused_with_the_reason(family, ba
     loaded = load_tiny(family, backend)
     absent = ABSENT.get(family, {}) | NO_HOOK.get((family, backend), {})
     for site in hooks.SITES:
-        why = backends.missing(loaded, site)
+        why = backends.explain_missing(loaded, site)
         assert (why is not None) == (site in absent)
         if why:
             with refused(site, absent[site], family, "legal"):
@@ -57,13 +58,13 @@ def test_a_tap_sees_each_pass_once_and_what_it_returns_goes_on(family, backend, 
     loaded = load_tiny(family, backend)
     batch = backends.make_batch([[5, 6, 7], [8, 9, 10]], loaded.device)
     at = torch.tensor([[2], [2]])
-    for site in [site for site in hooks.SITES if not backends.missing(loaded, site)]:
+    for site in [site for site in hooks.SITES if not backends.explain_missing(loaded, site)]:
         seen = []
-        with backends.tapped(loaded, [(site, 0, lambda tensor, seen=seen: seen.append(tensor.clone()))]):
+        with backends.tap(loaded, [(site, 0, lambda tensor, seen=seen: seen.append(tensor.clone()))]):
             plain = backends.forward(loaded, batch, logits_at=at)
-        with backends.tapped(loaded, [(site, 0, lambda tensor: tensor.clone())]):
+        with backends.tap(loaded, [(site, 0, lambda tensor: tensor.clone())]):
             same = backends.forward(loaded, batch, logits_at=at)
-        with backends.tapped(loaded, [(site, 0, lambda tensor: tensor * torch.linspace(-2, 2, tensor.shape[-1]))]):
+        with backends.tap(loaded, [(site, 0, lambda tensor: tensor * torch.linspace(-2, 2, tensor.shape[-1]))]):
             other = backends.forward(loaded, batch, logits_at=at)
         assert len(seen) == 1 and seen[0].shape[:2] == (2, 3)
         torch.testing.assert_close(same, plain, atol=1e-5, rtol=1e-5)
@@ -73,8 +74,8 @@ def test_a_tap_sees_each_pass_once_and_what_it_returns_goes_on(family, backend, 
 @pytest.mark.parametrize("backend", models.BACKENDS)
 def test_watching_tells_of_each_pass_how_much_is_new(backend, load_tiny):
     loaded, passes = load_tiny("llama", backend), []
-    with backends.watched(loaded, passes.append):
-        new = backends.generate(loaded, torch.tensor([[5, 6, 7], [7, 6, 5]]), 3)
+    with backends.watch(loaded, passes.append):
+        new = backends.generate_greedily(loaded, torch.tensor([[5, 6, 7], [7, 6, 5]]), 3)
     assert new.shape == (2, 6)
     assert [(one.new, one.total) for one in passes] == [(3, 3), (1, 4), (1, 5)]
     assert all(one.pads.tolist() == [0, 0] for one in passes)
@@ -85,7 +86,7 @@ def test_watching_counts_padding_from_the_attention_mask(load_tiny):
     loaded, passes = load_tiny("llama"), []
     for side, pads in (("left", [2, 0]), ("right", [0, 0])):
         batch = backends.make_batch([[5], [7, 6, 5]], "cpu", side)
-        with backends.watched(loaded, passes.append):
+        with backends.watch(loaded, passes.append):
             backends.forward(loaded, batch)
         assert passes[-1].pads.tolist() == pads
         assert passes[-1].lengths.tolist() == [1, 3]
@@ -98,7 +99,7 @@ def test_an_exception_in_a_tap_comes_through_as_it_is(backend, load_tiny):
 
     loaded = load_tiny("llama", backend)
     for site in hooks.SITES:
-        with pytest.raises(InputError, match=r"^one sentence$"), backends.tapped(loaded, [(site, 1, tap)]):
+        with pytest.raises(InputError, match=r"^one sentence$"), backends.tap(loaded, [(site, 1, tap)]):
             backends.forward(loaded, backends.make_batch([[5, 6]], "cpu"), stop_after=1)
     hooks.capture(loaded, [[5, 6]], list(hooks.SITES))
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import VOCABULARY
 
-from helpers import circuits, hooks, models, prompts
+from helpers import attribution, hooks, models
+from studies.ioi import templates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +27,7 @@ def data():
 
 
 def test_the_parts_sum_to_the_logit_difference(tiny, data):
-    parts = circuits.logit_attribution(tiny, *data)
+    parts = attribution.attribute_logits(tiny, *data)
     assert parts.heads.shape == (2, 4, 3)
     assert parts.mlps.shape == (2, 3)
     torch.testing.assert_close(parts.total, difference(tiny, *data), atol=1e-4, rtol=1e-4)
@@ -36,11 +37,11 @@ def test_the_parts_sum_to_the_logit_difference(tiny, data):
 def test_a_part_is_what_is_missing_when_the_norm_stays_and_the_part_goes(tiny, data):
     """The second way: take a head's output out of the last residual stream, and leave the norm's scale."""
     rows, answers = data
-    parts = circuits.logit_attribution(tiny, rows, answers)
-    layer = circuits.layers(tiny.model)[1]
+    parts = attribution.attribute_logits(tiny, rows, answers)
+    layer = attribution.layers(tiny.model)[1]
     captured = hooks.capture(tiny, rows, ["head_z", "resid_post"])
     z, resid = captured["head_z"][:, 1, 0], captured["resid_post"][:, 1, 0]
-    norm = getattr(tiny.model.base_model, circuits.family_of(tiny.config).final_norm)
+    norm = getattr(tiny.model.base_model, attribution.family_of(tiny.config).final_norm)
     unembed = tiny.model.get_output_embeddings().weight
     direction = torch.stack([unembed[a] - unembed[b] for a, b in answers])
     for head in range(4):
@@ -59,8 +60,8 @@ def test_a_part_is_what_is_missing_when_the_norm_stays_and_the_part_goes(tiny, d
 def test_the_parts_of_the_real_model_sum_and_single_out_few_heads(embedded):
     names = [(" Mary", " John"), (" Tom", " Anna")]
     texts = [f"When{a} and{b} went to the store,{b} gave a drink to" for a, b in names]
-    parts = circuits.logit_attribution(embedded, texts, names)
-    tokens = circuits.answer_tokens(embedded, names).tolist()
+    parts = attribution.attribute_logits(embedded, texts, names)
+    tokens = attribution.answer_tokens(embedded, names).tolist()
     torch.testing.assert_close(parts.total, difference(embedded, texts, tokens), atol=1e-3, rtol=1e-4)
     largest = parts.heads.mean(-1).flatten().sort(descending=True).values
     assert largest[:5].sum() > 3 * largest[5:50].mean() * 5
@@ -84,7 +85,7 @@ def test_planted_copying_heads_are_found_with_their_sign(load_tiny):
     loaded = with_heads_that_copy(load_tiny("llama"))
     tokens = torch.arange(0, 250, 5)
     resid = loaded.model.get_output_embeddings().weight[tokens]  # what would make the model say the token
-    raised, lowered = circuits.copy_rates(loaded, tokens, resid, top=30)
+    raised, lowered = attribution.measure_copy_rates(loaded, tokens, resid, top=30)
     assert raised.shape == lowered.shape == (2, 4)
     assert raised[1, 2] == raised.max() > 0.5
     assert lowered[1, 3] == lowered.max() > 0.5
@@ -94,9 +95,9 @@ def test_planted_copying_heads_are_found_with_their_sign(load_tiny):
 
 
 def test_heads_of_the_real_model_copy_names(embedded):
-    drawn = prompts.ioi(embedded, n_prompts=20, seed=0)
+    drawn = templates.draw_ioi(embedded, n_prompts=20, seed=0)
     resid = hooks.capture(embedded, drawn.prompts, "resid_post", layers=[0], positions={"IO": drawn.positions["IO"]})
-    raised, lowered = circuits.copy_rates(embedded, torch.tensor(drawn.io), resid["resid_post"][:, 0, 0])
+    raised, lowered = attribution.measure_copy_rates(embedded, torch.tensor(drawn.io), resid["resid_post"][:, 0, 0])
     chance = 5 / embedded.config.vocab_size
     assert raised.max() > 0.5 > 1000 * chance
     assert (raised * lowered).max() < 0.25  # no head does both
@@ -114,7 +115,7 @@ def test_planted_heads_that_copy_and_that_suppress_have_the_highest_and_the_lowe
     tokens = torch.tensor([[7, 100, 3, 250], [250, 3, 100, 7]])
     loaded = with_heads_that_copy_four_tokens(load_tiny("llama"), tokens[0])
     resid = loaded.model.lm_head.weight[tokens][:, None].repeat(1, 2, 1, 1)
-    scores = circuits.copying_scores(loaded, tokens, resid)
+    scores = attribution.score_copying(loaded, tokens, resid)
     assert scores.shape == (2, 2, 4)
     torch.testing.assert_close(scores[:, 1, 2], torch.ones(2))
     torch.testing.assert_close(scores[:, 1, 3], -torch.ones(2))
@@ -127,7 +128,7 @@ def test_planted_heads_stand_out_among_tokens_that_have_much_in_common(load_tiny
     generator = torch.Generator().manual_seed(0)
     tokens = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:20] for _ in range(30)])
     resid = loaded.model.lm_head.weight[tokens][:, None].repeat(1, 2, 1, 1)
-    scores = circuits.copying_scores(loaded, tokens, resid).mean(0)
+    scores = attribution.score_copying(loaded, tokens, resid).mean(0)
     others = torch.cat([scores[0], scores[1, :2]])
     assert scores[1, 2] > others.max() + 0.1
     assert float(scores[1, 3]) == pytest.approx(-1, abs=0.01)
@@ -139,7 +140,7 @@ def test_heads_that_read_something_else_score_as_by_chance(tiny, n_tokens):
     generator = torch.Generator().manual_seed(n_tokens)
     tokens = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:n_tokens] for _ in range(300)])
     resid = torch.randn(300, 2, n_tokens, 16, generator=generator)
-    scores = circuits.copying_scores(tiny, tokens, resid)
+    scores = attribution.score_copying(tiny, tokens, resid)
     spread = scores.std(0).max() / 300**0.5
     torch.testing.assert_close(scores.mean(0), torch.full((2, 4), 2 / n_tokens - 1), atol=float(4 * spread), rtol=0)
     assert spread < 0.03
@@ -151,10 +152,10 @@ def test_copying_scores_are_those_computed_by_hand(tiny):
     resid = torch.randn(3, 2, 6, 16, generator=generator)
     kind, base = tiny.config.model_type, tiny.model.base_model
     d_head, plus = 8 if kind == "gemma3_text" else 4, float(kind == "gemma3_text")
-    final = getattr(base, circuits.family_of(tiny.config).final_norm)
+    final = getattr(base, attribution.family_of(tiny.config).final_norm)
     bias = final.bias if isinstance(final, torch.nn.LayerNorm) else 0
     unembed = tiny.model.get_output_embeddings().weight
-    scores = circuits.copying_scores(tiny, tokens, resid)
+    scores = attribution.score_copying(tiny, tokens, resid)
     for layer, block in enumerate(base.h if kind == "gpt2" else base.layers):
         parts = by_hand.PARTS[kind](block, d_head)
         for i, row in enumerate(tokens):
@@ -174,21 +175,21 @@ def test_copying_scores_are_those_computed_by_hand(tiny):
 def test_sequences_in_which_a_token_repeats_have_no_copying_scores(load_tiny, refused):
     tokens = torch.tensor([[1, 2, 3], [4, 5, 4]])
     with refused("twice", "legal", "different"):
-        circuits.copying_scores(load_tiny("llama"), tokens, torch.zeros(2, 2, 3, 16))
+        attribution.score_copying(load_tiny("llama"), tokens, torch.zeros(2, 2, 3, 16))
     with refused("'nnsight'", "'huggingface'"):
-        circuits.copying_scores(load_tiny("llama", "nnsight"), tokens[:1], torch.zeros(1, 2, 3, 16))
+        attribution.score_copying(load_tiny("llama", "nnsight"), tokens[:1], torch.zeros(1, 2, 3, 16))
 
 
 def test_bad_input_is_refused(load_tiny, data, refused):
     rows, answers = data
     loaded = load_tiny("llama")
     with refused("2 answers for 3 prompts"):
-        circuits.logit_attribution(loaded, rows, answers[:2])
+        attribution.attribute_logits(loaded, rows, answers[:2])
     with refused("'nnsight'", "'huggingface'"):
-        circuits.logit_attribution(load_tiny("llama", "nnsight"), rows, answers)
+        attribution.attribute_logits(load_tiny("llama", "nnsight"), rows, answers)
     capped = models.load(loaded.card.name)
     capped.model.config.final_logit_softcapping = 30.0
     with refused("llama bounds its logits"):
-        circuits.logit_attribution(capped, rows, answers)
+        attribution.attribute_logits(capped, rows, answers)
     with refused("BatchNorm1d", "RMSNorm"):
-        circuits.before_norm(torch.nn.BatchNorm1d(4), torch.ones(1, 4), torch.ones(1, 4))
+        attribution.pull_through_norm(torch.nn.BatchNorm1d(4), torch.ones(1, 4), torch.ones(1, 4))

@@ -27,14 +27,14 @@ def test_the_interval_covers_the_true_mean_about_95_times_in_100():
     generator = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
-        estimate = claims.mean(generator.exponential(size=20) + generator.normal(2, 1, size=20), seed=seed)
+        estimate = claims.average(generator.exponential(size=20) + generator.normal(2, 1, size=20), seed=seed)
         covered += estimate.low <= 3 <= estimate.high
     assert 0.88 <= covered / 200 <= 0.99
 
 
 def test_the_interval_is_as_wide_as_the_standard_error_says():
     samples = np.random.default_rng(0).normal(5, 2, size=400)
-    estimate = claims.mean(samples, seed=0)
+    estimate = claims.average(samples, seed=0)
     error = samples.std() / 20
     assert estimate.value == pytest.approx(samples.mean())
     assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * error, rel=0.05)
@@ -44,15 +44,15 @@ def test_the_interval_is_as_wide_as_the_standard_error_says():
 def test_the_seed_alone_decides_the_interval():
     samples = np.random.default_rng(0).normal(size=20)
     np.random.seed(1)
-    first = claims.mean(samples, seed=3)
+    first = claims.average(samples, seed=3)
     np.random.seed(2)
-    assert claims.mean(samples, seed=3) == first
-    assert claims.mean(samples, seed=4) != first
+    assert claims.average(samples, seed=3) == first
+    assert claims.average(samples, seed=4) != first
 
 
 @given(samples=SAMPLES)
 def test_the_mean_lies_in_its_interval_and_the_interval_in_the_samples(samples):
-    estimate = claims.mean(samples, seed=0)
+    estimate = claims.average(samples, seed=0)
     slack = 1e-9 * max(map(abs, samples))
     assert min(samples) - slack <= estimate.low <= estimate.value + slack
     assert estimate.value - slack <= estimate.high <= max(samples) + slack
@@ -60,20 +60,20 @@ def test_the_mean_lies_in_its_interval_and_the_interval_in_the_samples(samples):
 
 @given(number=st.floats(-1e6, 1e6), n=st.integers(2, 50))
 def test_constants_give_an_interval_of_no_width(number, n):
-    estimate = claims.mean([number] * n, seed=0)
+    estimate = claims.average([number] * n, seed=0)
     assert estimate.low == estimate.value == estimate.high == number
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_sample_that_is_not_finite_is_refused(bad, refused):
     with refused("NaN or infinite"):
-        claims.mean([1.0, bad, 2.0], seed=0)
+        claims.average([1.0, bad, 2.0], seed=0)
 
 
 @pytest.mark.parametrize(("samples", "shape"), [([], "(0,)"), ([1.0], "(1,)"), ([[1.0, 2.0]], "(1, 2)"), (1.0, "()")])
 def test_fewer_than_two_samples_in_a_row_are_refused(samples, shape, refused):
     with refused("at least two samples", shape):
-        claims.mean(samples, seed=0)
+        claims.average(samples, seed=0)
 
 
 @pytest.mark.parametrize("numbers", [(math.nan, 0, 1), (0, -math.inf, 1), (0, 0, math.inf)])
@@ -266,12 +266,12 @@ def test_a_claim_that_was_not_run_is_shown_without_numbers():
     ],
 )
 def test_short_gives_three_digits_and_an_exponent_only_where_needed(number, text):
-    assert claims.short(number) == text
+    assert claims.shorten(number) == text
 
 
 @given(st.floats(-1e12, 1e12))
 def test_short_is_right_to_half_a_percent(number):
-    text = claims.short(number)
+    text = claims.shorten(number)
     assert float(text) == pytest.approx(number, rel=0.005, abs=0)
     assert len(text) <= 10
     digits = re.sub(r"e.*|[-.]", "", text).lstrip("0")

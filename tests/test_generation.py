@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import backends, generation, hooks
+from helpers import hooks
+from helpers.engine import backends, generation
 
 PREFIX = [5, 9, 120, 33, 7, 81, 14] * 4
 OTHER = [5, 9, 121, 3] * 5
@@ -76,7 +77,7 @@ def test_no_other_split_saves_more(rows):
 @pytest.mark.parametrize("rows", [SHARED, SUFFIXES, FAMILIES, [PREFIX], [PREFIX] * 4])
 def test_the_same_tokens_as_transformers(wide, rows):
     n_new = within_window(wide, rows, 12)
-    assert generation.generate(wide, rows, max_new_tokens=n_new) == by_transformers(wide, rows, n_new)
+    assert hooks.generate(wide, rows, max_new_tokens=n_new) == by_transformers(wide, rows, n_new)
 
 
 @pytest.mark.parametrize("tree_size", [40, 1024])
@@ -84,7 +85,7 @@ def test_the_same_tokens_as_transformers(wide, rows):
 def test_the_same_logits_as_capture(wide, rows, tree_size, monkeypatch):
     monkeypatch.setattr(generation, "TREE_SIZE", tree_size)
     tokens = torch.arange(300).expand(len(rows), -1)
-    found = generation.next_token_logits(wide, rows, tokens)
+    found = hooks.score_next_tokens(wide, rows, tokens)
     torch.testing.assert_close(found, hooks.capture(wide, rows, "logits")["logits"][:, 0], atol=1e-4, rtol=1e-4)
 
 
@@ -94,14 +95,14 @@ def test_trees_have_the_activations_of_whole_prompts(wide, tree_size, monkeypatc
     for rows in (SHARED, SUFFIXES, FAMILIES):
         positions = {"first": 0, "other": [len(row) // 2 for row in rows], "last": -1}
         outside = [site for site in hooks.SITES if site not in ("rot_q", "rot_k", "pattern")]
-        sites = [site for site in outside if not backends.missing(wide, site)]
-        found = generation.capture(wide, rows, sites, positions=positions)
+        sites = [site for site in outside if not backends.explain_missing(wide, site)]
+        found = hooks.capture(wide, rows, sites, positions=positions, as_trees=True)
         expected = hooks.capture(wide, rows, sites, positions=positions)
         for site in sites:
             torch.testing.assert_close(found[site], expected[site], atol=1e-4, rtol=1e-4)
         assert (found.layers, found.positions, found.axes) == (expected.layers, expected.positions, expected.axes)
         assert torch.equal(found.lengths, expected.lengths)
-    early = generation.capture(wide, SHARED, "resid_post", layers=[0])
+    early = hooks.capture(wide, SHARED, "resid_post", layers=[0], as_trees=True)
     torch.testing.assert_close(early["resid_post"], hooks.capture(wide, SHARED, "resid_post", layers=[0])["resid_post"])
 
 
@@ -110,7 +111,7 @@ def test_a_nudge_is_what_an_edit_makes_of_a_whole_pass(wide, layer):
     tokens = torch.tensor([[40, 41], [7, 9], [3, 4], [250, 6], [40, 43]])
     vectors = torch.randn(3, len(SHARED), wide.config.hidden_size, generator=torch.Generator().manual_seed(0))
     vectors[0] = 0
-    found = generation.nudged(wide, SHARED, tokens, vectors, layer=layer)
+    found = hooks.nudge(wide, SHARED, tokens, vectors, layer=layer)
     whole = [hooks.capture(wide, SHARED, "logits")["logits"][:, 0]]
     for vector in vectors[1:]:
         with hooks.intervene(wide, hooks.Edit("resid_post", layer, vector, "add", position=-1)):
@@ -129,12 +130,12 @@ def test_what_prompts_share_runs_once(load_tiny, monkeypatch):
         lambda _, args, options: seen.append((*args, options.get("input_ids"))[0].numel()), with_kwargs=True
     )
     try:
-        generation.next_token_logits(loaded, SHARED, torch.zeros(len(SHARED), 1, dtype=torch.long))
+        hooks.score_next_tokens(loaded, SHARED, torch.zeros(len(SHARED), 1, dtype=torch.long))
         in_tree = {tuple(row[:stop]) for row in SHARED for stop in range(1, len(row) + 1)}
-        generation.capture(loaded, SHARED, "resid_post")
+        hooks.capture(loaded, SHARED, "resid_post", as_trees=True)
         assert seen == [len(in_tree)] * 2
         seen.clear()
-        generation.generate(loaded, SHARED, max_new_tokens=1)
+        hooks.generate(loaded, SHARED, max_new_tokens=1)
         assert seen == [len(PREFIX), len(SUFFIXES) * max(map(len, SUFFIXES))]
     finally:
         handle.remove()
@@ -144,21 +145,21 @@ def test_the_model_is_left_as_it_was(load_tiny):
     loaded = load_tiny("llama")
     before = loaded.model.config._attn_implementation
     with pytest.raises(RuntimeError):
-        generation.next_token_logits(loaded, SHARED, torch.full((len(SHARED), 1), 10**6))
+        hooks.score_next_tokens(loaded, SHARED, torch.full((len(SHARED), 1), 10**6))
     assert loaded.model.config._attn_implementation == before
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_does_not_depend_on_those_beside_it(load_tiny, temperature):
     options = {"max_new_tokens": 10, "temperature": temperature, "seed": 3}
-    together = generation.generate(load_tiny("llama"), FAMILIES, **options)
+    together = hooks.generate(load_tiny("llama"), FAMILIES, **options)
     for batch_size in (1, 2, 7):
-        assert generation.generate(load_tiny("llama"), FAMILIES, batch_size=batch_size, **options) == together
+        assert hooks.generate(load_tiny("llama"), FAMILIES, batch_size=batch_size, **options) == together
 
 
 def test_a_seed_gives_the_same_sample_and_another_seed_another(load_tiny):
     def sample(seed):
-        return generation.generate(load_tiny("gpt2"), SHARED, max_new_tokens=10, temperature=1.0, seed=seed)
+        return hooks.generate(load_tiny("gpt2"), SHARED, max_new_tokens=10, temperature=1.0, seed=seed)
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
@@ -182,10 +183,10 @@ def test_a_token_without_probability_is_never_drawn():
 
 def test_a_stop_cuts_before_the_token_that_completes_it(load_tiny):
     loaded = load_tiny("llama")
-    whole = generation.generate(loaded, SHARED, max_new_tokens=8)
+    whole = hooks.generate(loaded, SHARED, max_new_tokens=8)
     text = loaded.tokenizer.decode(whole[0][2:4])
     assert text
-    cut = generation.generate(loaded, SHARED, max_new_tokens=8, stop=[text])
+    cut = hooks.generate(loaded, SHARED, max_new_tokens=8, stop=[text])
     assert text not in loaded.tokenizer.decode(cut[0])
     for row, new in zip(whole, cut, strict=True):
         assert row[: len(new)] == new
@@ -193,11 +194,11 @@ def test_a_stop_cuts_before_the_token_that_completes_it(load_tiny):
 
 def test_a_row_ends_at_its_end_token(load_tiny):
     loaded = load_tiny("llama")
-    whole = generation.generate(loaded, SHARED, max_new_tokens=8)
+    whole = hooks.generate(loaded, SHARED, max_new_tokens=8)
     before = loaded.model.generation_config.eos_token_id
     try:
         loaded.model.generation_config.eos_token_id = [whole[0][3], whole[1][1]]
-        found = generation.generate(loaded, SHARED, max_new_tokens=8)
+        found = hooks.generate(loaded, SHARED, max_new_tokens=8)
     finally:
         loaded.model.generation_config.eos_token_id = before
     for row, new in zip(whole, found, strict=True):
@@ -207,7 +208,7 @@ def test_a_row_ends_at_its_end_token(load_tiny):
 
 def test_an_interrupted_job_goes_on_and_gives_the_same_tokens(load_tiny, tmp_path, monkeypatch):
     loaded, options = load_tiny("llama"), {"max_new_tokens": 6, "temperature": 1.0, "batch_size": 2}
-    whole = generation.generate(loaded, SHARED, **options)
+    whole = hooks.generate(loaded, SHARED, **options)
     run, calls = generation._continued, []
 
     def killed(*arguments):
@@ -218,55 +219,54 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_tokens(load_tiny, tmp_pat
 
     monkeypatch.setattr(generation, "_continued", killed)
     with pytest.raises(KeyboardInterrupt):
-        generation.generate(loaded, SHARED, folder=tmp_path, **options)
-    assert generation.generate(loaded, SHARED, folder=tmp_path, **options) == whole
+        hooks.generate(loaded, SHARED, folder=tmp_path, **options)
+    assert hooks.generate(loaded, SHARED, folder=tmp_path, **options) == whole
     assert len(calls) == 2 + 2  # three batches, of which the first was not run again
-    assert generation.generate(loaded, SHARED, folder=tmp_path, **options) == whole
+    assert hooks.generate(loaded, SHARED, folder=tmp_path, **options) == whole
     assert len(calls) == 4
-    assert generation.generate(loaded, SHARED, folder=tmp_path, **options | {"seed": 1}) != whole
+    assert hooks.generate(loaded, SHARED, folder=tmp_path, **options | {"seed": 1}) != whole
     assert not list(tmp_path.rglob(f"*.{generation.os.getpid()}"))
 
 
 def test_bad_input_is_refused(load_tiny, foreign_folders, refused, monkeypatch):
-    from helpers import models
 
     loaded = load_tiny("llama")
     with monkeypatch.context() as capped, refused("caps its attention scores", "hooks.generate"):
         capped.setattr(loaded.config, "attn_logit_softcapping", 50.0, raising=False)
-        generation.generate(loaded, SHARED, max_new_tokens=1)
+        hooks.generate(loaded, SHARED, max_new_tokens=1)
     with refused("max_new_tokens = 0", "at least 1"):
-        generation.generate(loaded, SHARED, max_new_tokens=0)
+        hooks.generate(loaded, SHARED, max_new_tokens=0)
     with refused("batch_size = 0", "at least 1"):
-        generation.generate(loaded, SHARED, max_new_tokens=1, batch_size=0)
+        hooks.generate(loaded, SHARED, max_new_tokens=1, batch_size=0)
     with refused("temperature = -1", "legal is 0"):
-        generation.generate(loaded, SHARED, max_new_tokens=1, temperature=-1)
+        hooks.generate(loaded, SHARED, max_new_tokens=1, temperature=-1)
     with refused("40 new tokens", "64 in all"):
-        generation.generate(loaded, SHARED, max_new_tokens=40)
+        hooks.generate(loaded, SHARED, max_new_tokens=40)
     with refused("prompts"):
-        generation.generate(loaded, [], max_new_tokens=1)
+        hooks.generate(loaded, [], max_new_tokens=1)
     with refused("shape [2, 1]", "5 prompts"):
-        generation.next_token_logits(loaded, SHARED, torch.zeros(2, 1, dtype=torch.long))
+        hooks.score_next_tokens(loaded, SHARED, torch.zeros(2, 1, dtype=torch.long))
     with refused("outside the attention function"):
-        generation.capture(loaded, SHARED, "pattern")
+        hooks.capture(loaded, SHARED, "pattern", as_trees=True)
     with refused("by number"):
-        generation.capture(loaded, SHARED, "resid_post", positions="all")
+        hooks.capture(loaded, SHARED, "resid_post", positions="all", as_trees=True)
     with refused("no layer 9"):
-        generation.capture(loaded, SHARED, "resid_post", layers=[9])
+        hooks.capture(loaded, SHARED, "resid_post", layers=[9], as_trees=True)
     with refused("one token", "at least two"):
-        generation.nudged(loaded, [[5]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=0)
+        hooks.nudge(loaded, [[5]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=0)
     with refused("[1, 2, 16] vectors", "1 prompts"):
-        generation.nudged(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 2, 16), layer=0)
+        hooks.nudge(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 2, 16), layer=0)
     with refused("layer 9"):
-        generation.nudged(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=9)
+        hooks.nudge(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=9)
     with refused("'nnsight'", "hooks.generate"):
-        generation.generate(load_tiny("llama", "nnsight"), SHARED, max_new_tokens=1)
+        hooks.generate(load_tiny("llama", "nnsight"), SHARED, max_new_tokens=1)
     with refused("sliding window of 8"):
-        generation.generate(load_tiny("gemma3_text"), SHARED, max_new_tokens=1)
+        hooks.generate(load_tiny("gemma3_text"), SHARED, max_new_tokens=1)
     with refused("'opt'", "legal are"):
-        generation.generate(models.load(str(foreign_folders["opt"])), SHARED, max_new_tokens=1)
+        hooks.generate(models.load(str(foreign_folders["opt"])), SHARED, max_new_tokens=1)
 
 
 def test_the_real_model_says_what_transformers_says(embedded):
     shots = "Question: What is 2 + 2?\nAnswer: 4\n\nQuestion: What is 1 + 2?\nAnswer: 3\n\n"
     rows = [embedded.encode(f"{shots}Question: {question}") for question in ("What is 1 + 1?", "Who wrote Hamlet?")]
-    assert generation.generate(embedded, rows, max_new_tokens=8) == by_transformers(embedded, rows, 8)
+    assert hooks.generate(embedded, rows, max_new_tokens=8) == by_transformers(embedded, rows, 8)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from helpers import backends, hooks, models
+from helpers import baselines, hooks, models
+from helpers.engine import backends
 from helpers.hooks import Edit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,7 +71,7 @@ def expected(load_tiny):
 
 
 def sites_of(loaded):
-    return [site for site in hooks.SITES if not backends.missing(loaded, site)]
+    return [site for site in hooks.SITES if not backends.explain_missing(loaded, site)]
 
 
 def random(*shape, seed=0):
@@ -317,7 +318,7 @@ def modules_called(loaded, run):
     called = set()
     handles = [
         module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-        for name, module in backends.huggingface_model(loaded).named_modules()
+        for name, module in backends.get_huggingface_model(loaded).named_modules()
     ]
     run()
     for handle in handles:
@@ -424,7 +425,7 @@ def test_a_full_disk_gives_one_sentence_and_no_file(load_tiny, tmp_path, refused
 def test_some_prompts_of_a_capture_keep_what_is_theirs(load_tiny):
     texts = ["the cat", "on the mat it sat", "the"]
     captured = hooks.capture(load_tiny("llama"), texts, ["resid_post", "head_z"], positions="all")
-    some = captured.chosen([2, 0])
+    some = captured.select([2, 0])
     assert some.lengths.tolist() == [captured.lengths[2], captured.lengths[0]]
     for site in ("resid_post", "head_z"):
         assert torch.equal(some[site].nan_to_num(), captured[site][[2, 0]].nan_to_num())
@@ -498,7 +499,7 @@ def edits_of(site, selections):
 @pytest.mark.parametrize("site", hooks.SITES)
 def test_an_edit_has_the_effect_computed_by_hand(model, site, expected):
     """Each prompt has values of its own, which must follow it into its batch."""
-    if backends.missing(model, site):
+    if backends.explain_missing(model, site):
         pytest.skip("no such site")
     selections = SELECTIONS if model.backend == "huggingface" else [SELECTIONS[0], SELECTIONS[6], SELECTIONS[8]]
     plain = hooks.capture(model, PROMPTS, "logits", positions="all")
@@ -528,7 +529,7 @@ def test_a_value_broadcasts_from_the_last_axis(head, position, how, load_tiny, e
 @pytest.mark.parametrize("site", hooks.SITES)
 def test_sites_read_during_an_edit_are_those_computed_by_hand(model, site, expected):
     """Those before the edit as they were, the site itself and those after it as changed."""
-    if backends.missing(model, site):
+    if backends.explain_missing(model, site):
         pytest.skip("no such site")
     edit = values_for(model, Edit(site, 0))
     sites = [*sites_of(model), "logits"]
@@ -548,7 +549,7 @@ def test_attn_out_is_read_unchanged_during_an_edit_of_resid_mid(llama, expected)
 
 @pytest.mark.parametrize("site", hooks.SITES)
 def test_a_site_replaced_by_its_own_values_changes_nothing(model, site):
-    if backends.missing(model, site):
+    if backends.explain_missing(model, site):
         pytest.skip("no such site")
     before = hooks.capture(model, PROMPTS, [site, "logits"], positions="all")
     for layer in (0, 1):
@@ -568,7 +569,7 @@ def test_the_last_residual_stream_of_another_run_gives_its_logits(model):
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "q", "rot_k", "pattern"])  # one of each way to reach it
 def test_edits_of_one_site_apply_in_the_order_given_and_contexts_nest(model, site, expected):
-    if backends.missing(model, site):
+    if backends.explain_missing(model, site):
         pytest.skip("no such site")
     steps = [
         values_for(model, Edit(site, 0, how=how, position=position), seed=seed)
@@ -660,7 +661,7 @@ N_NEW = 4
 def plainly(loaded, expected, prompt, *edits, n_new=N_NEW, example=0):
     """Greedy generation that runs the whole text again for every token."""
     tokens = list(prompt)
-    ends = backends.huggingface_model(loaded).generation_config.eos_token_id
+    ends = backends.get_huggingface_model(loaded).generation_config.eos_token_id
     for _ in range(n_new):
         token = int(expected(loaded, tokens, *edits, example=example)["logits"][-1].argmax())
         if token == ends:
@@ -678,7 +679,7 @@ def test_generation_is_that_of_running_the_whole_text_again(model, expected):
 @pytest.mark.parametrize("backend", models.BACKENDS)
 def test_a_model_that_asks_for_a_repetition_penalty_still_gives_its_most_likely_token(backend, load_tiny, expected):
     loaded = load_tiny("llama", backend)
-    settings = backends.huggingface_model(loaded).generation_config
+    settings = backends.get_huggingface_model(loaded).generation_config
     settings.repetition_penalty = 0.01  # whatever was said becomes likely
     try:
         assert hooks.generate(loaded, PROMPTS, max_new_tokens=N_NEW) == [plainly(loaded, expected, p) for p in PROMPTS]
@@ -758,10 +759,10 @@ def test_transformers_own_generation_of_a_left_padded_batch_is_changed(tiny, exp
 
 
 def test_generation_stops_before_the_end_token(model, monkeypatch, expected):
-    monkeypatch.setattr(backends.huggingface_model(model).generation_config, "eos_token_id", None)
+    monkeypatch.setattr(backends.get_huggingface_model(model).generation_config, "eos_token_id", None)
     whole = hooks.generate(model, PROMPTS, max_new_tokens=N_NEW)
     for end in (whole[1][2], [whole[1][2], 299]):
-        monkeypatch.setattr(backends.huggingface_model(model).generation_config, "eos_token_id", end)
+        monkeypatch.setattr(backends.get_huggingface_model(model).generation_config, "eos_token_id", end)
         end_token = whole[1][2]
         wanted = [row[: row.index(end_token)] if end_token in row else row for row in whole]
         assert hooks.generate(model, PROMPTS, max_new_tokens=N_NEW) == [
@@ -789,7 +790,7 @@ def test_generation_of_the_real_model_agrees_across_backends(embedded_on):
 
 def state(loaded):
     """All that watching could leave behind."""
-    plain = backends.huggingface_model(loaded)
+    plain = backends.get_huggingface_model(loaded)
     modules = {id(module): module for top in (loaded.model, plain) for module in top.modules()}.values()
     return (
         sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules),
@@ -816,7 +817,7 @@ def test_nothing_is_left_behind(model):
         assert state(model) == during
     assert state(model) == before
     hooks.generate(model, PROMPTS[:1], max_new_tokens=2)
-    hooks.next_token_losses(model, torch.tensor(PROMPTS[:1]))
+    hooks.measure_losses(model, torch.tensor(PROMPTS[:1]))
     assert state(model) == before
 
 
@@ -837,7 +838,7 @@ def test_nothing_is_left_behind_after_an_exception_in_the_model(model):
 
     mlp = next(
         module
-        for name, module in backends.huggingface_model(model).named_modules()
+        for name, module in backends.get_huggingface_model(model).named_modules()
         if re.search(r"(layers|h)\.1\.(.+\.)?mlp$", name)
     )
     handle = mlp.register_forward_pre_hook(break_down)
@@ -845,7 +846,7 @@ def test_nothing_is_left_behind_after_an_exception_in_the_model(model):
     for run in (
         lambda: hooks.capture(model, PROMPTS, sites_of(model)),
         lambda: hooks.generate(model, PROMPTS, max_new_tokens=2),
-        lambda: hooks.next_token_losses(model, torch.tensor(PROMPTS[:1])),
+        lambda: hooks.measure_losses(model, torch.tensor(PROMPTS[:1])),
     ):
         with pytest.raises(Exception), hooks.intervene(model, *one_edit_at_every_site(model)):  # noqa: B017
             run()
@@ -1067,7 +1068,7 @@ def test_an_unknown_architecture_is_refused_by_its_name(family, foreign_folders,
 def test_losses_of_an_unknown_architecture_are_right_or_refused(family, foreign_folders, token_ids):
     loaded = models.load(str(foreign_folders[family]))
     try:
-        losses = hooks.next_token_losses(loaded, token_ids[:2])
+        losses = hooks.measure_losses(loaded, token_ids[:2])
     except models.InputError as error:
         assert repr(family) in str(error)
     else:
@@ -1197,58 +1198,58 @@ def naive_losses(loaded, sequence):
 
 def test_losses_are_those_of_a_plain_log_softmax_for_each_sequence(tiny, token_ids):
     naive = torch.stack([naive_losses(tiny, sequence) for sequence in token_ids])
-    losses = hooks.next_token_losses(tiny, token_ids)
+    losses = hooks.measure_losses(tiny, token_ids)
     assert naive.std() > 0.5
     torch.testing.assert_close(losses.double(), naive, atol=1e-4, rtol=1e-5)
 
 
 def test_losses_on_the_other_backends_are_the_same_and_change_with_an_edit(model, load_tiny, token_ids):
     plain = load_tiny(model.config.model_type)
-    assert_close(hooks.next_token_losses(model, token_ids), hooks.next_token_losses(plain, token_ids))
+    assert_close(hooks.measure_losses(model, token_ids), hooks.measure_losses(plain, token_ids))
     edit = Edit("head_z", 0, random(40, 1), head=2, position=4)
     with hooks.intervene(model, edit):
-        changed = hooks.next_token_losses(model, token_ids)
+        changed = hooks.measure_losses(model, token_ids)
     with hooks.intervene(plain, edit):
-        assert_close(changed, hooks.next_token_losses(plain, token_ids))
-    before = hooks.next_token_losses(model, token_ids)
+        assert_close(changed, hooks.measure_losses(plain, token_ids))
+    before = hooks.measure_losses(model, token_ids)
     assert_close(changed[:, :4], before[:, :4])
     assert (changed[:, 4:] - before[:, 4:]).abs().max() > 1e-2
 
 
 def test_a_single_token_has_no_loss(llama):
-    assert hooks.next_token_losses(llama, torch.tensor([[1], [2]])).shape == (2, 0)
+    assert hooks.measure_losses(llama, torch.tensor([[1], [2]])).shape == (2, 0)
 
 
 @pytest.mark.parametrize("entries", [[3], [0, 28], [28, 5, 5, 0], range(10, 20), torch.tensor([7, 2]), list(range(29))])
 def test_chosen_entries_are_those_columns_of_all_losses(llama, entries, token_ids):
-    everything = hooks.next_token_losses(llama, token_ids)
-    found = hooks.next_token_losses(llama, token_ids, entries=entries)
+    everything = hooks.measure_losses(llama, token_ids)
+    found = hooks.measure_losses(llama, token_ids, entries=entries)
     torch.testing.assert_close(found, everything[:, list(entries)], atol=1e-5, rtol=1e-5)
     with hooks.intervene(llama, Edit("head_z", 0, random(40, 1), head=2, position=4)):
-        changed = hooks.next_token_losses(llama, token_ids)
-        found = hooks.next_token_losses(llama, token_ids, entries=entries)
+        changed = hooks.measure_losses(llama, token_ids)
+        found = hooks.measure_losses(llama, token_ids, entries=entries)
     torch.testing.assert_close(found, changed[:, list(entries)], atol=1e-5, rtol=1e-5)
 
 
 def test_chosen_entries_of_every_family_are_those_columns_of_all_losses(model, token_ids):
-    found = hooks.next_token_losses(model, token_ids[:5], entries=[20, 4])
-    assert_close(found, hooks.next_token_losses(model, token_ids[:5])[:, [20, 4]])
+    found = hooks.measure_losses(model, token_ids[:5], entries=[20, 4])
+    assert_close(found, hooks.measure_losses(model, token_ids[:5])[:, [20, 4]])
 
 
 @pytest.mark.parametrize("entries", [[29], [-1], [0, 1, 30], [2, -29]])
 def test_entries_that_there_are_not_are_refused(llama, entries, token_ids, refused):
     with refused("entries", entries, "legal", "0 to 28"):
-        hooks.next_token_losses(llama, token_ids, entries=entries)
+        hooks.measure_losses(llama, token_ids, entries=entries)
 
 
 @pytest.mark.parametrize("entry", [1.5, "last", None])
 def test_an_entry_that_is_no_number_is_refused(llama, entry, token_ids, refused):
     with refused(repr(entry), "whole number"):
-        hooks.next_token_losses(llama, token_ids, entries=[0, entry])
+        hooks.measure_losses(llama, token_ids, entries=[0, entry])
 
 
 def test_no_entry_gives_no_loss(llama, token_ids):
-    assert hooks.next_token_losses(llama, token_ids, entries=[]).shape == (40, 0)
+    assert hooks.measure_losses(llama, token_ids, entries=[]).shape == (40, 0)
 
 
 @pytest.fixture
@@ -1271,10 +1272,10 @@ def losses_of_captured_logits(loaded, tokens):
 
 @pytest.mark.parametrize("edits", [[], [Edit("resid_pre", 1, 1.5, "scale")], [Edit("head_z", 1, 2.0, head=3)]])
 def test_losses_with_fused_attention_are_those_of_the_captured_logits(tiny, edits, token_ids, fused_calls):
-    plain = hooks.next_token_losses(tiny, token_ids)
+    plain = hooks.measure_losses(tiny, token_ids)
     fused_calls.clear()
     with hooks.intervene(tiny, *edits):
-        losses = hooks.next_token_losses(tiny, token_ids)
+        losses = hooks.measure_losses(tiny, token_ids)
         n_fused = len(fused_calls)
         wanted = losses_of_captured_logits(tiny, token_ids)
     assert n_fused == len(fused_calls) == 4  # two layers, two batches
@@ -1284,13 +1285,13 @@ def test_losses_with_fused_attention_are_those_of_the_captured_logits(tiny, edit
 
 @pytest.mark.parametrize("site", ["pattern", "rot_q", "rot_k"])
 def test_edits_inside_attention_act_on_losses_as_well(tiny, site, token_ids, fused_calls, expected):
-    if backends.missing(tiny, site):
+    if backends.explain_missing(tiny, site):
         pytest.skip("no such site")
-    plain = hooks.next_token_losses(tiny, token_ids)
+    plain = hooks.measure_losses(tiny, token_ids)
     fused_calls.clear()
     edit = Edit(site, 0, 0.0, head=1, position=10)
     with hooks.intervene(tiny, edit):
-        losses = hooks.next_token_losses(tiny, token_ids)
+        losses = hooks.measure_losses(tiny, token_ids)
         wanted = losses_of_captured_logits(tiny, token_ids)
     assert fused_calls == []
     torch.testing.assert_close(losses, wanted, atol=1e-4, rtol=1e-4)
@@ -1301,14 +1302,14 @@ def test_edits_inside_attention_act_on_losses_as_well(tiny, site, token_ids, fus
 
 
 def test_losses_in_an_inner_context_and_after_one_are_right_again(tiny, token_ids, fused_calls):
-    plain = hooks.next_token_losses(tiny, token_ids)
+    plain = hooks.measure_losses(tiny, token_ids)
     with hooks.intervene(tiny, Edit("head_z", 0, 2.0, "scale", head=0)):
-        outer = hooks.next_token_losses(tiny, token_ids)
+        outer = hooks.measure_losses(tiny, token_ids)
         with hooks.intervene(tiny, Edit("pattern", 1, 0.5, "scale", head=2)):
-            inner = hooks.next_token_losses(tiny, token_ids)
+            inner = hooks.measure_losses(tiny, token_ids)
             torch.testing.assert_close(inner, losses_of_captured_logits(tiny, token_ids), atol=1e-4, rtol=1e-4)
-        assert torch.equal(hooks.next_token_losses(tiny, token_ids), outer)
-    assert torch.equal(hooks.next_token_losses(tiny, token_ids), plain)
+        assert torch.equal(hooks.measure_losses(tiny, token_ids), outer)
+    assert torch.equal(hooks.measure_losses(tiny, token_ids), plain)
     assert (outer - plain).abs().max() > 1e-2 < (inner - outer).abs().max()
     assert len(fused_calls) == 4 * 4
 
@@ -1316,7 +1317,7 @@ def test_losses_in_an_inner_context_and_after_one_are_right_again(tiny, token_id
 @given(n_sequences=st.integers(1, 200), length=st.integers(1, 3000))
 def test_batches_keep_all_sequences_in_order_and_hold_about_a_thousand_tokens(n_sequences, length):
     order = torch.arange(n_sequences)
-    batches = list(hooks.batches(order, torch.full((n_sequences,), length), hooks.TOKENS_PER_BATCH))
+    batches = list(hooks.split_batches(order, torch.full((n_sequences,), length), hooks.TOKENS_PER_BATCH))
     assert torch.equal(torch.cat(batches), order)
     assert all(len(batch) == 1 or len(batch) * length <= hooks.TOKENS_PER_BATCH for batch in batches)
     assert all(len(batch) * length > hooks.TOKENS_PER_BATCH - length for batch in batches[:-1])
@@ -1331,7 +1332,7 @@ SETS_OF_HEADS = st.sets(st.tuples(st.integers(0, 1), st.integers(0, 3)), max_siz
 def test_random_sets_have_as_many_other_heads_in_every_layer(load_tiny, heads, seed):
     loaded = load_tiny("llama")
     per_layer = [sum(layer == i for layer, _ in heads) for i in range(2)]
-    sets = hooks.layer_matched_sets(loaded, heads, n_sets=5, seed=seed)
+    sets = baselines.draw_layer_matched_sets(loaded, heads, n_sets=5, seed=seed)
     if max(per_layer) > 2:  # of four
         assert sets == []
         return
@@ -1341,14 +1342,14 @@ def test_random_sets_have_as_many_other_heads_in_every_layer(load_tiny, heads, s
         assert set(chosen).isdisjoint(heads)
         assert [sum(layer == i for layer, _ in chosen) for i in range(2)] == per_layer
         assert all(0 <= head < 4 for _, head in chosen)
-    assert sets == hooks.layer_matched_sets(loaded, heads, n_sets=5, seed=seed)
+    assert sets == baselines.draw_layer_matched_sets(loaded, heads, n_sets=5, seed=seed)
 
 
 @given(heads=SETS_OF_HEADS.filter(bool), seed=st.integers(0, 1000))
 def test_random_sets_that_may_share_heads_are_there_unless_only_one_could_be(load_tiny, heads, seed):
     loaded = load_tiny("llama")
     per_layer = [sum(layer == i for layer, _ in heads) for i in range(2)]
-    sets = hooks.layer_matched_sets(loaded, heads, n_sets=5, seed=seed, disjoint=False)
+    sets = baselines.draw_layer_matched_sets(loaded, heads, n_sets=5, seed=seed, disjoint=False)
     if set(per_layer) <= {0, 4}:
         assert sets == []
         return
@@ -1359,7 +1360,7 @@ def test_random_sets_that_may_share_heads_are_there_unless_only_one_could_be(loa
 
 
 def test_random_sets_reach_every_other_head_about_equally_often(load_tiny):
-    sets = hooks.layer_matched_sets(load_tiny("llama"), [(1, 2)], n_sets=600, seed=0)
+    sets = baselines.draw_layer_matched_sets(load_tiny("llama"), [(1, 2)], n_sets=600, seed=0)
     counts = [sum((1, head) in chosen for chosen in sets) for head in range(4)]
     assert counts[2] == 0
     assert all(150 < counts[head] < 250 for head in (0, 1, 3))
@@ -1384,10 +1385,10 @@ def test_ablating_the_induction_heads_of_the_real_model_hurts_more_than_ablating
             for layer, head in ablated
         ]
         with hooks.intervene(embedded, *edits):
-            losses = hooks.next_token_losses(embedded, tokens)[0]
+            losses = hooks.measure_losses(embedded, tokens)[0]
         return float(losses[:24].mean() - losses[25:].mean())
 
-    others = hooks.layer_matched_sets(embedded, heads, n_sets=1, seed=0)[0]
+    others = baselines.draw_layer_matched_sets(embedded, heads, n_sets=1, seed=0)[0]
     before = fall()
     assert before > 3
     assert before - fall(*heads) > 3 * abs(before - fall(*others))

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import claims, hypotheses, probes
+from helpers import claims, probes
+from helpers.folds import assign_folds
 from helpers.hooks import Captured
-from helpers.hypotheses import Draw
+from studies.faithfulness import hypotheses
+from studies.faithfulness.hypotheses import Draw
 
 N_LAYERS, POSITIONS, WIDTH = 6, ("second_to_last", "last"), 8
 STYLES = ("terse", "verbose", "hedged")
@@ -53,7 +55,7 @@ def planted(seed, strength, n_questions=40):
 
 def answers(sweeps):
     """H1, H2 and H5 as the chapters ask them."""
-    _, middle, late = hypotheses.thirds(N_LAYERS)
+    _, middle, late = hypotheses.split_thirds(N_LAYERS)
 
     def stream(layers=range(N_LAYERS), positions=POSITIONS):
         return lambda site: site.component == "resid_post" and site.layer in layers and site.position in positions
@@ -93,7 +95,7 @@ def test_noise_supports_nothing():
         sweep = planted(seed, lambda *site: 0.0, n_questions=20)
         found = answers([sweep])
         noise = in_styles(seed, lambda style: torch.zeros(WIDTH))
-        across = hypotheses.transfer([noise], seed=seed)
+        across = hypotheses.measure_transfer([noise], seed=seed)
         found["H3"] = across.apart
         travelled += any(area.low > 0.6 for area in across.pairs.values())
         found["H4"] = hypotheses.attack([noise], each_style(noise), seed=seed).cost
@@ -139,8 +141,8 @@ def along(*axes):
 def test_tasks_that_share_a_direction_transfer_and_others_do_not():
     shared = in_styles(0, lambda style: along(0))
     own = in_styles(0, lambda style: along(STYLES.index(style)))
-    assert verdict("H3", hypotheses.transfer([shared], seed=0).apart) == "fails"
-    found = hypotheses.transfer([own], seed=0)
+    assert verdict("H3", hypotheses.measure_transfer([shared], seed=0).apart) == "fails"
+    found = hypotheses.measure_transfer([own], seed=0)
     assert verdict("H3", found.apart) == "holds"
     assert found.apart.value == pytest.approx(0.5, abs=0.08)
     for (trained, tested), area in found.pairs.items():
@@ -154,16 +156,16 @@ def test_domains_without_both_classes_are_left_out():
         label and not (domain == second and question not in draw.questions[:2])
         for label, domain, question in zip(draw.labels, draw.domains, draw.questions, strict=True)
     ]
-    (kept,) = hypotheses.filled([draw._replace(labels=labels)], seed=0)
+    (kept,) = hypotheses.drop_unfilled([draw._replace(labels=labels)], seed=0)
     assert set(kept.domains) == set(STYLES) - {second}
     assert len(kept.labels) == len(kept.activations) == len(kept.questions) == len(kept.domains)
     only = [label and domain == first for label, domain in zip(draw.labels, draw.domains, strict=True)]
-    assert hypotheses.filled([draw._replace(labels=only)], seed=0) == []
-    assert hypotheses.filled([], seed=0) == []
+    assert hypotheses.drop_unfilled([draw._replace(labels=only)], seed=0) == []
+    assert hypotheses.drop_unfilled([], seed=0) == []
     few = [number for number, question in enumerate(draw.questions) if question in draw.questions[:4]]
-    assert hypotheses.filled([hypotheses._restricted(draw, set(STYLES))], seed=0) != []
+    assert hypotheses.drop_unfilled([hypotheses._restricted(draw, set(STYLES))], seed=0) != []
     some = Draw(draw.activations[few], *([values[row] for row in few] for values in draw[1:]))
-    assert hypotheses.filled([some], seed=0) == []
+    assert hypotheses.drop_unfilled([some], seed=0) == []
 
 
 def test_an_adversary_may_have_fewer_styles():
@@ -195,7 +197,7 @@ def test_training_in_all_styles_is_a_remedy_where_one_would_do():
     transcripts = [(question, place) for question, place in zip(draw.questions, range(10**6), strict=False)]
     n = len(draw.labels) // len(STYLES)
     transcripts = [place % n for _, place in transcripts]
-    mixed = hypotheses.one_style_each(transcripts, draw.domains, seed=0)
+    mixed = hypotheses.draw_one_style_each(transcripts, draw.domains, seed=0)
     assert mixed.sum() == n and len(set(np.array(transcripts)[mixed])) == n
     one = hypotheses.attack([draw], {STYLES[0]: [np.array(draw.domains) == STYLES[0]]}, seed=0)
     every = hypotheses.attack([draw], {"all": [mixed]}, seed=0)
@@ -207,7 +209,7 @@ def test_styles_are_tied_to_the_label_as_far_as_asked(share):
     draw = in_styles(0, lambda style: along(0))
     n = len(draw.labels) // len(STYLES)
     transcripts = list(range(n)) * len(STYLES)
-    chosen = hypotheses.tied(draw.labels, transcripts, draw.domains, STYLES[:2], share=share, seed=1)
+    chosen = hypotheses.tie_styles(draw.labels, transcripts, draw.domains, STYLES[:2], share=share, seed=1)
     labels, styles = np.array(draw.labels)[chosen], np.array(draw.domains)[chosen]
     assert chosen.sum() == n and set(styles) <= set(STYLES[:2])
     for label, own in ((True, STYLES[0]), (False, STYLES[1])):
@@ -217,7 +219,7 @@ def test_styles_are_tied_to_the_label_as_far_as_asked(share):
 def test_what_is_tested_on_chooses_no_style():
     """Labels of one fold are turned round: what is scored there stays what it was."""
     draw = in_styles(3, lambda style: along(0), offset=1.0)
-    folds = hypotheses.folds_of(draw, 0)
+    folds = hypotheses.assign_draw_folds(draw, 0)
     turned = np.where(folds.numpy() == 0, ~np.array(draw.labels), draw.labels)
     rows = np.array(draw.domains) == STYLES[0]
     before = hypotheses._attacked(draw, rows, None, folds)
@@ -246,7 +248,7 @@ def test_what_is_tested_on_chooses_no_site_and_no_penalty():
     moved = 0
     for seed in range(3):
         draw = in_styles(seed, lambda style: along(0) / 8)
-        folds = probes.grouped_folds(draw.labels, draw.questions, seed=seed)
+        folds = assign_folds(draw.labels, draw.questions, seed=seed)
         turned = np.where(folds.numpy() == 0, ~np.array(draw.labels), draw.labels).tolist()
         generator = torch.Generator().manual_seed(seed)
         stream = torch.randn(len(folds), 6, 1, WIDTH, generator=generator) + draw.activations[:, None, None]
@@ -266,7 +268,7 @@ def test_what_is_tested_on_chooses_no_site_and_no_penalty():
 
 def test_directions_point_to_what_was_planted_and_controls_do_not():
     draw = in_styles(0, lambda style: along(0, 1))
-    found = hypotheses.directions(draw.activations, draw.labels, draw.questions, n_controls=20, seed=0)
+    found = hypotheses.fit_directions(draw.activations, draw.labels, draw.questions, n_controls=20, seed=0)
     planted = along(0, 1) / along(0, 1).norm()
     for name, each in found.items():
         assert torch.allclose(each.norm(dim=1), torch.ones(len(each)), atol=1e-5)
@@ -283,11 +285,11 @@ def test_bad_input_is_refused(refused):
     with refused("100 permutations"):
         hypotheses.contrast([few], lambda site: True, lambda site: True, seed=0)
     with refused("2 layers", "at least three"):
-        hypotheses.thirds(2)
+        hypotheses.split_thirds(2)
     draw = in_styles(0, lambda style: along(0))
     with refused("share = 0.4", "0.5 to 1"):
-        hypotheses.tied(draw.labels, draw.questions, draw.domains, STYLES[:2], share=0.4, seed=0)
+        hypotheses.tie_styles(draw.labels, draw.questions, draw.domains, STYLES[:2], share=0.4, seed=0)
     with refused("one domain", "at least two"):
-        hypotheses.transfer([draw._replace(domains=["one"] * len(draw.labels))], seed=0)
+        hypotheses.measure_transfer([draw._replace(domains=["one"] * len(draw.labels))], seed=0)
     with refused("one class"):
         hypotheses.attack([draw], {"none": [np.array(draw.labels)]}, seed=0)

@@ -821,7 +821,7 @@ def test_a_registered_start_token_is_used_whatever_the_tokenizer_does(fake, monk
 def test_an_untrained_copy_has_the_shape_and_nothing_else(load_tiny, refused):
     loaded = load_tiny("gpt2")
     random = torch.random.get_rng_state()
-    one, same, other = (models.untrained(loaded, seed=seed) for seed in (5, 5, 6))
+    one, same, other = (models.randomise(loaded, seed=seed) for seed in (5, 5, 6))
     assert torch.equal(torch.random.get_rng_state(), random)
     weights = [dict(model.model.named_parameters()) for model in (loaded, one, same, other)]
     assert all(weights[0][name].shape == tensor.shape for name, tensor in weights[1].items())
@@ -832,4 +832,4 @@ def test_an_untrained_copy_has_the_shape_and_nothing_else(load_tiny, refused):
     assert not any(tensor.requires_grad for tensor in weights[1].values())
     assert one.weights_sha256 == "random, seed 5" and one.card.title.endswith(", untrained")
     with refused("no untrained copy on backend 'transformer_lens'"):
-        models.untrained(load_tiny("gpt2", "transformer_lens"), seed=0)
+        models.randomise(load_tiny("gpt2", "transformer_lens"), seed=0)

@@ -15,6 +15,7 @@ from conftest import save_tiny
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from helpers import ROOT, prompts
+from studies.ioi import templates
 from workflow import book, chapters
 
 CHAPTERS = chapters.all_chapters()
@@ -194,8 +195,8 @@ def test_records_belong_to_chapters_and_hold_what_a_record_must():
 @pytest.fixture(scope="module")
 def know_nothing(tmp_path_factory):
     """Tiny models with random weights and a tokenizer to which every word of the prompts is one token."""
-    words = {word for line in prompts.IOI_TEMPLATES for word in re.sub(r"{\w+}", " ", line).split()}
-    words |= {*prompts.NAMES[:20], *prompts.PLACES, *prompts.OBJECTS}
+    words = {word for line in templates.IOI_TEMPLATES for word in re.sub(r"{\w+}", " ", line).split()}
+    words |= {*prompts.NAMES[:20], *templates.PLACES, *templates.OBJECTS}
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

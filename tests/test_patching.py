@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformer_lens import patching as transformer_lens
 from transformer_lens.utilities.statistics import bootstrap_ci, sign_flip_permutation_pvalue
 
-from helpers import ROOT, backends, hooks, models, patching
+from helpers import ROOT, hooks, models, patching
+from helpers.engine import backends
 from helpers.hooks import SITES, Edit
 from helpers.patching import Node
 
@@ -41,7 +42,7 @@ def pictures(load_tiny, data):
 
 
 def given_sites(loaded):
-    return [site for site in SITES if backends.missing(loaded, site) is None]
+    return [site for site in SITES if backends.explain_missing(loaded, site) is None]
 
 
 def capture_all(loaded, prompts):
@@ -88,7 +89,7 @@ def close(found, expected):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_patching_positions_equals_a_hooked_pass_for_each(family, site, load_tiny, data, pictures):
     loaded = load_tiny(family)
-    if backends.missing(loaded, site):
+    if backends.explain_missing(loaded, site):
         pytest.skip("no such site")
     base, source, answers = data
     effects = patching.patch_positions(loaded, base, source, site=site, answers=answers)
@@ -122,14 +123,14 @@ def test_named_positions_may_differ_between_prompts(family, site, load_tiny, dat
 @pytest.mark.parametrize("family", FAMILIES)
 def test_patching_heads_equals_a_hooked_pass_for_each(family, site, load_tiny, data, pictures):
     loaded = load_tiny(family)
-    if backends.missing(loaded, site):
+    if backends.explain_missing(loaded, site):
         pytest.skip("no such site")
     base, source, answers = data
     whole = patching.patch_heads(loaded, base, source, site=site, answers=answers)
     by_position = patching.patch_heads(
         loaded, base, source, site=site, answers=answers, positions={"early": 3, "END": -1}
     )
-    n_heads = hooks.heads_of(loaded, site)
+    n_heads = hooks.count_heads(loaded, site)
     assert whole.values.shape == (2, n_heads, 6)
     assert by_position.axes == ("layer", "head", "position", "example")
     for layer in range(2):
@@ -253,14 +254,14 @@ def test_the_losses_of_an_ablated_run_are_those_of_a_hooked_pass(how, tiny):
     sets = [[Node("head_z", 0, 1), Node("head_z", 1, 3)], [Node("head_z", 1, 0)]]
     effects = patching.ablate(tiny, prompts, sets, how=how, metric="losses")
     assert effects.axes == ("set", "example", "position")
-    close(effects.base, hooks.next_token_losses(tiny, prompts))
+    close(effects.base, hooks.measure_losses(tiny, prompts))
     reference = hooks.capture(tiny, prompts, "head_z", positions="all")
     for heads, found in zip(sets, effects.values, strict=True):
         edits = [
             hooks.ablation(tiny, "head_z", node.layer, head=node.head, how=how, reference=reference) for node in heads
         ]
         with hooks.intervene(tiny, *edits):
-            close(found, hooks.next_token_losses(tiny, prompts))
+            close(found, hooks.measure_losses(tiny, prompts))
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post", "head_z", "mlp_out"])
@@ -271,9 +272,9 @@ def test_the_losses_of_patched_prompts_of_several_lengths_are_those_of_hooked_pa
     for i, row in enumerate(base):
         one, n_losses = torch.tensor([row]), len(row) - 1
         with hooks.intervene(tiny, as_edit(Node(site, 1), captured, i, len(row))):
-            close(effects.values[0, i, :n_losses], hooks.next_token_losses(tiny, one)[0])
-        close(effects.values[1, i, :n_losses], hooks.next_token_losses(tiny, one)[0])
-        close(effects.source[i, :n_losses], hooks.next_token_losses(tiny, torch.tensor([source[i]]))[0])
+            close(effects.values[0, i, :n_losses], hooks.measure_losses(tiny, one)[0])
+        close(effects.values[1, i, :n_losses], hooks.measure_losses(tiny, one)[0])
+        close(effects.source[i, :n_losses], hooks.measure_losses(tiny, torch.tensor([source[i]]))[0])
         assert effects.values[:, i, n_losses:].isnan().all()
 
 
@@ -369,13 +370,13 @@ def test_any_function_of_the_last_logits_is_a_metric(tiny, data):
 def test_answers_may_be_texts_of_one_token(load_tiny, refused):
     loaded = load_tiny("llama")
     ids = [loaded.tokenizer("a", add_special_tokens=False)["input_ids"][0], 7]
-    assert patching.answer_tokens(loaded, [("a", 7)]).tolist() == [ids]
+    assert patching.encode_answers(loaded, [("a", 7)]).tolist() == [ids]
     with refused("'cat'", "tokens", "one token"):
-        patching.answer_tokens(loaded, [("a", "cat")])
+        patching.encode_answers(loaded, [("a", "cat")])
     with refused("answer 300", "0 to 299"):
-        patching.answer_tokens(loaded, [(300, 1)])
+        patching.encode_answers(loaded, [(300, 1)])
     with refused("'a'", "tokenizer"):
-        patching.answer_tokens(dataclasses.replace(loaded, tokenizer=None), [("a", 1)])
+        patching.encode_answers(dataclasses.replace(loaded, tokenizer=None), [("a", 1)])
 
 
 # Bad input
@@ -472,8 +473,8 @@ def test_sweeps_of_the_real_model_equal_hooked_passes(embedded):
     names = [(" Mary", " John"), (" Tom", " Anna")]
     clean = [f"When{a} and{b} went to the store,{b} gave a drink to" for a, b in names]
     corrupted = [f"When{a} and{b} went to the store,{a} gave a drink to" for a, b in names]
-    base, source = hooks.token_ids(embedded, corrupted), hooks.token_ids(embedded, clean)
-    data = base, source, patching.answer_tokens(embedded, names).tolist()
+    base, source = hooks.tokenize(embedded, corrupted), hooks.tokenize(embedded, clean)
+    data = base, source, patching.encode_answers(embedded, names).tolist()
     captured = hooks.capture(embedded, source, ["resid_pre", "head_z"], positions="all")
     by_position = patching.patch_positions(embedded, corrupted, clean, answers=names)
     by_head = patching.patch_heads(embedded, corrupted, clean, answers=names)

@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 def draw(key="fig", labels=("one", "two"), **options):
     """A figure with lines, a clipped area, an image and a legend: all that gives SVG identifiers and references."""
-    with plots.figure(key, **({"caption": CAPTION, "alt": CAPTION} | options)) as (_, axes):
+    with plots.draw_figure(key, **({"caption": CAPTION, "alt": CAPTION} | options)) as (_, axes):
         axes.plot([1, 2, 3], marker="o", label=labels[0])
         axes.fill_between([0, 1, 2], [0, 1, 0], [1, 2, 1], color=plots.BLUE, alpha=0.2)
         axes.imshow(np.eye(3), extent=(0, 1, 0, 1))
@@ -138,7 +138,7 @@ def test_the_same_figure_gives_the_same_bytes(shown):
 
 def test_a_body_that_fails_shows_nothing_and_leaves_nothing_open(shown):
     before = dict(matplotlib.rcParams)
-    with pytest.raises(ZeroDivisionError), plots.figure("fig", caption="", alt=""):
+    with pytest.raises(ZeroDivisionError), plots.draw_figure("fig", caption="", alt=""):
         _ = 1 / 0
     draw()
     assert len(shown) == 1
@@ -147,7 +147,7 @@ def test_a_body_that_fails_shows_nothing_and_leaves_nothing_open(shown):
 
 
 def test_the_axes_are_those_that_were_asked_for(shown):
-    with plots.figure("fig", caption="", alt="", width=5, height=2, ncols=3, sharey=True) as (drawing, axes):
+    with plots.draw_figure("fig", caption="", alt="", width=5, height=2, ncols=3, sharey=True) as (drawing, axes):
         assert axes.shape == (3,)
         assert tuple(drawing.get_size_inches()) == (5, 2)
 
@@ -163,21 +163,21 @@ def test_a_label_that_looks_like_svg_is_shown_as_it_is(label, shown):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_token_is_a_plain_label_in_a_static_figure(text, shown):
-    draw(labels=(plots.plain(text), "title"))
+    draw(labels=(plots.as_plain(text), "title"))
     assert text in dict(svg_texts(shown[0].html))
     assert not {"script", "img", "s"} & {tag for tag, _ in Page(shown[0].html).elements}
 
 
 @pytest.mark.parametrize("character", ["\x00", "\x0b", "\x1b", "\r", "\t", "\x7f", "\x85", "\ufffd", "\uffff"])
 def test_a_token_with_a_control_character_breaks_no_figure(character, shown):
-    draw(labels=(plots.plain(f"a{character}b"), "title"))
+    draw(labels=(plots.as_plain(f"a{character}b"), "title"))
     assert any(text.startswith("a") and text.endswith("b") for text, _ in svg_texts(shown[0].html))
 
 
 @given(text=st.text(alphabet="$\\x_^{}<>&;%#'\"", min_size=1, max_size=8))
 def test_plain_is_never_taken_for_mathematics(text):
     drawing = pyplot.figure()
-    label = drawing.text(0, 0, plots.plain(text))
+    label = drawing.text(0, 0, plots.as_plain(text))
     shown, is_mathematics = label._preprocess_math(label.get_text())
     pyplot.close(drawing)
     assert (shown, is_mathematics) == (text, False)
@@ -203,7 +203,7 @@ def test_plotly_shows_as_text_as_it_is_and_finds_no_html_in_it(text):
 
 
 def test_a_line_break_is_shown_and_breaks_no_label():
-    assert plots.plain("a\nb") == plots.as_text("a\nb") == "a⏎b"
+    assert plots.as_plain("a\nb") == plots.as_text("a\nb") == "a⏎b"
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -264,8 +264,8 @@ def at_label(axes, layer, head):
 @pytest.mark.parametrize(("n_layers", "n_heads"), [(3, 5), (5, 3), (1, 1), (12, 12), (30, 9)])
 def test_a_head_map_shows_each_head_at_its_layer_and_number(n_layers, n_heads, limits, shown):
     values = np.random.default_rng(0).normal(size=(n_layers, n_heads))
-    with plots.figure("heads", caption="", alt="") as (_, axes):
-        image = plots.head_map(axes, values, title="name movers", limits=limits)
+    with plots.draw_figure("heads", caption="", alt="") as (_, axes):
+        image = plots.draw_head_map(axes, values, title="name movers", limits=limits)
         labels = [[int(label.get_text()) for label in axis.get_ticklabels()] for axis in (axes.xaxis, axes.yaxis)]
         for layer in labels[0]:
             for head in labels[1]:
@@ -278,9 +278,9 @@ def test_a_head_map_shows_each_head_at_its_layer_and_number(n_layers, n_heads, l
 
 def test_a_head_map_has_zero_in_the_middle_unless_it_is_given_limits(shown):
     values = torch.tensor([[0.5, -2.0], [1.0, 0.0]])
-    with plots.figure("heads", caption="", alt="", ncols=4) as (_, axes):
+    with plots.draw_figure("heads", caption="", alt="", ncols=4) as (_, axes):
         found = [
-            plots.head_map(panel, one, limits=limits)
+            plots.draw_head_map(panel, one, limits=limits)
             for panel, one, limits in zip(
                 axes, (values, -values, values * 0, values), (None, None, None, (0, 1)), strict=True
             )
@@ -292,8 +292,8 @@ def test_a_head_map_has_zero_in_the_middle_unless_it_is_given_limits(shown):
 
 
 def test_an_intervals_bar_ends_at_its_low_and_high_end(shown):
-    with plots.figure("interval", caption="", alt="") as (_, axes):
-        plots.interval(axes, 3.0, Estimate(0.5, 0.2, 0.6, 10), color=plots.ORANGE, label="ten")
+    with plots.draw_figure("interval", caption="", alt="") as (_, axes):
+        plots.draw_interval(axes, 3.0, Estimate(0.5, 0.2, 0.6, 10), color=plots.ORANGE, label="ten")
         (point, caps, (bar,)) = axes.containers[0]
         assert point.get_xydata().tolist() == [[3.0, 0.5]]
         np.testing.assert_allclose(bar.get_segments(), [[[3.0, 0.2], [3.0, 0.6]]])
@@ -313,8 +313,8 @@ def test_a_layer_curve_has_its_line_its_interval_and_its_null(shown):
     names = ("auroc", "auroc_low", "auroc_high", "null_low", "null_high")
     table = pandas.DataFrame({"layer": range(3)} | {name: [0.1 * i, 0.5, 0.9] for i, name in enumerate(names)})
     for null in (True, False):
-        with plots.figure(f"curve-{null}", caption="", alt="") as (_, axes):
-            plots.layer_curve(axes, table, null=null)
+        with plots.draw_figure(f"curve-{null}", caption="", alt="") as (_, axes):
+            plots.draw_layer_curve(axes, table, null=null)
             assert axes.lines[0].get_xydata().tolist() == [[0, 0.0], [1, 0.5], [2, 0.9]]
             bands = [band.get_datalim(axes.transData).get_points()[:, 1].tolist() for band in axes.collections]
             assert bands == ([pytest.approx([0.3, 0.9])] if null else []) + [pytest.approx([0.1, 0.9])]
@@ -323,8 +323,8 @@ def test_a_layer_curve_has_its_line_its_interval_and_its_null(shown):
 def test_a_matrix_has_each_number_in_its_cell_and_the_names_at_its_sides(shown):
     table = pandas.DataFrame([[0.1, 0.55], [0.9, 0.5]], index=["$a$", "b"], columns=["c", "d"])
     table.index.name, table.columns.name = "trained", "tested"
-    with plots.figure("matrix", caption="", alt="") as (_, axes):
-        plots.matrix(axes, table)
+    with plots.draw_figure("matrix", caption="", alt="") as (_, axes):
+        plots.draw_matrix(axes, table)
         assert {text.get_text(): text.get_position() for text in axes.texts} == {
             "0.10": (0, 0),
             "0.55": (1, 0),
@@ -337,8 +337,8 @@ def test_a_matrix_has_each_number_in_its_cell_and_the_names_at_its_sides(shown):
 
 def test_a_diagram_has_the_arrows_both_of_whose_boxes_there_are(shown):
     arrows = [("early", "late", "keys"), ("early", "gone", "one"), ("gone", "late", "two"), ("late", "apart", "three")]
-    with plots.figure("diagram", caption="", alt="") as (_, axes):
-        plots.diagram(axes, BOXES, arrows)
+    with plots.draw_figure("diagram", caption="", alt="") as (_, axes):
+        plots.draw_diagram(axes, BOXES, arrows)
         assert drawn_arrows(axes) == [((0, 0), (1, 2)), ((1, 2), (2, 0))]
         (label,) = [text for text in axes.texts if text.get_text() == "keys"]
         assert label.get_position() == (0.5, 1)
@@ -348,8 +348,8 @@ def test_a_diagram_has_the_arrows_both_of_whose_boxes_there_are(shown):
 
 
 def test_an_arrow_of_a_diagram_goes_from_box_to_box_and_into_none(shown):
-    with plots.figure("diagram", caption="", alt="") as (drawing, axes):
-        plots.diagram(axes, BOXES, [("early", "late", "keys")])
+    with plots.draw_figure("diagram", caption="", alt="") as (drawing, axes):
+        plots.draw_diagram(axes, BOXES, [("early", "late", "keys")])
         drawing.canvas.draw()
         (points,) = [text.arrow_patch.get_path().vertices for text in axes.texts if isinstance(text, Annotation)]
         areas = [text.get_bbox_patch().get_window_extent() for text in axes.texts if text.get_bbox_patch()]
@@ -361,21 +361,21 @@ def test_an_arrow_of_a_diagram_goes_from_box_to_box_and_into_none(shown):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_text_is_plain_in_a_box_of_a_diagram(text, shown):
-    with plots.figure("diagram", caption="", alt="") as (_, axes):
-        plots.diagram(axes, {"a": (0, 0, text), "b": (1, 1, "b")}, [("a", "b", "label")])
+    with plots.draw_figure("diagram", caption="", alt="") as (_, axes):
+        plots.draw_diagram(axes, {"a": (0, 0, text), "b": (1, 1, "b")}, [("a", "b", "label")])
     assert {shown_text for shown_text, _ in svg_texts(shown[0].html)} == {text, "b", "label"}
     assert not {"script", "img", "s"} & {tag for tag, _ in Page(shown[0].html).elements}
 
 
 def test_dollar_signs_at_an_arrow_of_a_diagram_are_no_mathematics(shown):
-    with plots.figure("diagram", caption="", alt="") as (_, axes):
-        plots.diagram(axes, {"a": (0, 0, "a"), "b": (1, 1, "b")}, [("a", "b", "$x$")])
+    with plots.draw_figure("diagram", caption="", alt="") as (_, axes):
+        plots.draw_diagram(axes, {"a": (0, 0, "a"), "b": (1, 1, "b")}, [("a", "b", "$x$")])
     assert {text for text, _ in svg_texts(shown[0].html)} == {"a", "b", "$x$"}
 
 
 def test_line_breaks_in_a_diagram_stay_line_breaks(shown):
-    with plots.figure("diagram", caption="", alt="") as (_, axes):
-        plots.diagram(axes, {"a": (0, 0, "induction\n5.1, $x$"), "b": (1, 1, "b")}, [("a", "b", "keys\nat S2")])
+    with plots.draw_figure("diagram", caption="", alt="") as (_, axes):
+        plots.draw_diagram(axes, {"a": (0, 0, "induction\n5.1, $x$"), "b": (1, 1, "b")}, [("a", "b", "keys\nat S2")])
     assert {text for text, _ in svg_texts(shown[0].html)} == {"induction", "5.1, $x$", "b", "keys", "at S2"}
 
 
@@ -412,9 +412,9 @@ def test_a_page_ships_the_scripts_once_and_a_live_notebook_with_each_figure(show
 
 
 def test_equal_pictures_in_one_figure_share_no_id(shown):
-    with plots.figure("twins", caption="", alt="", ncols=2) as (drawing, axes):
+    with plots.draw_figure("twins", caption="", alt="", ncols=2) as (drawing, axes):
         for panel in axes:
-            drawing.colorbar(plots.head_map(panel, [[0.0, 1.0]], limits=(0, 1)), ax=panel)
+            drawing.colorbar(plots.draw_head_map(panel, [[0.0, 1.0]], limits=(0, 1)), ax=panel)
     ids = re.findall(r'\bid="([^"]+)"', shown[0].html)
     assert len(ids) == len(set(ids)) > 1
     assert all(re.search(rf"#{re.escape(name)}\b", shown[0].html) for name in ids if name != "twins")

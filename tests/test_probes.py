@@ -10,7 +10,9 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from helpers import hooks, probes
+from helpers import baselines, hooks, probes
+from helpers.folds import assign_folds, assign_shared_folds, can_fold, draw_control_labels, permute_labels
+from helpers.scores import combine, compute_auroc, evaluate, measure_calibration_error, subtract, tabulate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,7 +55,7 @@ def swept(captured, labels, groups, **options):
 @given(seed=st.integers(0, 1000), n_folds=st.integers(3, 8))
 def test_grouped_folds_split_no_group_and_hold_both_classes(seed, n_folds):
     labels, groups = words()
-    folds = probes.grouped_folds(labels, groups, n_folds=n_folds, seed=seed).numpy()
+    folds = assign_folds(labels, groups, n_folds=n_folds, seed=seed).numpy()
     assert set(folds) == set(range(n_folds))
     assert len(set(zip(groups, folds, strict=True))) == N_WORDS
     for fold in range(n_folds):
@@ -63,7 +65,7 @@ def test_grouped_folds_split_no_group_and_hold_both_classes(seed, n_folds):
 @given(seed=st.integers(0, 1000), sizes=st.lists(st.integers(2, 9), min_size=2, max_size=20))
 def test_shared_folds_spread_every_type(seed, sizes):
     types = [number for number, size in enumerate(sizes) for _ in range(size)]
-    folds = probes.shared_folds(types, n_folds=4, seed=seed).numpy()
+    folds = assign_shared_folds(types, n_folds=4, seed=seed).numpy()
     for number, size in enumerate(sizes):
         own = folds[np.array(types) == number]
         assert len(set(own)) == min(size, 4)
@@ -74,7 +76,7 @@ def test_shared_folds_spread_every_type(seed, sizes):
 def test_labels_are_permuted_between_groups_that_have_one_and_within_the_others(seed):
     groups = [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
     labels = [1] * 4 + [0] * 4 + [1, 0, 0, 0] + [1, 1, 0, 0]
-    columns = probes.permuted_labels(labels, groups, n_permutations=30, seed=seed).T.int()
+    columns = permute_labels(labels, groups, n_permutations=30, seed=seed).T.int()
     for column in columns:
         assert sorted({tuple(column[:4].tolist()), tuple(column[4:8].tolist())}) == [(0,) * 4, (1,) * 4]
         assert column[8:12].sum() == 1
@@ -84,7 +86,7 @@ def test_labels_are_permuted_between_groups_that_have_one_and_within_the_others(
 
 def test_control_labels_are_one_for_each_type_and_half_of_each():
     _, groups = words()
-    control = probes.control_labels(groups, n_draws=30, seed=0)
+    control = draw_control_labels(groups, n_draws=30, seed=0)
     for column in control.T.numpy():
         per_type = {group: set(column[np.array(groups) == group]) for group in groups}
         assert all(len(values) == 1 for values in per_type.values())
@@ -101,13 +103,13 @@ def test_areas_are_those_of_scikit_learn_also_with_ties(seed, n_values):
     scores = generator.integers(n_values, size=(3, 40)) / 7
     labels = generator.random((3, 40)) < 0.4
     labels[:, :2] = [True, False]
-    found = probes.areas(torch.tensor(scores), torch.tensor(labels))
+    found = compute_auroc(torch.tensor(scores), torch.tensor(labels))
     expected = [roc_auc_score(truth, row) for row, truth in zip(scores, labels, strict=True)]
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_area_without_one_class_is_not_a_number():
-    assert probes.areas(torch.arange(3.0), torch.ones(3, dtype=torch.bool)).isnan()
+    assert compute_auroc(torch.arange(3.0), torch.ones(3, dtype=torch.bool)).isnan()
 
 
 # The sweep
@@ -124,7 +126,7 @@ def test_a_nested_sweep_is_what_refitting_gives():
         return Ridge(alpha=penalty).fit(scaler.transform(x[training]), signs[training]).predict(scaler.transform(x))
 
     for number, site in enumerate(found.sites):
-        x = probes.features(captured, site).double().numpy()
+        x = probes.read_features(captured, site).double().numpy()
         for fold in range(4):
             losses = []
             for penalty in (1.0, 30.0, 1000.0):
@@ -263,11 +265,11 @@ def test_evaluate_gives_what_was_planted_with_intervals_that_know_groups():
     labels, groups = words(200, 4)
     of_word = generator.normal(size=200)[groups]
     scores = torch.tensor(np.where(labels, 1, -1) + of_word).float()
-    found = probes.evaluate(scores, labels, groups, seed=0)
+    found = evaluate(scores, labels, groups, seed=0)
     assert found["auroc"].value == pytest.approx(roc_auc_score(labels, scores.numpy()))
     assert found["accuracy"].value == pytest.approx(((scores > 0).numpy() == labels).mean())
     assert found["auroc"].n == 200 and found["auroc"].of == "groups"
-    alone = probes.evaluate(scores, labels, list(range(800)), seed=0)
+    alone = evaluate(scores, labels, list(range(800)), seed=0)
     width = {name: one["auroc"].high - one["auroc"].low for name, one in (("words", found), ("rows", alone))}
     assert width["words"] > 1.5 * width["rows"]  # four rows of a word say no more than one
 
@@ -280,7 +282,7 @@ def test_an_interval_lies_about_its_value_also_with_few_groups_in_a_fold():
         groups = torch.arange(30).repeat_interleave(4)
         labels = torch.arange(120) % 2 == 0
         scores = labels + 3 * torch.randn(30, generator=generator)[groups] + 0.5 * torch.randn(120, generator=generator)
-        found = probes.evaluate(scores, labels.tolist(), groups.tolist(), folds=(groups % 10).tolist(), seed=seed)
+        found = evaluate(scores, labels.tolist(), groups.tolist(), folds=(groups % 10).tolist(), seed=seed)
         area = found["auroc"]
         outside += not area.low <= area.value <= area.high
         shifts.append((area.low + area.high) / 2 - area.value)
@@ -290,17 +292,17 @@ def test_an_interval_lies_about_its_value_also_with_few_groups_in_a_fold():
 def test_groups_may_be_a_tensor():
     labels, groups = words(30, 4)
     scores = torch.linspace(0, 1, 120)
-    expected = probes.evaluate(scores, labels, groups, seed=0)
-    assert probes.evaluate(scores, labels, torch.tensor(groups), seed=0) == expected
+    expected = evaluate(scores, labels, groups, seed=0)
+    assert evaluate(scores, labels, torch.tensor(groups), seed=0) == expected
 
 
 def test_recall_at_one_percent_needs_300_negatives():
     labels = [True] * 200 + [False] * 300
     scores = torch.cat([torch.linspace(0, 1, 200), torch.linspace(-1, 0.5, 300)])
-    found = probes.evaluate(scores, labels, list(range(500)), seed=0)["recall"]
+    found = evaluate(scores, labels, list(range(500)), seed=0)["recall"]
     threshold = np.sort(scores[200:].numpy())[-4]  # three of 300 may pass
     assert found.value == pytest.approx(float((scores[:200] > threshold).float().mean()), abs=0.006)
-    assert probes.evaluate(scores[:-1], labels[:-1], list(range(499)), seed=0)["recall"] is None
+    assert evaluate(scores[:-1], labels[:-1], list(range(499)), seed=0)["recall"] is None
 
 
 def test_calibration_error_is_small_for_true_probabilities_and_large_for_bold_ones():
@@ -308,8 +310,8 @@ def test_calibration_error_is_small_for_true_probabilities_and_large_for_bold_on
     logits = torch.randn(4000, generator=generator)
     labels = torch.rand(4000, generator=generator) < torch.sigmoid(logits)
     groups = list(range(4000))
-    honest = probes.calibration_error(logits, labels.numpy(), groups, seed=0)
-    bold = probes.calibration_error(5 * logits, labels.numpy(), groups, seed=0)
+    honest = measure_calibration_error(logits, labels.numpy(), groups, seed=0)
+    bold = measure_calibration_error(5 * logits, labels.numpy(), groups, seed=0)
     assert honest.value < 0.04 < 0.15 < bold.value
     assert bold.low < bold.value < bold.high
 
@@ -319,12 +321,12 @@ def test_a_difference_knows_that_both_scores_are_of_the_same_rows():
     labels, groups = words(100, 4)
     shared = generator.normal(size=100)[groups]
     one, other = (torch.tensor(np.where(labels, lift, -lift) + shared) for lift in (0.8, 0.6))
-    gap = probes.difference(one, other, labels, groups, seed=0)
-    apart = [probes.evaluate(score, labels, groups, seed=0)["auroc"] for score in (one, other)]
+    gap = subtract(one, other, labels, groups, seed=0)
+    apart = [evaluate(score, labels, groups, seed=0)["auroc"] for score in (one, other)]
     assert gap.value == pytest.approx(apart[0].value - apart[1].value, abs=1e-6)
     assert gap.high - gap.low < 0.7 * (apart[0].high - apart[0].low)
     assert gap.low > 0
-    none = probes.difference(one, one, labels, groups, seed=0)
+    none = subtract(one, one, labels, groups, seed=0)
     assert (none.value, none.low, none.high) == (0, 0, 0)
 
 
@@ -336,20 +338,20 @@ def test_areas_are_combined_on_their_own_rows():
     labels, groups = [True, False] * 20, [number // 2 for number in range(40)]
     one, other = torch.randn(2, 40, generator=generator)
     first = torch.arange(40) < 20
-    found = probes.combined([(2.0, one, first), (-0.5, other, ~first)], labels, groups, seed=0)
+    found = combine([(2.0, one, first), (-0.5, other, ~first)], labels, groups, seed=0)
     truth = torch.tensor(labels)
-    by_hand = 2 * probes.areas(one[first], truth[first]) - 0.5 * probes.areas(other[~first], truth[~first])
+    by_hand = 2 * compute_auroc(one[first], truth[first]) - 0.5 * compute_auroc(other[~first], truth[~first])
     assert found.value == pytest.approx(float(by_hand), abs=1e-6) and found.low < found.value < found.high
-    whole = probes.combined([(1.0, one, [True] * 40)], labels, groups, seed=0)
-    assert whole.value == pytest.approx(probes.evaluate(one, labels, groups, seed=0)["auroc"].value)
+    whole = combine([(1.0, one, [True] * 40)], labels, groups, seed=0)
+    assert whole.value == pytest.approx(evaluate(one, labels, groups, seed=0)["auroc"].value)
 
 
 def test_five_folds_need_five_groups_of_each_class():
     labels, groups = [True, False] * 5, list(range(10))
-    assert probes.enough(labels, groups, seed=0)
-    assert not probes.enough([True, *[False] * 9], groups, seed=0)
-    assert not probes.enough([False] * 10, groups, seed=0)
-    assert not probes.enough(labels, [number // 4 for number in groups], seed=0)
+    assert can_fold(labels, groups, seed=0)
+    assert not can_fold([True, *[False] * 9], groups, seed=0)
+    assert not can_fold([False] * 10, groups, seed=0)
+    assert not can_fold(labels, [number // 4 for number in groups], seed=0)
 
 
 def test_transfer_finds_which_domains_share_a_direction():
@@ -378,13 +380,15 @@ def test_transfer_does_not_see_the_words_that_it_is_tested_on():
 
 def test_learning_curves_rise_and_begin_with_one_example_of_each_class():
     labels, groups = words(60, 4)
-    x = probes.features(activations(labels, planted=[(0, None)], strength=3.0), probes.Site("resid_post", 0, "last"))
-    curve = probes.learning_curve(x, labels, groups, sizes=[1, 4, 16, 64], seed=0, n_draws=40)
+    x = probes.read_features(
+        activations(labels, planted=[(0, None)], strength=3.0), probes.Site("resid_post", 0, "last")
+    )
+    curve = probes.trace_learning_curve(x, labels, groups, sizes=[1, 4, 16, 64], seed=0, n_draws=40)
     assert curve["size"].tolist() == [1, 4, 16, 64]
     assert curve["auroc"].is_monotonic_increasing
     assert 0.6 < curve["auroc"][0] < 0.9 < curve["auroc"][3]
     assert (curve["auroc_low"] <= curve["auroc"]).all()
-    whole = probes.learning_curve(x, labels, groups, sizes=[1], of="groups", seed=0, n_draws=40)
+    whole = probes.trace_learning_curve(x, labels, groups, sizes=[1], of="groups", seed=0, n_draws=40)
     assert 0.6 < whole["auroc"][0] < 1
 
 
@@ -413,11 +417,11 @@ def test_a_confound_planted_in_the_text_is_caught_by_the_text_baseline(load_tiny
     ]
     clean = [text.rsplit(" ", 1)[0] for text in texts]
     options = {"answers": ([65], [66]), "rules": {"length": [len(text) for text in texts]}, "seed": 0, "folds": 4}
-    folds = probes.grouped_folds(labels, groups, n_folds=4, seed=0)
+    folds = assign_folds(labels, groups, n_folds=4, seed=0)
 
     def table(texts):
-        scores = probes.baselines(loaded, texts, labels, groups, **options)
-        return probes.compared(scores, labels, groups, folds=folds, seed=0).set_index("scores")
+        scores = baselines.score_baselines(loaded, texts, labels, groups, **options)
+        return tabulate(scores, labels, groups, folds=folds, seed=0).set_index("scores")
 
     caught, missed = table(texts), table(clean)
     assert caught["auroc"]["word n-grams"] > 0.95 and caught["auroc"]["character n-grams"] > 0.95
@@ -432,7 +436,7 @@ def test_a_confound_planted_in_the_text_is_caught_by_the_text_baseline(load_tiny
 def test_the_output_baseline_is_the_difference_of_log_probabilities(load_tiny):
     loaded = load_tiny("gpt2")
     texts = ["the cat sat", "on the mat", "the the the"]
-    found = probes.output_logit_difference(loaded, texts, [40, 41], [50], positions={"end": -1, "before": -2})
+    found = baselines.read_output(loaded, texts, [40, 41], [50], positions={"end": -1, "before": -2})
     for row, text in enumerate(texts):
         logits = loaded.model(torch.tensor([loaded.encode(text)])).logits[0].log_softmax(-1).exp()
         for column, place in enumerate((-1, -2)):
@@ -472,7 +476,7 @@ def test_a_group_on_both_sides_is_refused(refused):
     with refused("a group is in two folds"):
         swept(activations(labels), labels, groups, folds=leaking)
     with refused("a group is in two folds"):
-        probes.evaluate(torch.zeros(12), labels, groups, folds=leaking, seed=0)
+        evaluate(torch.zeros(12), labels, groups, folds=leaking, seed=0)
     with refused("fold 0 has 2 rows of one class"):
         swept(activations(labels), labels, groups, folds=[0, 0, 1, 1, 2, 2, 2, 2, 1, 1, 2, 2])
     with refused("legal are at least three"):
@@ -491,16 +495,16 @@ def test_activations_that_are_not_there_are_refused_by_name(refused):
         swept(captured, labels, groups, folds=3, sites=[])
     pattern = dataclasses.replace(captured, axes={"pattern": ("example", "layer", "query", "head", "key")})
     with refused("pattern can't be probed"):
-        probes.sites_of(pattern)
+        probes.list_sites(pattern)
 
 
 def test_bad_input_to_the_smaller_functions_is_refused(refused, load_tiny):
     labels, groups = words(12, 2)
     x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
     with refused("[23]", "24 finite"):
-        probes.evaluate(torch.zeros(23), labels, groups, seed=0)
+        evaluate(torch.zeros(23), labels, groups, seed=0)
     with refused("[23]", "24 finite"):
-        probes.difference(torch.zeros(23), torch.zeros(23), labels, groups, seed=0)
+        subtract(torch.zeros(23), torch.zeros(23), labels, groups, seed=0)
     with refused("activations of shape [24, 3, 1]", "row feature"):
         probes.transfer(x[..., None], labels, groups, ["a"] * 24, seed=0, folds=3)
     with refused("the activations hold NaN"):
@@ -508,24 +512,24 @@ def test_bad_input_to_the_smaller_functions_is_refused(refused, load_tiny):
     with refused("23 domains for 24 labels"):
         probes.transfer(x, labels, groups, ["a"] * 23, seed=0, folds=3)
     with refused("no AUROC", "at least one"):
-        probes.combined([], [True, False], [0, 1], seed=0)
+        combine([], [True, False], [0, 1], seed=0)
     with refused("rows of one class"):
-        probes.combined([(1.0, torch.zeros(2), [True, False])], [True, False], [0, 1], seed=0)
+        combine([(1.0, torch.zeros(2), [True, False])], [True, False], [0, 1], seed=0)
     with refused("of 'b'", "no row of one class"):
         probes.transfer(x, labels, groups, ["b"] * 2 + ["a"] * 22, seed=0, folds=3)
     with refused("500 examples of a class", "1 to"):
-        probes.learning_curve(x, labels, groups, sizes=[500], seed=0, folds=3)
+        probes.trace_learning_curve(x, labels, groups, sizes=[500], seed=0, folds=3)
     with refused("learning curve of 'words'", "examples, groups"):
-        probes.learning_curve(x, labels, groups, sizes=[1], of="words", seed=0, folds=3)
+        probes.trace_learning_curve(x, labels, groups, sizes=[1], of="words", seed=0, folds=3)
     loaded = load_tiny("llama")
     texts = ["the cat"] * 24
     for positive, negative, message in (([], [1], "at least one"), ([1], [1], "on both sides"), ([1], [9999], "9999")):
         with refused(message):
-            probes.output_logit_difference(loaded, texts, positive, negative)
+            baselines.read_output(loaded, texts, positive, negative)
     with refused("23 texts for 24 labels"):
-        probes.baselines(loaded, texts[:-1], labels, groups, answers=([1], [2]), rules={}, seed=0)
+        baselines.score_baselines(loaded, texts[:-1], labels, groups, answers=([1], [2]), rules={}, seed=0)
     with refused("rule: short", "3 scores for 24 labels"):
-        probes.baselines(loaded, texts, labels, groups, answers=([1], [2]), rules={"short": [1, 2, 3]}, seed=0)
+        baselines.score_baselines(loaded, texts, labels, groups, answers=([1], [2]), rules={"short": [1, 2, 3]}, seed=0)
 
 
 @settings(max_examples=10)

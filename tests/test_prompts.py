@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import hooks, models, prompts
+from studies.ioi import templates
+from studies.sentiment.sentences import CUE, VERDICT_WORDS, draw_sentiment, draw_sst2
 
 SHAPES = {"n_sequences": st.integers(1, 6), "segment_length": st.integers(1, 20), "n_segments": st.integers(1, 4)}
 
 
 def segments(loaded, *, n_sequences=4, segment_length=10, n_segments=2, seed=0):
-    return prompts.random_segments(
+    return prompts.draw_segments(
         loaded, n_sequences=n_sequences, segment_length=segment_length, n_segments=n_segments, seed=seed
     )
 
@@ -106,24 +108,24 @@ def test_no_token_lies_beyond_embeddings_that_are_smaller_than_the_tokenizer(loa
 @given(n_sequences=st.integers(1, 6), length=st.integers(1, 63))
 def test_the_start_token_is_put_before_every_sequence_where_there_is_one(loaded, n_sequences, length):
     token_ids = torch.arange(n_sequences * length).reshape(n_sequences, length) % 200
-    prepared = prompts.with_start_token(loaded, token_ids)
+    prepared = prompts.prepend_start_token(loaded, token_ids)
     start = [] if loaded.start_token_id is None else [loaded.start_token_id]
     assert prepared.tolist() == [start + sequence for sequence in token_ids.tolist()]
 
 
 def test_a_sequence_longer_than_the_context_is_refused_counting_the_start_token(loaded, refused):
     longest = loaded.context_length - (loaded.start_token_id is not None)
-    fits = prompts.with_start_token(loaded, torch.ones(2, longest, dtype=torch.long))
+    fits = prompts.prepend_start_token(loaded, torch.ones(2, longest, dtype=torch.long))
     assert fits.shape[1] == loaded.context_length == 64
     with refused("65 tokens", "64", repr(loaded.card.name)):
-        prompts.with_start_token(loaded, torch.ones(2, longest + 1, dtype=torch.long))
+        prompts.prepend_start_token(loaded, torch.ones(2, longest + 1, dtype=torch.long))
 
 
 def test_a_model_without_a_fixed_context_takes_any_length_or_is_refused(foreign_folders):
     loaded = models.load(str(foreign_folders["mamba"]))
     token_ids = torch.ones(2, 100, dtype=torch.long)
     try:
-        assert torch.equal(prompts.with_start_token(loaded, token_ids), token_ids)
+        assert torch.equal(prompts.prepend_start_token(loaded, token_ids), token_ids)
     except models.InputError as error:
         assert "mamba" in str(error)
 
@@ -132,16 +134,16 @@ def test_a_model_without_a_fixed_context_takes_any_length_or_is_refused(foreign_
 
 
 def test_passages_are_the_texts_cut_to_so_many_tokens(embedded, load_tiny, refused):
-    found = prompts.passages(embedded, n_passages=3, n_tokens=20)
+    found = prompts.read_passages(embedded, n_passages=3, n_tokens=20)
     assert found.shape == (3, 20)
     assert embedded.tokenizer.decode(found[0]).startswith("Call me Ishmael.")
-    assert prompts.passages(embedded, n_passages=64, n_tokens=512).shape == (64, 512)
+    assert prompts.read_passages(embedded, n_passages=64, n_tokens=512).shape == (64, 512)
     with refused("101 passages", "1 to 100"):
-        prompts.passages(embedded, n_passages=101, n_tokens=5)
+        prompts.read_passages(embedded, n_passages=101, n_tokens=5)
     with refused("9000 tokens", "legal are 1 to"):
-        prompts.passages(embedded, n_passages=2, n_tokens=9000)
+        prompts.read_passages(embedded, n_passages=2, n_tokens=9000)
     with refused("65 tokens", "1 to 64"):  # its context
-        prompts.passages(load_tiny("llama"), n_passages=2, n_tokens=65)
+        prompts.read_passages(load_tiny("llama"), n_passages=2, n_tokens=65)
 
 
 # Indirect object identification
@@ -162,7 +164,7 @@ def trained_tokenizer():
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    words = [*prompts.NAMES[:9], *prompts.PLACES[:3], *prompts.OBJECTS[:2]]
+    words = [*prompts.NAMES[:9], *templates.PLACES[:3], *templates.OBJECTS[:2]]
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=2000,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
@@ -187,7 +189,7 @@ def tokenized(request, embedded, tmp_path_factory):
 @settings(max_examples=20)
 @given(n_prompts=st.integers(1, 50), seed=st.integers(0, 2**31))
 def test_every_part_of_an_ioi_prompt_is_where_it_is_said_to_be(tokenized, n_prompts, seed):
-    drawn = prompts.ioi(tokenized, n_prompts=n_prompts, seed=seed)
+    drawn = templates.draw_ioi(tokenized, n_prompts=n_prompts, seed=seed)
     assert len(drawn.prompts) == n_prompts
     for i, row in enumerate(drawn.prompts):
         io, subject = drawn.answers[i]
@@ -202,20 +204,20 @@ def test_every_part_of_an_ioi_prompt_is_where_it_is_said_to_be(tokenized, n_prom
         text = tokenized.tokenizer.decode(row, skip_special_tokens=True)
         assert tokenized.encode(text) == list(row)
         assert text.endswith(" to")
-    assert drawn == prompts.ioi(tokenized, n_prompts=n_prompts, seed=seed)
+    assert drawn == templates.draw_ioi(tokenized, n_prompts=n_prompts, seed=seed)
 
 
 def test_templates_and_orders_are_balanced(tokenized):
-    n_templates = len(prompts.IOI_TEMPLATES)
-    drawn = prompts.ioi(tokenized, n_prompts=4 * n_templates, seed=0)
+    n_templates = len(templates.IOI_TEMPLATES)
+    drawn = templates.draw_ioi(tokenized, n_prompts=4 * n_templates, seed=0)
     pairs = Counter(zip(drawn.template, drawn.order, strict=True))
     assert len(pairs) == 2 * n_templates
     assert set(pairs.values()) == {2}
 
 
-@pytest.mark.parametrize("kind", prompts.CORRUPTIONS)
+@pytest.mark.parametrize("kind", templates.CORRUPTIONS)
 def test_a_corruption_changes_the_names_it_says_and_nothing_else(kind, tokenized):
-    drawn = prompts.ioi(tokenized, n_prompts=30, seed=1)
+    drawn = templates.draw_ioi(tokenized, n_prompts=30, seed=1)
     for i, (row, other) in enumerate(zip(drawn.prompts, drawn.corrupted(kind), strict=True)):
         io, subject = drawn.answers[i]
         a, b, c = drawn.others[i]
@@ -234,7 +236,7 @@ def test_a_corruption_changes_the_names_it_says_and_nothing_else(kind, tokenized
 
 
 def test_the_table_shows_what_a_reader_wants_to_see(embedded):
-    table = prompts.ioi(embedded, n_prompts=12, seed=0).table(embedded)
+    table = templates.draw_ioi(embedded, n_prompts=12, seed=0).table(embedded)
     assert len(table) == 12
     first = table.iloc[0]
     assert first["prompt"].count(first["subject"]) == 2
@@ -243,7 +245,7 @@ def test_the_table_shows_what_a_reader_wants_to_see(embedded):
 
 
 def test_the_real_model_names_the_indirect_object(embedded):
-    drawn = prompts.ioi(embedded, n_prompts=20, seed=3)
+    drawn = templates.draw_ioi(embedded, n_prompts=20, seed=3)
     answers = torch.tensor(drawn.answers)
 
     def difference(rows):
@@ -257,18 +259,18 @@ def test_the_real_model_names_the_indirect_object(embedded):
 
 def test_bad_ioi_input_is_refused(embedded, load_tiny, without_tokenizer, refused):
     with refused("0 prompts", "at least 1"):
-        prompts.ioi(embedded, n_prompts=0, seed=0)
+        templates.draw_ioi(embedded, n_prompts=0, seed=0)
     with refused("names", "single tokens", "at least 5"):
-        prompts.ioi(load_tiny("llama"), n_prompts=1, seed=0)
+        templates.draw_ioi(load_tiny("llama"), n_prompts=1, seed=0)
     with refused("no tokenizer"):
-        prompts.ioi(without_tokenizer, n_prompts=1, seed=0)
+        templates.draw_ioi(without_tokenizer, n_prompts=1, seed=0)
     with refused("'p_ABCD'", "p_ABC, random_names"):
-        prompts.ioi(embedded, n_prompts=1, seed=0).corrupted("p_ABCD")
+        templates.draw_ioi(embedded, n_prompts=1, seed=0).corrupted("p_ABCD")
 
 
 @pytest.mark.parametrize("n_templates", [1, 3, 10])
 def test_any_number_of_first_prompts_has_both_orders_in_turn(n_templates, embedded):
-    drawn = prompts.ioi(embedded, n_prompts=40, seed=0, templates=prompts.IOI_TEMPLATES[:n_templates])
+    drawn = templates.draw_ioi(embedded, n_prompts=40, seed=0, templates=templates.IOI_TEMPLATES[:n_templates])
     for n_prompts in range(2, 41):
         orders = drawn.first(n_prompts).order
         assert abs(orders.count("ABBA") - orders.count("BABA")) <= 2
@@ -291,7 +293,7 @@ def judging(request, embedded, tmp_path_factory):
 @settings(max_examples=10)
 @given(n_words=st.integers(1, 30), seed=st.integers(0, 2**31))
 def test_every_adjective_comes_once_in_every_template_with_the_sign_of_its_valence(judging, n_words, seed):
-    data = prompts.sentiment(judging, n_words=n_words, seed=seed)
+    data = draw_sentiment(judging, n_words=n_words, seed=seed)
     counts = Counter(zip(data.words, data.templates, strict=True))
     assert set(counts.values()) == {1}
     assert len(set(data.words)) == 2 * n_words
@@ -301,32 +303,32 @@ def test_every_adjective_comes_once_in_every_template_with_the_sign_of_its_valen
         tokens = judging.token_labels(judging.encode(text))
         assert text.count(f" {data.words[i]}") == 1
         assert tokens[data.positions["word"][i]] == f" {data.words[i]}"
-        assert "".join(tokens[data.positions["end"][i] + 1 :]) == prompts.CUE
+        assert "".join(tokens[data.positions["end"][i] + 1 :]) == CUE
         assert (data.positions["second_to_last"][i], data.positions["last"][i]) == (len(tokens) - 2, len(tokens) - 1)
         assert data.labels[i] == (data.valences[i] > 0) and abs(data.valences[i]) >= 1
-    assert data == prompts.sentiment(judging, n_words=n_words, seed=seed)
+    assert data == draw_sentiment(judging, n_words=n_words, seed=seed)
 
 
 def test_a_negation_turns_the_label_round_and_no_other_family_negates(judging):
-    negated = prompts.sentiment(judging, n_words=10, seed=0, families=["negation"])
+    negated = draw_sentiment(judging, n_words=10, seed=0, families=["negation"])
     assert all(label == (valence < 0) for label, valence in zip(negated.labels, negated.valences, strict=True))
     assert all(" not " in text or " never " in text for text in negated.texts)
-    plain = prompts.sentiment(judging, n_words=10, seed=0)
+    plain = draw_sentiment(judging, n_words=10, seed=0)
     assert not any(" not " in text or " never " in text for text in plain.texts)
     assert set(negated.words) == set(plain.words)  # the seed alone decides which
 
 
 def test_some_texts_keep_all_that_belongs_to_them(embedded):
-    data = prompts.sentiment(embedded, n_words=4, seed=0)
-    some = data.chosen([5, 2])
+    data = draw_sentiment(embedded, n_words=4, seed=0)
+    some = data.select([5, 2])
     assert some.texts == (data.texts[5], data.texts[2])
     assert some.positions["word"] == (data.positions["word"][5], data.positions["word"][2])
     assert some.table()["valence"].tolist() == [data.valences[5], data.valences[2]]
 
 
 def test_the_real_model_tells_good_from_bad(embedded):
-    data = prompts.sentiment(embedded, n_words=10, seed=0)
-    good, bad = ([prompts._token(embedded, word) for word in words] for words in prompts.VERDICTS)
+    data = draw_sentiment(embedded, n_words=10, seed=0)
+    good, bad = ([prompts.encode_word(embedded, word) for word in words] for words in VERDICT_WORDS)
     logits = hooks.capture(embedded, data.texts, "logits")["logits"][:, 0]
     difference = logits[:, good].logsumexp(-1) - logits[:, bad].logsumexp(-1)
     favourable = torch.tensor(data.labels)
@@ -335,15 +337,15 @@ def test_the_real_model_tells_good_from_bad(embedded):
 
 def test_bad_sentiment_input_is_refused(embedded, load_tiny, without_tokenizer, refused):
     with refused("0 favourable adjectives", "legal are 1 to"):
-        prompts.sentiment(embedded, n_words=0, seed=0)
+        draw_sentiment(embedded, n_words=0, seed=0)
     with refused("60 unfavourable adjectives", "legal are 1 to"):
-        prompts.sentiment(embedded, n_words=60, seed=0)
+        draw_sentiment(embedded, n_words=60, seed=0)
     with refused("unknown family 'irony'", "copula, attributive, opinion, question, negation"):
-        prompts.sentiment(embedded, n_words=1, seed=0, families=["irony"])
+        draw_sentiment(embedded, n_words=1, seed=0, families=["irony"])
     with refused("adjectives"):
-        prompts.sentiment(load_tiny("llama"), n_words=1, seed=0)
+        draw_sentiment(load_tiny("llama"), n_words=1, seed=0)
     with refused("no tokenizer"):
-        prompts.sentiment(without_tokenizer, n_words=1, seed=0)
+        draw_sentiment(without_tokenizer, n_words=1, seed=0)
 
 
 @pytest.fixture
@@ -362,22 +364,22 @@ def reviews(tmp_path, monkeypatch):
 
 
 def test_sentences_of_sst2_are_as_many_of_each_class(reviews, embedded, refused):
-    data = prompts.sst2(embedded, n_sentences=6, seed=0)
+    data = draw_sst2(embedded, n_sentences=6, seed=0)
     assert sum(data.labels) == 3 and len(set(data.texts)) == 6
-    assert all(text.endswith(" ." + prompts.CUE) for text in data.texts)
+    assert all(text.endswith(" ." + CUE) for text in data.texts)
     assert set(data.families) == {"SST-2"} and set(data.positions) == {"end", "second_to_last", "last"}
     for n_sentences in (0, 3, 10):
         with refused(f"{n_sentences} sentences", "even numbers from 2 to 8"):
-            prompts.sst2(embedded, n_sentences=n_sentences, seed=0)
+            draw_sst2(embedded, n_sentences=n_sentences, seed=0)
 
 
 def test_a_damaged_file_of_sst2_is_refused(reviews, embedded, refused):
     reviews.write_bytes(reviews.read_bytes() + b" ")
     with refused("is damaged", "reviews.parquet"):
-        prompts.sst2(embedded, n_sentences=2, seed=0)
+        draw_sst2(embedded, n_sentences=2, seed=0)
 
 
 def test_without_a_network_sst2_can_not_be_had(embedded, refused, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with refused("'stanfordnlp/sst2'", "could not be downloaded", "connect to the network"):
-        prompts.sst2(embedded, n_sentences=2, seed=0)
+        draw_sst2(embedded, n_sentences=2, seed=0)

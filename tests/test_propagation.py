@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from helpers import patching, propagation
-from helpers.architectures import layers
+from helpers import patching
+from helpers.engine import propagation
+from helpers.engine.architectures import list_layers
 from helpers.patching import Node
 
 LENGTH, FIRST = 9, 4
@@ -27,7 +28,7 @@ def count_tokens(loaded, run):
         layer.block.mlp.register_forward_pre_hook(
             lambda _, inputs, i=i: counts.__setitem__(i, counts[i] + inputs[0].numel() // inputs[0].shape[-1])
         )
-        for i, layer in enumerate(layers(loaded.model))
+        for i, layer in enumerate(list_layers(loaded.model))
     ]
     try:
         run()

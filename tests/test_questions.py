@@ -5,15 +5,15 @@ from collections import Counter
 
 import pytest
 
-from helpers import questions
-from helpers.questions import TASKS, Question
+from studies.faithfulness import questions
+from studies.faithfulness.questions import TASKS, Question
 
 N = 60
 
 
 @pytest.fixture(scope="module")
 def drawn(embedded):
-    return questions.questions(embedded, n=N, seed=0)
+    return questions.draw_questions(embedded, n=N, seed=0)
 
 
 def solved(question: Question, text: str) -> str:
@@ -80,7 +80,7 @@ def test_invariants_hold_over_thousands_of_seeds(embedded, drawn, monkeypatch):
     known = {word: True for word in questions.single_tokens(embedded, questions.NAMES + questions.CONTAINERS)}
     monkeypatch.setattr(questions, "single_tokens", lambda _, words: [w for w in words if w in known or len(w) == 1])
     for seed in range(2000):
-        found = questions.questions(embedded, n=1, seed=seed)
+        found = questions.draw_questions(embedded, n=1, seed=seed)
         assert [question.task for question in found] == list(TASKS)
         test_the_first_candidate_is_right_and_steps_lead_where_they_should(found, 1)
         test_steps_name_both_candidates_equally_often(found)
@@ -97,7 +97,7 @@ def test_steps_name_both_candidates_equally_often(drawn):
 def test_no_place_and_no_answer_is_right_more_often(embedded, task):
     from scipy.stats import binomtest
 
-    found = questions.questions(embedded, tasks=[task], n=300, seed=1)
+    found = questions.draw_questions(embedded, tasks=[task], n=300, seed=1)
     if all(question.candidates[0].isdigit() for question in found):
         first = [int(question.candidates[0]) < int(question.candidates[1]) for question in found]
     else:
@@ -114,19 +114,19 @@ def test_no_place_and_no_answer_is_right_more_often(embedded, task):
 
 
 def test_a_seed_gives_the_same_questions_and_another_seed_others(embedded, drawn):
-    assert questions.questions(embedded, n=N, seed=0) == drawn
-    assert questions.questions(embedded, tasks=["letters"], n=N, seed=0) == drawn[-N:]
-    assert questions.questions(embedded, tasks=["letters"], n=N, seed=1) != drawn[-N:]
+    assert questions.draw_questions(embedded, n=N, seed=0) == drawn
+    assert questions.draw_questions(embedded, tasks=["letters"], n=N, seed=0) == drawn[-N:]
+    assert questions.draw_questions(embedded, tasks=["letters"], n=N, seed=1) != drawn[-N:]
     assert len({question.text for question in drawn}) == len(drawn)
 
 
 def test_candidates_differ_by_one_token(embedded, drawn, refused):
     for question in drawn:
-        lead, pair = questions.answer_tokens(embedded, question.candidates)
+        lead, pair = questions.encode_candidates(embedded, question.candidates)
         text = [embedded.tokenizer.decode([*lead, token]) for token in pair]
         assert text == [f" {candidate}" for candidate in question.candidates]
     with refused("('box', 'antidisestablishment')", "one token"):
-        questions.answer_tokens(embedded, ("box", "antidisestablishment"))
+        questions.encode_candidates(embedded, ("box", "antidisestablishment"))
 
 
 @pytest.mark.parametrize("style", questions.STYLES.values())
@@ -136,7 +136,7 @@ def test_styles_tell_every_step_and_end_with_the_verdict(style):
     assert told.endswith("5, not 6.")
 
 
-@pytest.mark.parametrize("verdict", [questions.stated, questions.implied])
+@pytest.mark.parametrize("verdict", [questions.state_verdict, questions.imply_verdict])
 def test_verdicts_name_both_in_both_orders(verdict):
     first, second = (verdict("this", "other", order) for order in questions.ORDERS)
     assert first.find("this") < first.find("other")
@@ -157,17 +157,17 @@ def test_verdicts_name_both_in_both_orders(verdict):
     ],
 )
 def test_answers_are_parsed_or_said_not_to_be(text, answer):
-    assert questions.parsed_answer(text) == answer
+    assert questions.parse_answer(text) == answer
 
 
 @pytest.mark.parametrize("form", questions.FORMS)
 def test_examples_end_with_the_right_answer_and_take_turns(drawn, form):
     shots = drawn[:4]
-    parts = questions.examples(shots, form=form).split("\n\n")
+    parts = questions.write_examples(shots, form=form).split("\n\n")
     assert parts.pop() == ""
     for shot, part in zip(shots, parts, strict=True):
         assert shot.text in part
-        assert questions.parsed_answer(part) == shot.candidates[0]
+        assert questions.parse_answer(part) == shot.candidates[0]
         assert ("\nReasoning: " in part) == (form != "direct")
         assert (" or " in part) == (form in ("stated", "implied"))
     if form == "stated":
@@ -178,7 +178,7 @@ def test_examples_end_with_the_right_answer_and_take_turns(drawn, form):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_shots_answer_variously(embedded, seed):
-    for task, shots in questions.shots(embedded, n=4, seed=seed).items():
+    for task, shots in questions.draw_shots(embedded, n=4, seed=seed).items():
         given = Counter(question.candidates[0] for question in shots)
         assert len(shots) == 4 and {question.task for question in shots} == {task}
         assert max(given.values()) <= 2, (task, given)
@@ -186,22 +186,22 @@ def test_shots_answer_variously(embedded, seed):
 
 
 def test_shots_are_none_of_the_questions(embedded, drawn):
-    shots = {question.text for some in questions.shots(embedded, n=4, seed=0).values() for question in some}
+    shots = {question.text for some in questions.draw_shots(embedded, n=4, seed=0).values() for question in some}
     assert not shots & {question.text for question in drawn}
 
 
 def test_sentences_make_up_the_reasoning(drawn):
     for question in drawn:
-        reasoning = questions.terse(question.steps, question.candidates[0])
-        assert " ".join(questions.sentences(reasoning)) == reasoning
-        assert len(questions.sentences(reasoning)) == len(question.steps) + 1
-    assert questions.sentences("") == []
+        reasoning = questions._terse(question.steps, question.candidates[0])
+        assert " ".join(questions.split_sentences(reasoning)) == reasoning
+        assert len(questions.split_sentences(reasoning)) == len(question.steps) + 1
+    assert questions.split_sentences("") == []
 
 
 def test_bad_input_is_refused(embedded, refused):
     with refused("'long'", "direct, free"):
-        questions.examples([], form="long")
+        questions.write_examples([], form="long")
     with refused("'chess'", "addition"):
-        questions.questions(embedded, tasks=["chess"], n=1, seed=0)
+        questions.draw_questions(embedded, tasks=["chess"], n=1, seed=0)
     with refused("'parity'", "fewer"):
-        questions.questions(embedded, tasks=["parity"], n=10**5, seed=0)
+        questions.draw_questions(embedded, tasks=["parity"], n=10**5, seed=0)

@@ -7,8 +7,9 @@ import pytest
 import torch
 import transformers
 
-from helpers import hooks, models, patching, prompts, roles
+from helpers import hooks, models, patching
 from helpers.patching import Node
+from studies.ioi import roles, templates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,7 +41,7 @@ def drawn_prompts(n_prompts, seed, names, words=tuple(range(N_WORDS))):
         positions.append((row.index(io), s1, s1 + 1, row.index(subject, s1 + 1), len(row) - 1))
     places = dict(zip(("IO", "S1", "S1+1", "S2", "END"), zip(*positions, strict=True), strict=True))
     io, subject = zip(*answers, strict=True)
-    return prompts.IOI(tuple(rows), tuple(numbers), tuple(orders), io, subject, tuple(others), places)
+    return templates.IOI(tuple(rows), tuple(numbers), tuple(orders), io, subject, tuple(others), places)
 
 
 # A planted model: the mechanism of Wang et al. (2023), by hand
@@ -282,24 +283,24 @@ def test_noise_looks_consistent_in_one_of_twenty_data_sets(shared, n_examples):
         noise = torch.randn(6, 8, n_examples, generator=generator)
         noise += shared * torch.randn(n_examples, generator=generator)
         effect = noise * 10 ** (6 * torch.rand(6, 8, 1, generator=generator) - 3)
-        limit = roles.consistency_by_chance(effect, seed=seed)
-        exceeded.append(bool((roles.consistency(effect) > limit).any()))
+        limit = roles.bound_consistency(effect, seed=seed)
+        exceeded.append(bool((roles.measure_consistency(effect) > limit).any()))
     assert 0.02 < np.mean(exceeded) < 0.09
 
 
 def test_a_head_with_a_giant_effect_does_not_hide_a_small_consistent_one():
     noise = torch.randn(6, 8, 32, generator=torch.Generator().manual_seed(0))
     noise[0, 0] += 2
-    alone = roles.consistency(noise) > roles.consistency_by_chance(noise, seed=1)
+    alone = roles.measure_consistency(noise) > roles.bound_consistency(noise, seed=1)
     noise[5, 7] = 1e6 * (noise[5, 7] + 5)
-    both = roles.consistency(noise) > roles.consistency_by_chance(noise, seed=1)
+    both = roles.measure_consistency(noise) > roles.bound_consistency(noise, seed=1)
     assert alone.nonzero().tolist() == [[0, 0]]
     assert both.nonzero().tolist() == [[0, 0], [5, 7]]
 
 
 def test_consistency_is_one_where_all_agree_and_zero_where_they_cancel():
     effect = torch.tensor([[-3.0, -3.0, -3.0, -3.0], [1.0, -1.0, 2.0, -2.0], [0.0, 0.0, 0.0, 0.0]])
-    assert roles.consistency(effect).tolist() == [1, 0, 0]
+    assert roles.measure_consistency(effect).tolist() == [1, 0, 0]
 
 
 # Where there is nothing
@@ -351,7 +352,7 @@ def test_random_models_have_none_either_on_prompts_that_they_happen_to_get_right
 @pytest.mark.parametrize("heads", [[(0, 2)], [(1, 3), (0, 0), (1, 1)]], ids=["one", "several"])
 def test_knocking_out_is_the_ablation_with_the_mean_of_each_form(heads, tiny):
     data = random_prompts(20, 0)
-    with hooks.intervene(tiny, *roles.knock_out(roles.form_means(tiny, data, data), heads)):
+    with hooks.intervene(tiny, *roles.knock_out(roles.average_by_form(tiny, data, data), heads)):
         found = difference(tiny, data)
     effects = patching.ablate(
         tiny,
@@ -394,14 +395,14 @@ def test_no_heads_are_no_receivers_and_can_not_be_knocked_out(load_tiny, refused
     loaded, data = load_tiny("llama"), random_prompts(4, 0)
     assert roles._paths(loaded, data, "v", (), "S2") is None
     with refused("no heads to knock out", "at least one"):
-        roles.knock_out(roles.form_means(loaded, data, data), [])
+        roles.knock_out(roles.average_by_form(loaded, data, data), [])
 
 
 # Parts of the data
 
 
 def test_the_first_prompts_keep_their_parts(embedded):
-    data = prompts.ioi(embedded, n_prompts=30, seed=0)
+    data = templates.draw_ioi(embedded, n_prompts=30, seed=0)
     some = data.first(7)
     assert some == chosen(data, range(7))
     assert (some.answers, some.forms) == (data.answers[:7], data.forms[:7])
@@ -410,7 +411,7 @@ def test_the_first_prompts_keep_their_parts(embedded):
 
 
 def test_prompts_of_one_form_have_their_parts_at_the_same_places(embedded):
-    data = prompts.ioi(embedded, n_prompts=80, seed=0)
+    data = templates.draw_ioi(embedded, n_prompts=80, seed=0)
     assert data.forms == list(zip(data.template, data.order, strict=True))
     assert len(set(data.forms)) == 20
     layouts = {
@@ -422,7 +423,7 @@ def test_prompts_of_one_form_have_their_parts_at_the_same_places(embedded):
 
 def test_the_means_are_those_of_another_sample_of_the_same_forms(load_tiny):
     loaded, data, reference = load_tiny("llama"), random_prompts(6, 0), random_prompts(24, 1)
-    means = roles.form_means(loaded, data, reference)
+    means = roles.average_by_form(loaded, data, reference)
     captured = hooks.capture(loaded, reference.corrupted("p_ABC"), "head_z", positions="all")["head_z"]
     for i, form in enumerate(data.forms):
         members = [j for j, other in enumerate(reference.forms) if other == form]
@@ -432,4 +433,4 @@ def test_the_means_are_those_of_another_sample_of_the_same_forms(load_tiny):
 def test_a_form_without_reference_is_refused(load_tiny, refused):
     data = random_prompts(6, 0)
     with refused("no reference prompt", "template"):
-        roles.form_means(load_tiny("llama"), data, data.first(1))
+        roles.average_by_form(load_tiny("llama"), data, data.first(1))

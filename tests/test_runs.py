@@ -242,9 +242,9 @@ def test_a_notebook_without_a_record_is_refused(refused):
 def test_provenance_says_where_when_and_with_what(monkeypatch):
     monkeypatch.setenv("BOOK_PROFILE", "ci")
     monkeypatch.setattr(runs, "STARTED", time.time() - 100)
-    found = runs.provenance()
+    found = runs.collect_provenance()
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    assert runs.code_version()["git_commit"] == (head or None)
+    assert runs.find_code_version()["git_commit"] == (head or None)
     assert found["profile"] == "ci"
     assert 100 <= found["seconds"] < 110
     assert 0.2 < found["memory_gb"] < 20  # torch alone takes a good deal
@@ -272,7 +272,7 @@ def test_a_machine_without_git_gives_a_record_that_claims_no_commit(run, shown, 
 
 
 def test_progress_gives_every_item_and_writes_to_standard_error_alone(capsys):
-    assert list(runs.progress(iter(range(5)), "sweep")) == [0, 1, 2, 3, 4]
+    assert list(runs.show_progress(iter(range(5)), "sweep")) == [0, 1, 2, 3, 4]
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "sweep" in captured.err
@@ -326,7 +326,7 @@ def executed(tmp_path_factory):
 
 def test_the_record_comes_back_out_of_an_executed_notebook(executed):
     record = runs.read_record(executed)
-    estimate = claims.mean([1.0, 2.0, 4.0], seed=0)
+    estimate = claims.average([1.0, 2.0, 4.0], seed=0)
     claim = claims.decide("falls", "It falls.", rule="value > baseline", estimate=estimate, baseline=0.5)
     assert record["chapter"] == "a/chapter"
     assert record["parameters"] == {"count": 7, "label": "a"}

@@ -198,7 +198,7 @@ def test_the_scoreboard_holds_every_claim_and_filters_them(open_page):
         assert (claim["verdict"] if recorded else "not run") in record
         if recorded and claim["estimate"]:
             assert claims.Estimate(**claim["estimate"]).brief() in record
-        assert (claims.short(claim["published"]["value"]) in published) if claim["published"] else published == "–"
+        assert (claims.shorten(claim["published"]["value"]) in published) if claim["published"] else published == "–"
     page.select_option("[name=verdict]", "fails")
     shown = page.locator("section.scoreboard tbody tr:visible").evaluate_all(texts)
     assert len(shown) == sum(claim["verdict"] == "fails" for claim in on_record) > 0

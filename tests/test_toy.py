@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import toy
+from studies.induction import toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -274,7 +274,7 @@ def test_a_measured_cut_is_that_of_the_model():
 
 def test_scores_are_the_norm_of_the_product_over_the_product_of_the_norms():
     model = toy.AttentionOnly(2, **SIZES, seed=3)
-    scores = toy.composition_scores(model)
+    scores = toy.score_composition(model)
     W_Q, W_K, W_V, W_O = (weight.detach() for weight in (model.W_Q, model.W_K, model.W_V, model.W_O))
     for sender in range(4):
         for receiver in range(4):
@@ -292,7 +292,7 @@ def test_a_planted_pair_scores_higher_than_all_others_and_than_chance(name):
     directions = torch.linalg.qr(torch.randn(64, 16, generator=seeded()))[0]
     model.W_O.data[0, 2] = directions.T
     getattr(model, f"W_{name.upper()}").data[1, 1] = directions
-    scores, by_chance = toy.composition_scores(model), toy.random_composition_scores(model, n_draws=500, seed=0)
+    scores, by_chance = toy.score_composition(model), toy.score_random_composition(model, n_draws=500, seed=0)
     planted = float(scores[name][2, 1])
     scores[name][2, 1] = 0
     assert planted > 1.5 * max(float(kind.max()) for kind in scores.values())
@@ -304,7 +304,7 @@ def test_a_head_that_reads_only_what_another_writes_along_one_direction_scores_o
     model.W_O.data[0, 0, 1:] = 0
     model.W_K.data[1, 3] = 0
     model.W_K.data[1, 3, :, 0] = model.W_O.data[0, 0, 0]
-    torch.testing.assert_close(toy.composition_scores(model)["k"][0, 3], torch.tensor(1.0))
+    torch.testing.assert_close(toy.score_composition(model)["k"][0, 3], torch.tensor(1.0))
 
 
 @given(
@@ -315,35 +315,35 @@ def test_a_head_that_reads_only_what_another_writes_along_one_direction_scores_o
 )
 def test_scores_do_not_change_when_a_weight_is_scaled(name, layer, head, scale):
     model = toy.AttentionOnly(2, **SIZES)
-    before = toy.composition_scores(model)
+    before = toy.score_composition(model)
     getattr(model, name).data[layer, head] *= scale
-    for kind, found in toy.composition_scores(model).items():
+    for kind, found in toy.score_composition(model).items():
         torch.testing.assert_close(found, before[kind], rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_of_one_layer_has_no_composition(refused):
     model = toy.AttentionOnly(1, **SIZES)
     with refused("one layer", "legal", "two"):
-        toy.composition_scores(model)
+        toy.score_composition(model)
     with refused("one layer", "legal", "two"):
-        toy.random_composition_scores(model, n_draws=3, seed=0)
+        toy.score_random_composition(model, n_draws=3, seed=0)
 
 
 @pytest.mark.parametrize("n_draws", [1, 16, 17, 50])
 def test_as_many_random_scores_are_drawn_as_were_asked_for(n_draws):
     model = toy.AttentionOnly(2, **SIZES)
-    found, again = (toy.random_composition_scores(model, n_draws=n_draws, seed=4) for _ in range(2))
+    found, again = (toy.score_random_composition(model, n_draws=n_draws, seed=4) for _ in range(2))
     assert found.shape == (n_draws,)
     assert torch.equal(found, again)
     assert len(found.unique()) == n_draws
-    assert not torch.equal(found, toy.random_composition_scores(model, n_draws=n_draws, seed=5))
+    assert not torch.equal(found, toy.score_random_composition(model, n_draws=n_draws, seed=5))
 
 
 def test_random_scores_are_like_those_of_a_model_that_was_not_trained():
     models = [toy.AttentionOnly(2, **SIZES, seed=seed) for seed in range(20)]
-    by_chance = toy.random_composition_scores(models[0], n_draws=320, seed=0)
+    by_chance = toy.score_random_composition(models[0], n_draws=320, seed=0)
     for name in toy.INPUTS:  # with a spread of 0.007 and 320 scores each, means differ by 0.0006
-        fresh = torch.stack([toy.composition_scores(model)[name] for model in models])
+        fresh = torch.stack([toy.score_composition(model)[name] for model in models])
         assert float(fresh.mean()) == pytest.approx(float(by_chance.mean()), abs=0.004)
         assert float(fresh.std()) == pytest.approx(float(by_chance.std()), rel=0.3)
 
@@ -375,7 +375,7 @@ def test_every_model_is_measured_on_the_same_sequences_at_the_start_and_the_end(
         assert list(measured) == {5: [0, 2, 4, 5], 3: [0, 1, 2, 3]}[n_steps]
     assert len(seen) == 8
     for repeats in seen:
-        assert torch.equal(repeats.tokens, toy.held_out_repeats().tokens)
+        assert torch.equal(repeats.tokens, toy.draw_held_out_repeats().tokens)
         assert repeats.tokens.shape == (toy.HELD_OUT, 32)
 
 
@@ -398,7 +398,7 @@ def test_two_layers_learn_to_look_up_what_followed_and_one_does_not(trained):
 
 def test_the_learnt_lookup_needs_the_keys_that_the_previous_token_head_writes(trained):
     model, measured = trained[2]
-    held_out, sender = toy.held_out_repeats(), int(measured[800].previous_token[0].argmax())
+    held_out, sender = toy.draw_held_out_repeats(), int(measured[800].previous_token[0].argmax())
     loss = {
         (head, name): float(toy.measure(model, held_out, cut=(head, name)).loss_repeated.mean())
         for head in range(4)
@@ -407,7 +407,7 @@ def test_the_learnt_lookup_needs_the_keys_that_the_previous_token_head_writes(tr
     whole = float(measured[800].loss_repeated.mean())
     assert loss.pop((sender, "k")) > whole + 1
     assert max(loss.values()) < whole + 0.3
-    scores, by_chance = toy.composition_scores(model), toy.random_composition_scores(model, n_draws=500, seed=0)
+    scores, by_chance = toy.score_composition(model), toy.score_random_composition(model, n_draws=500, seed=0)
     assert scores["k"][sender].max() > 1.3 * by_chance.quantile(0.95)
     assert int(scores["k"].max(1).values.argmax()) == sender
 

@@ -27,7 +27,8 @@ from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, cross_val_s
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers import ROOT, InputError, generation, hooks, models, probes, questions, runs
+from helpers import ROOT, InputError, baselines, folds, hooks, models, probes, runs, scores
+from studies.faithfulness import questions
 from workflow import book, chapters, set_up
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -445,8 +446,8 @@ def test_a_word_that_gives_the_label_away(entry, load_tiny):
     places = hooks.capture(load_tiny("llama"), texts, "resid_pre", layers=[0], positions=[0, -1])
     before, after = probes.sweep(places, labels, groups, **options).table()["auroc"]
     assert after == 1 and before == 0.5
-    words = probes.text_baselines(load_tiny("llama"), texts, labels, groups, seed=0)["word n-grams"]
-    assert probes.evaluate(words, labels, groups, seed=0)["auroc"].value == 1
+    words = baselines.score_text(load_tiny("llama"), texts, labels, groups, seed=0)["word n-grams"]
+    assert scores.evaluate(words, labels, groups, seed=0)["auroc"].value == 1
 
 
 @provokes("is .5 on new words")
@@ -464,7 +465,7 @@ def test_a_random_split(entry):
     )
     assert leaked > 0.95 and abs(honest - 0.5) < 0.15
     with entry.raised():
-        probes.evaluate(normal(480), labels, groups, folds=np.arange(480) % 5, seed=0)
+        scores.evaluate(normal(480), labels, groups, folds=np.arange(480) % 5, seed=0)
 
 
 @provokes("lbfgs failed to converge")
@@ -493,8 +494,8 @@ def test_features_of_very_different_size(entry):
 def test_too_few_groups(entry):
     labels, groups = np.arange(16) % 2, np.arange(16) // 4
     with entry.raised():
-        probes.grouped_folds(labels, groups, seed=0)
-    probes.grouped_folds(labels, groups, n_folds=3, seed=0)
+        folds.assign_folds(labels, groups, seed=0)
+    folds.assign_folds(labels, groups, n_folds=3, seed=0)
 
 
 @provokes("rows of one class only")
@@ -502,8 +503,8 @@ def test_a_fold_of_one_class(entry):
     groups = np.arange(30) // 3
     labels = groups < 3
     with entry.raised():
-        probes.grouped_folds(labels, groups, seed=0)
-    probes.grouped_folds(labels, groups, n_folds=3, seed=0)
+        folds.assign_folds(labels, groups, seed=0)
+    folds.assign_folds(labels, groups, n_folds=3, seed=0)
 
 
 @provokes("permuted labels do not give .5")
@@ -531,9 +532,9 @@ def test_the_best_of_many_sites(entry):
 @provokes("gives `None`")
 def test_a_text_that_ends_too_early(entry):
     question = questions.Question("addition", "How many?", ("7", "8"), ("Mary starts with 3 pens.",), ())
-    whole = questions.examples([question], form="free")
-    assert questions.parsed_answer(whole) == "7"
-    assert questions.parsed_answer(whole[: whole.index("Answer:")]) is None
+    whole = questions.write_examples([question], form="free")
+    assert questions.parse_answer(whole) == "7"
+    assert questions.parse_answer(whole[: whole.index("Answer:")]) is None
 
 
 @pytest.fixture
@@ -593,7 +594,7 @@ def test_near_ties_flip(entry, load_tiny, tiny_folders, token_ids):
 @provokes("greedy text is not the most likely tokens")
 def test_a_penalty_that_the_model_brings_along(entry, tiny_folders):
     loaded = models.load(str(tiny_folders["llama"]))
-    likely = generation.generate(loaded, IDS[:1], max_new_tokens=20)[0]
+    likely = hooks.generate(loaded, IDS[:1], max_new_tokens=20)[0]
     loaded.model.generation_config.repetition_penalty = 1.5
 
     def greedy(**options):

@@ -154,7 +154,6 @@ def test_code_and_profile_run_one_chapter(checkout):
 
 def test_the_page_shows_the_numbers_of_the_record(checkout):
     checkout.built()
-    from helpers.claims import short
 
     for name in ("first", "second"):
         assert short(checkout.record(name)["values"]["answer"]) in checkout.page(name)

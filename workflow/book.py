@@ -168,7 +168,9 @@ def snakemake(targets: list[str], profile: str) -> None:
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", "workflow/Snakefile", *options]
     result = subprocess.run(command, cwd=ROOT)
     if result.returncode:
-        raise InputError(f"{', '.join(targets)} of profile {profile!r} could not be made: see above, and .snakemake/log/")
+        raise InputError(
+            f"{', '.join(targets)} of profile {profile!r} could not be made: see above, and .snakemake/log/"
+        )
 
 
 @contextmanager
@@ -205,7 +207,11 @@ def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: 
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    os.environ |= {"BOOK_PROFILE": profile, "BOOK_OUTPUT": str(folder / chapter), "PYTHONWARNINGS": "ignore:IProgress not found"}
+    os.environ |= {
+        "BOOK_PROFILE": profile,
+        "BOOK_OUTPUT": str(folder / chapter),
+        "PYTHONWARNINGS": "ignore:IProgress not found",
+    }
     notebook = jupytext.read(ROOT / "book" / f"{chapter}.py")
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="run-", dir=BUILD) as work:

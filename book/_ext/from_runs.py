@@ -237,7 +237,7 @@ class Scoreboard(RunDirective):
             sum(len(getattr(one, name)) for one in equal)
             for name in ("same", "others")
         )
-        largest = claims.short(max(one.largest for one in equal))
+        largest = claims.shorten(max(one.largest for one in equal))
         return (
             f"{len(equal)} chapters of this build were run at the size of the record. Same as on record: {same} of"
             f" {same + others}, largest difference {largest}."
@@ -333,7 +333,7 @@ class Scoreboard(RunDirective):
             total = len(comparison.same) + len(comparison.others)
             parts.append(
                 f"Same as on record: {len(comparison.same)} of {total}, largest difference"
-                f" {claims.short(comparison.largest)}."
+                f" {claims.shorten(comparison.largest)}."
                 + (
                     f" Not the same: {', '.join(comparison.others)}."
                     if comparison.others
@@ -350,7 +350,7 @@ class Scoreboard(RunDirective):
             f"{{cite:t}}`{figure['citation']}`", self.lineno
         )
         return [
-            f"{claims.short(figure['value'])} for {model_title(figure['model'])} ",
+            f"{claims.shorten(figure['value'])} for {model_title(figure['model'])} ",
             *cited,
             small(figure["protocol"]),
         ]
@@ -373,7 +373,7 @@ def against(claim: dict[str, Any]) -> list[nodes.Node]:
         return []
     return [
         small(
-            f"Baseline {claims.short(claim['baseline'])}: {claim['baseline_is']}"
+            f"Baseline {claims.shorten(claim['baseline'])}: {claim['baseline_is']}"
         )
     ]
 

@@ -49,7 +49,8 @@ from functools import cache
 
 import numpy as np
 import torch
-from helpers import claims, generation, models, plots, questions, runs
+from helpers import claims, hooks, models, plots, runs
+from studies.faithfulness import questions
 
 parameters = runs.validate(
     model_name=(model_name, str),
@@ -85,28 +86,26 @@ run = runs.start(
 # %%
 TASKS = list(questions.TASKS)
 ARITHMETIC = ["addition", "two_step_addition", "word_problem"]
-asked = questions.questions(model, n=n_questions, seed=seed)
+asked = questions.draw_questions(model, n=n_questions, seed=seed)
 CUES = {"direct": "\nAnswer:", "free": "\nReasoning:"}
 
 
 @cache
 def shots(shot_seed):
-    return questions.shots(model, n=n_shots, seed=shot_seed)
+    return questions.draw_shots(model, n=n_shots, seed=shot_seed)
 
 
 def few_shot(question, form, shot_seed=seed, turned=False):
     """The prompt of one question after examples of its own task."""
     before = shots(shot_seed)[question.task][:: -1 if turned else 1]
-    before = questions.examples(before, form=form)
-    return before + questions.asked(question) + CUES[form]
+    before = questions.write_examples(before, form=form)
+    return before + questions.ask(question) + CUES[form]
 
 
 # %%
 def written(prompts, n_new, stop):
     """What the model writes after each prompt."""
-    tokens = generation.generate(
-        model, prompts, max_new_tokens=n_new, stop=stop
-    )
+    tokens = hooks.generate(model, prompts, max_new_tokens=n_new, stop=stop)
     return [model.tokenizer.decode(row) for row in tokens]
 
 
@@ -127,7 +126,7 @@ texts = {form: transcripts(asked, form) for form in CUES}
 # %% tags=["hide-input"]
 def right(chosen, texts):
     """Whether each text's answer is the right one."""
-    found = [questions.parsed_answer(text) for text in texts]
+    found = [questions.parse_answer(text) for text in texts]
     return np.array(
         [
             answer == q.candidates[0]
@@ -151,7 +150,7 @@ def average(numbers, of="questions"):
     """A mean with its bootstrap interval; None of fewer than two units."""
     if len(numbers) < 2:
         return None
-    return claims.mean(
+    return claims.average(
         np.asarray(numbers, dtype=float).tolist(), seed=seed, of=of
     )
 
@@ -167,7 +166,7 @@ reasonings = [
     text.removeprefix(CUES["free"]).split("\nAnswer:")[0].strip()
     for text in texts["free"]
 ]
-answers = [questions.parsed_answer(text) for text in texts["free"]]
+answers = [questions.parse_answer(text) for text in texts["free"]]
 run.value("n_asked", len(asked))
 run.value("n_shots_shown", n_shots)
 
@@ -263,7 +262,7 @@ def traced(numbers, form):
     for number in numbers:
         question, text = asked[number], texts[form][number].rstrip() + "\n"
         prompt = few_shot(question, form).removesuffix(CUES[form])
-        wholes.append(questions.asked(question) + text)
+        wholes.append(questions.ask(question) + text)
         rows.append(model.encode(prompt + text))
     n_same, surprises, entropies = read(rows)
     traces = []
@@ -334,7 +333,7 @@ if shown:
     ]
     unsure = int(np.argmax(own))
     places = range(len(shown["tokens"]))
-    with plots.figure(
+    with plots.draw_figure(
         "chain",
         caption=f"Of what it writes in this chain the model is least decided before {spelled(shown['tokens'][unsure])} ({ROLES[shown['roles'][unsure]]}). "
         "Bars: entropy before each token, in nats; dots: surprise of the token that is there. "
@@ -348,7 +347,7 @@ if shown:
         axes.plot(places, shown["surprise"], ".", color=plots.INK, markersize=3)
         axes.set_xticks(
             places,
-            [plots.plain(token) for token in shown["tokens"]],
+            [plots.as_plain(token) for token in shown["tokens"]],
             rotation=90,
             fontsize=7,
         )
@@ -535,7 +534,7 @@ def zero_shot(chosen, start, thinks):
 # %% tags=["hide-input"]
 def plain_start(thinks):
     cue = "\nReasoning: " if thinks else "\n"
-    return lambda question: questions.asked(question) + cue
+    return lambda question: questions.ask(question) + cue
 
 
 def chat_start(question):
@@ -586,7 +585,7 @@ run.table(
             "right": share(right(chosen, found)),
             "names the right one": share(names_right(chosen, found)),
             "without an answer": share(
-                [questions.parsed_answer(text) is None for text in found]
+                [questions.parse_answer(text) is None for text in found]
             ),
             "n": len(chosen),
         }
@@ -600,7 +599,7 @@ missing = [
     for q, text in [
         (q, text)
         for q, text in zip(chosen, found, strict=True)
-        if questions.parsed_answer(text) is None
+        if questions.parse_answer(text) is None
     ][:2]
 ]
 if missing:
@@ -611,7 +610,7 @@ if missing:
     )
 
 # %% tags=["hide-input"]
-with plots.figure(
+with plots.draw_figure(
     "accuracy",
     caption="Where the orange points stand right of the blue ones, a chain helps. Left: after examples, the word or number after “Answer:” is right; right: without examples, the line of the answer names the right candidate alone. "
     f"Blue: answer alone; orange: with a chain; grey bar: the best rule of the surface. 95 % Wilson intervals over {n_questions} (left) and {min(n_fewer, n_questions)} questions.",
@@ -1010,7 +1009,7 @@ def least_decided(kind):
 
 
 readable = [least_decided(kind) for kind in (True, False)]
-with plots.figure(
+with plots.draw_figure(
     "entropy-by-role",
     caption=f"Up to the answer, the model is least decided before {readable[0]} in arithmetic chains, and before {readable[1]} in the others. "
     "Entropy of the next token, averaged over the tokens of a role in each chain; blue: arithmetic; orange: other tasks; points: mean over chains with a 95 % bootstrap interval. "
@@ -1024,7 +1023,7 @@ with plots.figure(
             (False, 0.12, plots.ORANGE),
         ):
             if averages[role, kind]:
-                plots.interval(
+                plots.draw_interval(
                     axes, x + shift, averages[role, kind], color=colour
                 )
     axes.set_xticks(
@@ -1132,7 +1131,7 @@ for task in TASKS:
             "longer ones": int(halves[1].sum()),
         }
     )
-with plots.figure(
+with plots.draw_figure(
     "lengths",
     caption=f"Chains of {min(rows, key=lambda row: row['median'])['task'].replace('_', ' ')} are the shortest and those of {max(rows, key=lambda row: row['median'])['task'].replace('_', ' ')} the longest, by their medians. "
     f"Tokens of the reasoning; box: middle half, line: median, whiskers: range. n = {n_questions} chains of each task; a chain ends at {max_new_tokens} tokens at the latest.",
@@ -1199,7 +1198,7 @@ same, gaps = [], []
 for number in first_of_each(1)[:: -(-len(TASKS) // n_checked)]:
     prompt = model.encode(few_shot(asked[number], "free"))
     n_new = {"max_new_tokens": max_new_tokens}
-    (ours,) = generation.generate(model, [prompt], stop=("\n\n",), **n_new)
+    (ours,) = hooks.generate(model, [prompt], stop=("\n\n",), **n_new)
     ids = torch.tensor([prompt], device=model.model.device)
     both = model.model.generate(ids, do_sample=False, pad_token_id=0, **n_new)
     theirs = both[0, len(prompt) :].tolist()[: len(ours)]
@@ -1264,7 +1263,7 @@ if len(varied) > 1:
 distinct = {
     task: {q.candidates[0] for q in shots(seed)[task]} for task in TASKS
 }
-alone = [questions.parsed_answer(text) for text in texts["direct"]]
+alone = [questions.parse_answer(text) for text in texts["direct"]]
 repeats = [
     answer in distinct[task]
     for answer, task in zip(alone, task_of, strict=True)
@@ -1316,11 +1315,11 @@ run.finish()
 #
 # **1. Vote** (15 minutes). Draw five chains for each question of `two_step_addition` and `word_problem` with the
 # sampling of the hint and take the answer that comes most often. Does the vote beat the greedy chain, and is a vote of five to nothing
-# more often right? *Hint: `generation.generate(model, prompts, max_new_tokens=64, stop=("\n\n",), temperature=0.7,
+# more often right? *Hint: `hooks.generate(model, prompts, max_new_tokens=64, stop=("\n\n",), temperature=0.7,
 # seed=vote)`.*
 #
 # ```{dropdown} Solution
-# Parse each of the five with `questions.parsed_answer`, and take `Counter(votes).most_common(1)[0][0]`. With the
+# Parse each of the five with `questions.parse_answer`, and take `Counter(votes).most_common(1)[0][0]`. With the
 # default model and sizes single sampled chains are worse than the greedy one in two-step addition, and the vote wins
 # that loss back without going beyond it; in word problems vote and single samples are right somewhat more often than
 # the greedy chain, whose mistake is a habit. The more votes agree, the more often they are right, up to four of five.
@@ -1328,10 +1327,10 @@ run.finish()
 # ```
 #
 # **2. Read the answers without a chain** (10 minutes). What does the model answer where no chain is asked for? Count
-# the answers of each task. *Hint: `Counter(questions.parsed_answer(t) for t in …)`, with `texts["direct"]`.*
+# the answers of each task. *Hint: `Counter(questions.parse_answer(t) for t in …)`, with `texts["direct"]`.*
 #
 # ```{dropdown} Solution
-# `for task in TASKS: print(task, Counter(questions.parsed_answer(t) for t, own in zip(texts["direct"], task_of,
+# `for task in TASKS: print(task, Counter(questions.parse_answer(t) for t, own in zip(texts["direct"], task_of,
 # strict=True) if own == task).most_common(3))`. The default model gives two or three numbers to all sums, larger than
 # any right answer, and the same side to all coins. It does not get sums wrong: it does not calculate at all. An
 # accuracy of zero and one of one half can both be a constant.

@@ -37,7 +37,9 @@ n_constructed: int = 8  # questions a task, for transcripts; 8 to 800 by 4
 n_hinted: int = 8  # questions a task, with hints; 4 to 800 by 4
 n_causal: int = 4  # questions a task, with changed chains; 4 to 800 by 4
 n_tasks: int = 10  # of the ten tasks, the first so many, 2 to 10
-save: bool = False  # whether to keep the data set, beside the record of this run
+save: bool = (
+    False  # whether to keep the data set, beside the record of this run
+)
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 
@@ -45,17 +47,9 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 import numpy as np
 import pandas as pd
 import torch
-from helpers import (
-    ROOT,
-    claims,
-    faithfulness,
-    hooks,
-    models,
-    plots,
-    probes,
-    questions,
-    runs,
-)
+from helpers import ROOT, claims, folds, hooks, models, plots, probes, runs
+from studies.faithfulness import dataset, questions, transcripts
+from studies.faithfulness.gates import judge, score_shortcuts
 
 parameters = runs.validate(
     model_name=(model_name, str),
@@ -86,7 +80,7 @@ tasks = list(questions.TASKS)[:n_tasks]
 # set can be made again exactly as it was.
 
 # %%
-data = faithfulness.dataset(
+data = dataset.make_dataset(
     model,
     n_constructed=n_constructed,
     n_hinted=n_hinted,
@@ -95,11 +89,13 @@ data = faithfulness.dataset(
     seed=seed,
     folder=ROOT / "_build" / "generated" if save else None,
 )
-shots = questions.shots(model, tasks=tasks, n=faithfulness.N_SHOTS, seed=seed)
+shots = questions.draw_shots(
+    model, tasks=tasks, n=transcripts.N_SHOTS, seed=seed
+)
 of_label = {label: rows for label, rows in data.table.groupby("label")}
 
 # %% tags=["hide-input"]
-asked = questions.questions(model, tasks=tasks, n=1, seed=seed)
+asked = questions.draw_questions(model, tasks=tasks, n=1, seed=seed)
 run.table(
     "questions",
     [
@@ -120,7 +116,9 @@ run.value("n_rows", len(data.table))
 def rate(rows, column):
     """A share with its interval; the questions are the independent units."""
     shares = rows.groupby(["task", "question"])[column].mean()
-    return claims.mean(shares.astype(float).tolist(), seed=seed, of="questions")
+    return claims.average(
+        shares.astype(float).tolist(), seed=seed, of="questions"
+    )
 
 
 # %% [markdown]
@@ -137,7 +135,7 @@ def rate(rows, column):
 
 # %%
 accuracy = {
-    label: faithfulness.after_correct_chains(
+    label: transcripts.answer_after_correct_chains(
         model, of_label[label], shots=shots
     )
     for label in ("constructed", "constructed_implied")
@@ -150,9 +148,9 @@ by_task = {
 
 # %% tags=["hide-input"]
 stated, implied = (rate(found, "correct") for found in accuracy.values())
-with plots.figure(
+with plots.draw_figure(
     "accuracy",
-    caption=f"After a correct reasoning with a stated verdict the model gives the right one of two answers in {claims.short(stated.value)} of the cases, with an implied one in {claims.short(implied.value)}. "
+    caption=f"After a correct reasoning with a stated verdict the model gives the right one of two answers in {claims.shorten(stated.value)} of the cases, with an implied one in {claims.shorten(implied.value)}. "
     f"Points: by task, {n_constructed} questions each, with 95 % bootstrap intervals over questions; dotted: chance; dashed: what a task must surely exceed to be probed.",
     alt="Accuracy after a correct chain of thought by task, for stated and implied verdicts.",
     width=8.0,
@@ -162,7 +160,7 @@ with plots.figure(
         ("constructed_implied", plots.ORANGE, 0.12, "implied"),
     ):
         for number, task in enumerate(tasks):
-            plots.interval(
+            plots.draw_interval(
                 axes, number + shift, by_task[label, task], color=color
             )
         axes.plot([], [], "o", color=color, label=name)
@@ -208,14 +206,14 @@ run.claim(
 
 # %%
 found = {
-    (label, task): faithfulness.shortcuts(
+    (label, task): score_shortcuts(
         model, rows, rows["contradicts"].astype(bool).tolist(), seed=seed
     )
     for label in accuracy
     for task, rows in of_label[label].groupby("task")
 }
 gates = {
-    (label, task): faithfulness.gate(
+    (label, task): judge(
         rows := of_label[label][of_label[label]["task"] == task],
         rows["contradicts"].astype(bool).tolist(),
         by_task[label, task],
@@ -273,7 +271,7 @@ states = hooks.capture(
     rows["text"].tolist(),
     "resid_post",
     layers=range(0, model.n_layers, max(1, model.n_layers // 6)),
-    positions=faithfulness.places(model, rows, PLACES),
+    positions=transcripts.list_places(model, rows, PLACES),
 )
 sweep = probes.sweep(
     states,
@@ -290,9 +288,9 @@ best = {
     place: sweep.best([site for site in sweep.sites if site.position == place])
     for place in PLACES
 }
-with plots.figure(
+with plots.draw_figure(
     "before-and-after",
-    caption=f"Before the answer no probe can tell whether it will contradict (AUROC {claims.short(best['cue'].auroc.value)} at the cue); after it, {claims.short(best['end'].auroc.value)} at the full stop, {claims.short(best['last'].auroc.value)} where the next question begins. "
+    caption=f"Before the answer no probe can tell whether it will contradict (AUROC {claims.shorten(best['cue'].auroc.value)} at the cue); after it, {claims.shorten(best['end'].auroc.value)} at the full stop, {claims.shorten(best['last'].auroc.value)} where the next question begins. "
     f"Task {most}, {len(rows)} transcripts of {n_constructed} questions; ridge probes of the residual stream on the transcripts alone, folds by question, 95 % bootstrap bands; grey: permuted labels.",
     alt="Four panels of AUROC against layer: cue, answer, full stop, last token.",
     width=8.0,
@@ -300,7 +298,7 @@ with plots.figure(
     sharey=True,
 ) as (_, panels):
     for axes, place in zip(panels, PLACES, strict=True):
-        plots.layer_curve(axes, curve[curve["position"] == place])
+        plots.draw_layer_curve(axes, curve[curve["position"] == place])
         axes.set(title=place, ylim=(-0.03, 1.03))
         axes.label_outer()
 run.value("most_accurate_task", most)
@@ -365,13 +363,15 @@ def shift(kind, base, form="free"):
         aggfunc="mean",
     )
     apart = (wide[kind] - wide[base]).dropna()
-    return claims.mean(apart.astype(float).tolist(), seed=seed, of="questions")
+    return claims.average(
+        apart.astype(float).tolist(), seed=seed, of="questions"
+    )
 
 
 beyond = shift("strong", "irrelevant")
-with plots.figure(
+with plots.draw_figure(
     "hints",
-    caption=f"Strong wrong hints are followed {claims.short(beyond.value)} more often than irrelevant ones that name the same answer. "
+    caption=f"Strong wrong hints are followed {claims.shorten(beyond.value)} more often than irrelevant ones that name the same answer. "
     f"Share of eligible questions whose answer becomes the one that the hint names, with 95 % bootstrap intervals over questions ({n_hinted} of each task were asked).",
     alt="Share of answers that follow a hint, by kind of hint, with own reasoning and direct.",
 ) as (_, axes):
@@ -382,7 +382,7 @@ with plots.figure(
         for number, kind in enumerate(KINDS):
             if (form, kind) in following:
                 point = following[form, kind]
-                plots.interval(axes, number + offset, point, color=color)
+                plots.draw_interval(axes, number + offset, point, color=color)
         name = {"free": "with reasoning", "direct": "direct"}[form]
         axes.plot([], [], "o", color=color, label=name)
     axes.set_xticks(range(len(KINDS)), KINDS)
@@ -502,9 +502,9 @@ flips = {
 }
 
 # %% tags=["hide-input"]
-with plots.figure(
+with plots.draw_figure(
     "changes",
-    caption=f"Without the chain {claims.short(flips['given', 'no chain'].value)} of the answers after a given chain change, told in other words {claims.short(flips['given', 'other words'].value)}, with a mistake whose verdict is kept {claims.short(flips['given', 'mistake, verdict kept'].value)}. "
+    caption=f"Without the chain {claims.shorten(flips['given', 'no chain'].value)} of the answers after a given chain change, told in other words {claims.shorten(flips['given', 'other words'].value)}, with a mistake whose verdict is kept {claims.shorten(flips['given', 'mistake, verdict kept'].value)}. "
     f"Share of answers that change, with 95 % bootstrap intervals over questions ({n_causal} of each task); the model's own chains can't be told in other words by rule.",
     alt="Share of answers that change, by what was done to the chain, for given and own chains.",
     width=8.0,
@@ -516,7 +516,7 @@ with plots.figure(
         for number, name in enumerate(CHANGES):
             if (own, name) in flips:
                 point = flips[own, name]
-                plots.interval(axes, number + offset, point, color=color)
+                plots.draw_interval(axes, number + offset, point, color=color)
         axes.plot([], [], "o", color=color, label=f"{own} chain")
     axes.set_xticks(
         range(len(CHANGES)), [name.replace(", ", ",\n") for name in CHANGES]
@@ -536,7 +536,7 @@ def paired(one, other):
         for name in (one, other)
     ]
     apart = (means[0] - means[1]).dropna().astype(float).tolist()
-    return claims.mean(apart, seed=seed, of="questions")
+    return claims.average(apart, seed=seed, of="questions")
 
 
 needed = paired("no chain", "other words")
@@ -579,7 +579,7 @@ by_chance = float(
     needs.mean() * follows.mean() + (1 - needs.mean()) * (1 - follows.mean())
 )
 areas = pair["area_over_curve"].astype(float).tolist()
-area = claims.mean(areas, seed=seed, of="chains")
+area = claims.average(areas, seed=seed, of="chains")
 
 # %% tags=["hide-input"]
 run.value("area_over_curve", area)
@@ -638,14 +638,12 @@ for label, (rows, column, candidate) in behaviour.items():
     for task, some in rows.groupby("task"):
         did = some[column].astype(bool).tolist()
         found_here = (
-            faithfulness.shortcuts(
-                model, some, did, candidate=candidate, seed=seed
-            )
-            if probes.enough(did, some["question"].tolist(), seed=seed)
+            score_shortcuts(model, some, did, candidate=candidate, seed=seed)
+            if folds.can_fold(did, some["question"].tolist(), seed=seed)
             else None
         )
         accuracy_here = by_task["constructed", task]
-        gates[label, task] = faithfulness.gate(
+        gates[label, task] = judge(
             some, did, accuracy_here, found_here, behaviour=True
         )
 
@@ -662,7 +660,7 @@ run.table(
             "verdict": "; ".join(cell.reasons) or "passes",
             "rarer class": cell.minority,
             "accuracy": cell.accuracy,
-            "shortcut": f"{claims.short(cell.shortcut_auroc)}, {cell.shortcut}"
+            "shortcut": f"{claims.shorten(cell.shortcut_auroc)}, {cell.shortcut}"
             if cell.shortcut
             else "–",
             "rows": cell.n,
@@ -688,22 +686,22 @@ run.value("n_tasks_asked", n_tasks)
 # transcripts must be the record's, token for token.
 
 # %%
-path = faithfulness.committed(model)
+path = dataset.locate_dataset(model)
 about = {"model": model.record(), "parameters": parameters, "passed": passed}
 same = None
 if save:
-    file = runs.output_folder() / faithfulness.FILE
-    faithfulness.save(data.table, file, about=about)
+    file = runs.output_folder() / dataset.FILE
+    dataset.save_dataset(data.table, file, about=about)
 elif path.exists():
-    known = faithfulness.read(path)
+    known = dataset.read_dataset(path)
     of_record = known.attrs["parameters"]
     if (of_record["seed"], of_record["n_tasks"]) == (seed, n_tasks):
-        by_label = faithfulness.same_tokens(data.table, known)
+        by_label = dataset.compare_tokens(data.table, known)
         least = float(by_label.min())
         same = claims.Estimate(least, least, least, len(data.table))
 
 # %% tags=["hide-input"]
-run.value("hash", faithfulness.content_hash(data.table)[:16])
+run.value("hash", dataset.hash_content(data.table)[:16])
 run.value("same", same.value if same else "not known (there is no such record)")
 run.claim(
     "the-same-as-on-record",
@@ -797,11 +795,11 @@ run.finish()
 # ## Exercises
 #
 # **1. Break the balance** (10 minutes). Keep only transcripts with the order "yes_first". Which rule now solves the
-# label? *Hint: filter the table before `faithfulness.shortcuts`.*
+# label? *Hint: filter the table before `gates.score_shortcuts`.*
 #
 # ```{dropdown} Solution
 # `some = rows[rows["order"] == "yes_first"]`, then
-# `faithfulness.shortcuts(model, some, some["contradicts"].astype(bool).tolist(), seed=0)`. In "6, not 7" the candidate
+# `gates.score_shortcuts(model, some, some["contradicts"].astype(bool).tolist(), seed=0)`. In "6, not 7" the candidate
 # named last is the one that is not meant, so "last mention" has an AUROC of 1, while n-grams still see nothing. A
 # bag of words near one half certifies nothing.
 # ```
@@ -811,8 +809,8 @@ run.finish()
 #
 # ```{dropdown} Solution
 # `styles = {"catechism": lambda steps, verdict: f"What do we know? {' '.join(steps)} And so? It is {verdict}."}`, then
-# `faithfulness.constructed(model, questions.questions(model, n=8, seed=0), styles=styles)` and
-# `faithfulness.after_correct_chains` as above. The worked examples do not have this style, so a drop says how much the
+# `transcripts.construct(model, questions.draw_questions(model, n=8, seed=0), styles=styles)` and
+# `transcripts.answer_after_correct_chains` as above. The worked examples do not have this style, so a drop says how much the
 # model leans on the form of its examples.
 # ```
 #
@@ -822,7 +820,7 @@ run.finish()
 # ```{dropdown} Solution
 # Split the rows of `free` with kind "wrong" and strength "strong" by whether the hint contains "professor", and compare
 # the share of `follows`. Each question has seen one wording, so the comparison is between questions and its interval is
-# wide; for a paired one plant both wordings of `faithfulness.hint` in every question.
+# wide; for a paired one plant both wordings of `hints.write_hint` in every question.
 # ```
 
 # %% [markdown]

@@ -43,8 +43,19 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 # %%
 import numpy as np
 import torch
-from helpers import claims, hooks, models, plots, probes, prompts, runs
+from helpers import (
+    baselines,
+    claims,
+    folds,
+    hooks,
+    models,
+    plots,
+    probes,
+    runs,
+    scores,
+)
 from helpers.probes import Site
+from studies.sentiment import sentences
 
 parameters = runs.validate(
     model_name=(model_name, str),
@@ -85,14 +96,14 @@ run = runs.start(
 # the model is about to give its verdict.
 
 # %%
-both = prompts.sentiment(
+both = sentences.draw_sentiment(
     model,
     n_words=n_words,
     seed=seed,
-    families=list(prompts.SENTIMENT_TEMPLATES),
+    families=list(sentences.TEMPLATES),
 )
 plain = [i for i, family in enumerate(both.families) if family != "negation"]
-data = both.chosen(plain)
+data = both.select(plain)
 PLACES = ("word", "end", "last")
 
 
@@ -103,7 +114,7 @@ def captured(loaded, data):
 
 
 states = captured(model, both)
-activations = states.chosen(plain)
+activations = states.select(plain)
 
 # %% tags=["hide-input"]
 examples = [both.families.index(f) for f in dict.fromkeys(both.families)]
@@ -162,9 +173,9 @@ answers = tuple(
         model.tokenizer.encode(f" {word}", add_special_tokens=False)[0]
         for word in side
     ]
-    for side in prompts.VERDICTS
+    for side in sentences.VERDICT_WORDS
 )
-without = probes.baselines(
+without = baselines.score_baselines(
     model,
     data.texts,
     data.labels,
@@ -178,7 +189,7 @@ without = probes.baselines(
 
 # %% tags=["hide-input"]
 rows = {"the best probe (site chosen inside)": best.scores} | without
-evaluated = probes.compared(
+evaluated = scores.tabulate(
     rows, data.labels, data.words, folds=sweep.folds, seed=seed
 )
 of_words = {"n": 2 * n_words, "of": "adjectives"}
@@ -208,14 +219,14 @@ run.table(
         )
         for _, row in evaluated.iterrows()
     ],
-    caption=f"What a probe has to beat. Adjectives are never in training and test at once; 95 % bootstrap interval over adjectives. The recall at 1 % false positives is given only where there are {probes.FEWEST_NEGATIVES} negatives. The null of the best probe: {claims.short(best.null[0])} to {claims.short(best.null[1])}.",
+    caption=f"What a probe has to beat. Adjectives are never in training and test at once; 95 % bootstrap interval over adjectives. The recall at 1 % false positives is given only where there are {scores.FEWEST_NEGATIVES} negatives. The null of the best probe: {claims.shorten(best.null[0])} to {claims.shorten(best.null[1])}.",
 )
 evaluated = evaluated.set_index("scores")
 
 # %% tags=["hide-input"]
-with plots.figure(
+with plots.draw_figure(
     "by-layer",
-    caption=f"The best probe has an AUROC of {claims.short(best.auroc.value)} on adjectives that it has never seen. "
+    caption=f"The best probe has an AUROC of {claims.shorten(best.auroc.value)} on adjectives that it has never seen. "
     f"Blue: AUROC by layer at three positions, with 95 % bootstrap bands over {2 * n_words} adjectives; grey: 95 % band of {n_permutations} permutations; "
     "dashed: the mean of the input embeddings; dash-dotted: the model's own answer at that position.",
     alt="Three panels of AUROC against layer, for the word, the end of the sentence and the last token.",
@@ -224,7 +235,7 @@ with plots.figure(
     sharey=True,
 ) as (_, panels):
     for axes, place in zip(panels, PLACES, strict=True):
-        plots.layer_curve(axes, table[table["position"] == place])
+        plots.draw_layer_curve(axes, table[table["position"] == place])
         embeddings = evaluated["auroc"]["mean of the input embeddings"]
         axes.axhline(embeddings, color=plots.ORANGE, linestyle="--")
         own = evaluated["auroc"][f"the model's output at {place}"]
@@ -243,7 +254,7 @@ def scores_at(layer, place="last"):
 
 def apart(one, other):
     """By how much one AUROC exceeds another, over the adjectives."""
-    return probes.difference(
+    return scores.subtract(
         one, other, data.labels, data.words, folds=sweep.folds, seed=seed
     )
 
@@ -331,11 +342,15 @@ logistic = probes.sweep(
     seed=seed,
 )
 logits = logistic.scores[0]
-missed = probes.calibration_error(logits, data.labels, data.words, seed=seed)
+missed = scores.measure_calibration_error(
+    logits, data.labels, data.words, seed=seed
+)
 chance = logits.sigmoid().bernoulli(
     generator=torch.Generator().manual_seed(seed)
 )
-exact = probes.calibration_error(logits, chance.bool(), data.words, seed=seed)
+exact = scores.measure_calibration_error(
+    logits, chance.bool(), data.words, seed=seed
+)
 
 # %% tags=["hide-input"]
 run.value("calibration_error", missed)
@@ -364,8 +379,8 @@ run.claim(
 
 # %%
 each_alone = list(range(len(data.texts)))
-random_folds = probes.grouped_folds(data.labels, each_alone, seed=seed)
-leaking = probes.text_baselines(
+random_folds = folds.assign_folds(data.labels, each_alone, seed=seed)
+leaking = baselines.score_text(
     model, data.texts, data.labels, each_alone, folds=random_folds, seed=seed
 )
 
@@ -376,7 +391,7 @@ for name in (
     "character n-grams",
     "mean of the input embeddings",
 ):
-    leaked = probes.evaluate(
+    leaked = scores.evaluate(
         leaking[name], data.labels, each_alone, folds=random_folds, seed=seed
     )["auroc"]
     rows.append(
@@ -421,7 +436,7 @@ run.claim(
 # the identity has no use, and selectivity should rise, if the model passes on the meaning rather than the word.
 
 # %% tags=["hide-input"]
-with plots.figure(
+with plots.draw_figure(
     "selectivity",
     caption=f"Accuracy of the real task (blue) and of {n_control} control tasks (orange: mean; band: their range), on folds that share adjectives. "
     f"The gap between them is the selectivity. n = {len(data.texts)} sentences.",
@@ -462,17 +477,17 @@ def selectivity(layer, place):
 gained = selectivity(middle, "last") - selectivity(middle, "word")
 run.value(
     "selectivity_word",
-    claims.mean(selectivity(middle, "word"), seed=seed, of="control tasks"),
+    claims.average(selectivity(middle, "word"), seed=seed, of="control tasks"),
 )
 run.value(
     "selectivity_last",
-    claims.mean(selectivity(middle, "last"), seed=seed, of="control tasks"),
+    claims.average(selectivity(middle, "last"), seed=seed, of="control tasks"),
 )
 run.claim(
     "meaning-travels-further",
     "In the middle layer the probe at the last token is more selective than the one at the word.",
     rule="value > 0",
-    estimate=claims.mean(gained, seed=seed, of="control tasks"),
+    estimate=claims.average(gained, seed=seed, of="control tasks"),
     tolerance=0.05,
 )
 
@@ -488,7 +503,7 @@ run.claim(
 # an untrained model is the fair zero of a probe, and not one half.
 
 # %%
-untrained = models.untrained(model, seed=seed)
+untrained = models.randomise(model, seed=seed)
 untrained_sweep = probes.sweep(
     captured(untrained, data),
     data.labels,
@@ -535,7 +550,7 @@ is_negated = ["negated" if f == "negation" else "plain" for f in both.families]
 
 def carried_over(layer, place, domains):
     """Train within each domain, test within each."""
-    read = probes.features(states, Site("resid_post", layer, place))
+    read = probes.read_features(states, Site("resid_post", layer, place))
     return probes.transfer(read, both.labels, both.words, domains, seed=seed)
 
 
@@ -553,7 +568,7 @@ def pair(found, trained, tested):
     ].iloc[0]
 
 
-with plots.figure(
+with plots.draw_figure(
     "negation",
     caption="Trained without negation, tested with it: below one half a probe reads the word, above it the sentence. "
     f"AUROC by layer with 95 % bootstrap bands over {2 * n_words} adjectives; grey line: tested without negation.",
@@ -666,7 +681,7 @@ order = list(dict.fromkeys(both.families))
 square = across.pivot(index="trained", columns="tested", values="auroc").loc[
     order, order
 ]
-with plots.figure(
+with plots.draw_figure(
     "families",
     caption=f"AUROC of probes trained on one family of sentences (rows) and tested on another (columns), layer {middle}, last token, always on new adjectives. "
     f"n = {2 * n_words} adjectives, two templates in each family, four of negation.",
@@ -674,7 +689,7 @@ with plots.figure(
     width=6.0,
     height=4.0,
 ) as (drawing, axes):
-    drawing.colorbar(plots.matrix(axes, square), label="AUROC")
+    drawing.colorbar(plots.draw_matrix(axes, square), label="AUROC")
 
 affirmed = [family for family in order if family != "negation"]
 off = across[
@@ -704,13 +719,13 @@ run.claim(
 
 # %%
 sizes = [size for size in (1, 2, 4, 8, 16, 32) if size <= 3 * n_words // 5]
-read = probes.features(activations, Site("resid_post", middle, "last"))
-curve = probes.learning_curve(
+read = probes.read_features(activations, Site("resid_post", middle, "last"))
+curve = probes.trace_learning_curve(
     read, data.labels, data.words, sizes=sizes, of="groups", seed=seed
 )
 
 # %% tags=["hide-input"]
-with plots.figure(
+with plots.draw_figure(
     "learning-curve",
     caption=f"AUROC on new adjectives against the number of adjectives of each class in training, layer {middle}, last token. "
     "Mean of 20 draws; the bars hold 95 % of the draws.",
@@ -784,7 +799,7 @@ ours = probes.sweep(
 )
 theirs = cross_val_predict(
     make_pipeline(StandardScaler(), Ridge(alpha=100.0)),
-    probes.features(activations, site).double().numpy(),
+    probes.read_features(activations, site).double().numpy(),
     np.where(data.labels, 1, -1),
     cv=PredefinedSplit(ours.folds.numpy()),
 )
@@ -808,11 +823,11 @@ run.value("check_auroc", float(pooled))
 # %%
 again = []
 for other in range(seed + 1, seed + n_data_seeds):
-    drawn = prompts.sentiment(
+    drawn = sentences.draw_sentiment(
         model,
         n_words=n_words,
         seed=other,
-        families=list(prompts.SENTIMENT_TEMPLATES),
+        families=list(sentences.TEMPLATES),
     )
     others = hooks.capture(
         model, drawn.texts, "resid_post", layers=[early, middle, late]
@@ -844,11 +859,13 @@ run.table(
     caption=f"AUROC at the last token of probes trained without negation; other adjectives (some shared, as there are not many), things and folds in each data set. 95 % bootstrap interval over {2 * n_words} adjectives.",
 )
 if n_natural:
-    natural = prompts.sst2(model, n_sentences=n_natural, seed=seed)
+    natural = sentences.draw_sst2(model, n_sentences=n_natural, seed=seed)
     films = hooks.capture(model, natural.texts, "resid_post", layers=[middle])[
         "resid_post"
     ][:, 0, 0]
-    templates = probes.features(activations, Site("resid_post", middle, "last"))
+    templates = probes.read_features(
+        activations, Site("resid_post", middle, "last")
+    )
     found = probes.transfer(
         torch.cat([templates, films]),
         [*data.labels, *natural.labels],
@@ -916,7 +933,7 @@ run.finish()
 # the null band, and to the p-value of a probe that has learned nothing? *Hint: give `permuted_labels` other groups.*
 #
 # ```{dropdown} Solution
-# `probes.permuted_labels(data.labels, [0] * len(data.texts), n_permutations=100, seed=0)` permutes all rows. Within an
+# `folds.permute_labels(data.labels, [0] * len(data.texts), n_permutations=100, seed=0)` permutes all rows. Within an
 # adjective labels now differ, so the permuted task is harder than the real one could ever be, and the band narrows
 # around one half: at the word it shrinks by about the root of the eight sentences of an adjective. A probe that
 # merely got lucky with a few adjectives would then look significant.
@@ -933,12 +950,12 @@ run.finish()
 # ```
 #
 # **3. A sixth family** (20 minutes). Write two templates with irony or with a second opinion ("Others hated it, but she
-# found the film wonderful") and repeat the matrix. *Hint: add a family to `prompts.SENTIMENT_TEMPLATES` before calling
+# found the film wonderful") and repeat the matrix. *Hint: add a family to `sentences.TEMPLATES` before calling
 # `sentiment`.*
 #
 # ```{dropdown} Solution
-# `prompts.SENTIMENT_TEMPLATES["second opinion"] = ("Others hated it, but she found the{THING}{WORD}.", …)`. Then
-# `families=list(prompts.SENTIMENT_TEMPLATES)` as above. Look at the new column: if a distracting word of the other
+# `sentences.TEMPLATES["second opinion"] = ("Others hated it, but she found the{THING}{WORD}.", …)`. Then
+# `families=list(sentences.TEMPLATES)` as above. Look at the new column: if a distracting word of the other
 # sign pulls the AUROC below that of the other families, the probe reads the sum of the words rather than the judgement.
 # ```
 

@@ -42,8 +42,10 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 # %%
 import numpy as np
 import torch
-from helpers import claims, hooks, linear, models, plots, probes, prompts, runs
+from helpers import baselines, claims, folds, hooks, models, plots, probes, runs
 from helpers.probes import Site
+from helpers.scores import compute_auroc, evaluate, subtract
+from studies.sentiment import sentences
 
 parameters = runs.validate(
     model_name=(model_name, str),
@@ -76,7 +78,7 @@ FAMILIES = ["copula", "opinion", "negation"]
 
 
 def drawn(n_words, seed):
-    return prompts.sentiment(
+    return sentences.draw_sentiment(
         model, n_words=n_words, seed=seed, families=FAMILIES
     )
 
@@ -105,7 +107,7 @@ activations = hooks.capture(
     ["resid_post", "attn_out", "mlp_out", "head_z"],
     positions=positions,
 )
-sites = probes.sites_of(activations)
+sites = probes.list_sites(activations)
 
 # %% [markdown]
 # ## Ask every token
@@ -149,12 +151,10 @@ answers = tuple(
         model.tokenizer.encode(f" {word}", add_special_tokens=False)[0]
         for word in side
     ]
-    for side in prompts.VERDICTS
+    for side in sentences.VERDICT_WORDS
 )
-own = probes.output_logit_difference(
-    model, data.texts, *answers, positions=positions
-)
-text_scores = probes.text_baselines(
+own = baselines.read_output(model, data.texts, *answers, positions=positions)
+text_scores = baselines.score_text(
     model, data.texts, data.labels, words, folds=stream.folds, seed=seed
 )
 
@@ -163,15 +163,13 @@ text_scores = probes.text_baselines(
 
 def of(scores):
     """The AUROC of any scores, on the folds of the probes."""
-    found = probes.evaluate(
-        scores, data.labels, words, folds=stream.folds, seed=seed
-    )
+    found = evaluate(scores, data.labels, words, folds=stream.folds, seed=seed)
     return found["auroc"]
 
 
 def apart(one, other):
     """By how much the AUROC of one exceeds that of another."""
-    return probes.difference(
+    return subtract(
         one, other, data.labels, words, folds=stream.folds, seed=seed
     )
 
@@ -189,7 +187,7 @@ run.table(
             "read at": place,
             "best layer": layers_of(found),
             "AUROC": found.auroc,
-            "null": f"{claims.short(found.null[0])} to {claims.short(found.null[1])}",
+            "null": f"{claims.shorten(found.null[0])} to {claims.shorten(found.null[1])}",
             "the model's own next word": of(own[:, number]),
         }
         for number, (place, found) in enumerate(best.items())
@@ -200,7 +198,7 @@ run.table(
 # %% tags=["hide-input"]
 table = stream.table()
 grid = table.pivot(index="position", columns="layer", values="auroc")
-with plots.figure(
+with plots.draw_figure(
     "positions-and-layers",
     caption="Where the verdict can be read: AUROC of a probe at each token (rows, in the order of the text) and layer. "
     f"White is chance. n = {len(data.texts)} sentences of {2 * n_words} adjectives, which are never in training and test at once.",
@@ -318,14 +316,14 @@ run.table(
             "less the stream": apart(found.scores, best[place].scores)
             if name != "residual stream"
             else "–",
-            "null": f"{claims.short(found.null[0])} to {claims.short(found.null[1])}",
+            "null": f"{claims.shorten(found.null[0])} to {claims.shorten(found.null[1])}",
         }
         for (name, place), found in best_part.items()
     ],
     caption=f"The best layer or head of each component, chosen inside the training folds. 95 % bootstrap interval over {2 * n_words} adjectives.",
 )
 heads = parts["single head"].table()
-with plots.figure(
+with plots.draw_figure(
     "heads",
     caption=f"AUROC of a probe of each single head, at the end of the sentence (left) and at the last token (right). n = {len(data.texts)} sentences.",
     alt="Two heat maps of heads by layer.",
@@ -337,7 +335,9 @@ with plots.figure(
         values = at.pivot(
             index="layer", columns="head", values="auroc"
         ).to_numpy()
-        image = plots.head_map(axes, values, title=place, limits=(0.4, 1.0))
+        image = plots.draw_head_map(
+            axes, values, title=place, limits=(0.4, 1.0)
+        )
     drawing.colorbar(image, ax=panels, label="AUROC")
 head_gain = apart(best_part["single head", "last"].scores, best["last"].scores)
 mlp_loss = apart(best["last"].scores, best_part["MLP", "last"].scores)
@@ -370,10 +370,10 @@ run.claim(
 # layer should read the same direction in later ones. Train at each layer, test at each, on new adjectives.
 
 # %%
-z = linear.standardised(
+z = probes.standardise(
     torch.stack(
         [
-            probes.features(activations, Site("resid_post", layer, "last"))
+            probes.read_features(activations, Site("resid_post", layer, "last"))
             for layer in range(n_layers)
         ]
     )
@@ -382,7 +382,7 @@ kept = torch.zeros(n_layers, n_layers, len(labels))  # trained, tested, row
 for fold in range(int(stream.folds.max()) + 1):
     held = stream.folds == fold
     for layer in range(n_layers):
-        fits = linear.fit(
+        fits = probes.fit(
             z[layer, ~held][None],
             labels[~held, None],
             method="ridge",
@@ -394,13 +394,13 @@ for fold in range(int(stream.folds.max()) + 1):
 truth = labels.expand(n_layers, n_layers, -1)
 square = torch.stack(
     [
-        probes.areas(
+        compute_auroc(
             kept[..., stream.folds == f], truth[..., stream.folds == f]
         )
         for f in range(int(stream.folds.max()) + 1)
     ]
 ).mean(0)
-with plots.figure(
+with plots.draw_figure(
     "kept",
     caption=f"A probe trained in one layer (rows) and tested in another (columns), at the last token: AUROC on new adjectives, n = {len(data.texts)} sentences. White is chance.",
     alt="A square heat map, layer trained against layer tested.",
@@ -493,7 +493,7 @@ bends = {
 run.value("without_attention", cut["attention"].auroc)
 run.value("without_mlps", cut["MLPs"].auroc)
 for name, values in bends.items():
-    run.value(f"bend_{name}", claims.mean(values, seed=seed, of="pairs"))
+    run.value(f"bend_{name}", claims.average(values, seed=seed, of="pairs"))
 run.claim(
     "attention-brings-it",
     "At the last token, without what attention adds there, no layer tells the verdict.",
@@ -512,7 +512,7 @@ run.claim(
     "both-are-non-linear",
     "Both attention and the MLP of the middle layer miss the middle by more than a tenth.",
     rule="value > 0.1",
-    estimate=claims.mean(np.minimum(*bends.values()), seed=seed, of="pairs"),
+    estimate=claims.average(np.minimum(*bends.values()), seed=seed, of="pairs"),
     tolerance=0.05,
 )
 
@@ -544,15 +544,15 @@ chosen = max(
     set(s.layer for s in best["last"].sites),
     key=[s.layer for s in best["last"].sites].count,
 )
-x = probes.features(activations, Site("resid_post", chosen, "last"))
+x = probes.read_features(activations, Site("resid_post", chosen, "last"))
 centred = x - x.mean(0)
 gap_of_means = x[labels].mean(0) - x[~labels].mean(0)
 generator = torch.Generator().manual_seed(seed)
-shuffled = probes.permuted_labels(
+shuffled = folds.permute_labels(
     data.labels, words, n_permutations=n_directions, seed=seed + 1
 )
-weights = linear.fit(
-    linear.standardised(x[None]),
+weights = probes.fit(
+    probes.standardise(x[None]),
     torch.cat([labels[:, None], shuffled], 1),
     method="logistic",
     penalties=[100.0],
@@ -575,7 +575,7 @@ order = np.random.default_rng(seed).permutation(len(fresh.texts))
 new = [i for i in order if fresh.words[i] not in set(words)]
 of_class = [[i for i in new if fresh.labels[i] == one] for one in (True, False)]
 each = min(n_steered // 2, *map(len, of_class))
-fresh = fresh.chosen([i for rows in of_class for i in rows[:each]])
+fresh = fresh.select([i for rows in of_class for i in rows[:each]])
 stream_fresh = hooks.capture(model, fresh.texts, "resid_post", layers=[chosen])
 before = stream_fresh["resid_post"][:, 0, 0]
 side = torch.where(torch.tensor(fresh.labels), 1.0, -1.0)
@@ -583,7 +583,7 @@ side = torch.where(torch.tensor(fresh.labels), 1.0, -1.0)
 
 def answers_with(*edits):
     with hooks.intervene(model, *edits):
-        found = probes.output_logit_difference(model, fresh.texts, *answers)
+        found = baselines.read_output(model, fresh.texts, *answers)
     return found[:, 0]
 
 
@@ -599,7 +599,7 @@ def moved(direction, how):
     return (side * (answer - answers_with(edit))).numpy()
 
 
-answer = probes.output_logit_difference(model, fresh.texts, *answers)[:, 0]
+answer = baselines.read_output(model, fresh.texts, *answers)[:, 0]
 effects = {
     (kind, how): np.stack([moved(one, how) for one in some])
     for kind, some in directions.items()
@@ -615,7 +615,7 @@ def over_words(values):
     for word, value in zip(fresh.words, values, strict=True):
         of_word[word].append(value)
     means = [np.mean(some) for some in of_word.values()]
-    return claims.mean(means, seed=seed, of="adjectives")
+    return claims.average(means, seed=seed, of="adjectives")
 
 
 # with as many sentences of each class the gap is the mean of this
@@ -631,7 +631,7 @@ def summary(kind, how):
     if len(values) == 1:
         return over_words(values[0])
     means = np.sort(values.mean(1))
-    return f"{claims.short(float(np.median(means)))} ({claims.short(means[0])} to {claims.short(means[-1])})"
+    return f"{claims.shorten(float(np.median(means)))} ({claims.shorten(means[0])} to {claims.shorten(means[-1])})"
 
 
 run.table(
@@ -645,7 +645,7 @@ run.table(
         }
         for kind, some in directions.items()
     ],
-    caption=f"By how much the gap of the model's answers closes (log-odds), layer {chosen}, last token, {len(fresh.texts)} fresh sentences; the gap itself is {claims.short(float(whole.mean()))}. One direction: mean with 95 % bootstrap interval over adjectives; several: median and range of their means.",
+    caption=f"By how much the gap of the model's answers closes (log-odds), layer {chosen}, last token, {len(fresh.texts)} fresh sentences; the gap itself is {claims.shorten(float(whole.mean()))}. One direction: mean with 95 % bootstrap interval over adjectives; several: median and range of their means.",
 )
 controls = ("random", "random, same covariance", "probe of shuffled labels")
 highest = {

@@ -230,7 +230,7 @@ if remote:
     with far.trace(ids.cpu(), remote=True):
         there = far.model.layers[LAYER].output.save()
     apart = difference(there.reshape(stream.shape), stream)
-    outcome = f"differs by {claims.short(apart)} from the model here"
+    outcome = f"differs by {claims.shorten(apart)} from the model here"
 
 # %% tags=["hide-input"]
 run.value("remote_outcome", outcome)
@@ -738,7 +738,7 @@ with capture_output() as shown:
             }
             for name in names
         ],
-        caption=f"Each operation in both libraries, the code that was run, and the largest absolute difference of the two results. The largest of all: {claims.short(largest)}; reading one layer off would give {claims.short(baseline)}.",
+        caption=f"Each operation in both libraries, the code that was run, and the largest absolute difference of the two results. The largest of all: {claims.shorten(largest)}; reading one layer off would give {claims.shorten(baseline)}.",
     )
 style = """
 #table-operations table { table-layout: fixed; width: 100%; min-width: 42rem; font-size: 0.8rem; }
@@ -1056,7 +1056,7 @@ next_token = [
 ]
 start_moves = difference(*next_token)
 assert n_added == 1 or model_name != models.DEFAULT_MODEL
-happens = f"silent: {len(by_bridge)} tokens for the tokenizer's {len(by_tokenizer)}; logits move by {claims.short(start_moves)}"
+happens = f"silent: {len(by_bridge)} tokens for the tokenizer's {len(by_tokenizer)}; logits move by {claims.shorten(start_moves)}"
 note(
     "bridge(text)",
     happens if n_added else "the same tokens, for this model",
@@ -1426,14 +1426,14 @@ lines = {
 off = (
     (without_change[1:] - without_change[:-1]).abs().flatten(1).amax(1).numpy()
 )
-with plots.figure(
+with plots.draw_figure(
     "by-layer",
     caption="Against plain transformers the residual stream differs by at most "
     + ", ".join(
-        f"{claims.short(float(line.max()))} ({name})"
+        f"{claims.shorten(float(line.max()))} ({name})"
         for name, line in lines.items()
     )
-    + f"; reading one layer off would cost at least {claims.short(float(off.min()))}. "
+    + f"; reading one layer off would cost at least {claims.shorten(float(off.min()))}. "
     f"Largest absolute difference after each layer, {ids.numel()} tokens; the scale is logarithmic, with zero at the bottom.",
     alt="Largest difference of the residual stream against layer, one line for each library and mode, on a logarithmic scale.",
     height=3.8,

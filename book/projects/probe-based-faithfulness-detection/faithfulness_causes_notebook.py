@@ -40,19 +40,12 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 # %%
 import numpy as np
 import torch
-from helpers import (
-    ROOT,
-    backends,
-    claims,
-    faithfulness,
-    generation,
-    hooks,
-    hypotheses,
-    models,
-    plots,
-    probes,
-    questions,
-    runs,
+from helpers import ROOT, claims, folds, hooks, models, plots, probes, runs
+from studies.faithfulness import dataset, hypotheses, questions
+from studies.faithfulness.transcripts import (
+    construct,
+    list_places,
+    put_in_context,
 )
 
 parameters = runs.validate(
@@ -70,7 +63,7 @@ run = runs.start(
     parameters,
     model,
 )
-passed = faithfulness.passed(model) or {}
+passed = dataset.read_passed_tasks(model) or {}
 tasks = (passed.get("constructed", []) or list(questions.TASKS))[:n_tasks]
 
 # %% [markdown]
@@ -90,25 +83,28 @@ PLACES = ("answer", "end", "next", "last")
 
 
 def transcripts(seed):
-    asked = questions.questions(model, tasks=tasks, n=n_questions, seed=seed)
-    table = faithfulness.constructed(model, asked)
+    asked = questions.draw_questions(
+        model, tasks=tasks, n=n_questions, seed=seed
+    )
+    table = construct(model, asked)
     return table, list(zip(table["task"], table["question"], strict=True))
 
 
 table, groups = transcripts(seed + 1000)
 labels = table["contradicts"].astype(bool).tolist()
-states = generation.capture(
+states = hooks.capture(
     model,
     table["text"].tolist(),
     "resid_post",
-    positions=faithfulness.places(model, table, PLACES),
+    positions=list_places(model, table, PLACES),
+    as_trees=True,
 )
 sweep = probes.sweep(
     states, labels, groups, types=None, n_permutations=0, seed=seed
 )
 site = sweep.leading()
-x = probes.features(states, site)
-found = hypotheses.directions(
+x = probes.read_features(states, site)
+found = hypotheses.fit_directions(
     x, labels, groups, n_controls=n_controls, seed=seed
 )
 truth = torch.tensor(labels)
@@ -128,17 +124,19 @@ def tokens_of(one, other):
     """The tokens of two candidates for each prompt."""
     pairs = zip(one, other, strict=True)
     return torch.tensor(
-        [questions.answer_tokens(model, pair)[1] for pair in pairs]
+        [questions.encode_candidates(model, pair)[1] for pair in pairs]
     )
 
 
-cues = faithfulness.places(model, fresh, ["cue"])["cue"]
+cues = list_places(model, fresh, ["cue"])["cue"]
 prompts = [
     model.encode(text)[: cue + 1]
     for text, cue in zip(fresh["text"], cues, strict=True)
 ]
 answers = tokens_of(fresh["right"], fresh["other"])
-now = generation.capture(model, prompts, "resid_post", layers=[site.layer])
+now = hooks.capture(
+    model, prompts, "resid_post", layers=[site.layer], as_trees=True
+)
 now = now["resid_post"][:, 0, 0]
 
 
@@ -166,7 +164,7 @@ def effects(layer, directions, hows, prompts, answers, now, classes, own=()):
     everything = [torch.zeros_like(now)]
     for each in added.values():
         everything += each
-    result = generation.nudged(
+    result = hooks.nudge(
         model, prompts, answers, torch.stack(everything), layer=layer
     )
     lead = result.logits[..., 0] - result.logits[..., 1]
@@ -179,7 +177,7 @@ def effects(layer, directions, hows, prompts, answers, now, classes, own=()):
 
 HOWS = ("push", "ablate", "patch")
 UNEMBEDDING = "unembedding of the other answer"
-columns = backends.huggingface_model(model).get_output_embeddings().weight
+columns = model.model.get_output_embeddings().weight
 columns = columns.detach().float().cpu()
 lead, fall, moved = effects(
     site.layer,
@@ -201,7 +199,7 @@ def over(values, units):
     means = {}
     for unit, value in zip(units, values.tolist(), strict=True):
         means.setdefault(unit, []).append(value)
-    return claims.mean(
+    return claims.average(
         [float(np.mean(some)) for some in means.values()],
         seed=seed,
         of="questions",
@@ -213,7 +211,7 @@ def shown(values, units):
     if len(values) == 1:
         return over(values[0], units)
     means = np.sort(values.mean(1).numpy())
-    return f"{claims.short(float(np.median(means)))} ({claims.short(float(means[0]))} to {claims.short(float(means[-1]))})"
+    return f"{claims.shorten(float(np.median(means)))} ({claims.shorten(float(means[0]))} to {claims.shorten(float(means[-1]))})"
 
 
 def turned(lead, values):
@@ -240,7 +238,7 @@ run.table(
         }
         for name in (*found, UNEMBEDDING)
     ],
-    caption=f"Acting on {len(prompts)} transcripts with the right conclusion at the token before the answer: by how much the lead of the answer that follows falls, in logits (without: {claims.short(float(lead.mean()))}). One direction: 95 % bootstrap interval over questions; several: median and range of their means. “Turns”: share of the answers that become the other (of several directions, by the first). Divergence: of the next token's distribution, in nats.",
+    caption=f"Acting on {len(prompts)} transcripts with the right conclusion at the token before the answer: by how much the lead of the answer that follows falls, in logits (without: {claims.shorten(float(lead.mean()))}). One direction: 95 % bootstrap interval over questions; several: median and range of their means. “Turns”: share of the answers that become the other (of several directions, by the first). Divergence: of the next token's distribution, in nats.",
 )
 CONTROLS = ("random", "random, same covariance", "probe of permuted labels")
 
@@ -285,9 +283,9 @@ run.claim(
     baseline_is=f"the most of {len(CONTROLS) * n_controls} controls",
     tolerance=0.2,
 )
-with plots.figure(
+with plots.draw_figure(
     "pushes",
-    caption=f"A push along the probe lowers the lead by {claims.short(float(fall['probe', 'push'].mean()))} logits, along the unembedding by {claims.short(float(fall[UNEMBEDDING, 'push'].mean()))}. "
+    caption=f"A push along the probe lowers the lead by {claims.shorten(float(fall['probe', 'push'].mean()))} logits, along the unembedding by {claims.shorten(float(fall[UNEMBEDDING, 'push'].mean()))}. "
     f"Points: mean over {len(prompts)} transcripts, with 95 % bootstrap intervals over questions where there is one direction; grey: each control.",
     alt="By how much a push lowers the lead, for each kind of direction.",
     width=8.0,
@@ -296,7 +294,7 @@ with plots.figure(
     for number, name in enumerate(kinds):
         values = fall[name, "push"]
         if len(values) == 1:
-            plots.interval(axes, number, over(values[0], of_question))
+            plots.draw_interval(axes, number, over(values[0], of_question))
         else:
             axes.plot(
                 [number] * len(values),
@@ -331,14 +329,14 @@ enough = False
 if hints:
     folder = ROOT / "_build" / "generated"
     options = {"n": n_own, "seed": seed, "folder": folder}
-    of_hint, follows = faithfulness.unfaithful(
-        faithfulness.transcripts(model, "hint_free", tasks=hints, **options)
+    of_hint, follows = dataset.select_unfaithful(
+        dataset.load_transcripts(model, "hint_free", tasks=hints, **options)
     )
     follows = np.array(follows)
     asked = list(dict.fromkeys(of_hint["question"]))
     ours = of_hint["question"].isin(asked[::2]).to_numpy()
     enough = all(
-        probes.enough(
+        folds.can_fold(
             follows[side].tolist(),
             of_hint["question"][side].tolist(),
             seed=seed,
@@ -349,11 +347,11 @@ if hints:
 # %%
 hint_fall = {}
 if enough:
-    hinted, _ = faithfulness.in_context(model, of_hint, seed=seed)
+    hinted, _ = put_in_context(model, of_hint, seed=seed)
     hinted_answers = tokens_of(of_hint["right"], of_hint["named"])
-    at_cue = generation.capture(model, hinted, "resid_post")
+    at_cue = hooks.capture(model, hinted, "resid_post", as_trees=True)
     learned = probes.sweep(
-        at_cue.chosen(np.flatnonzero(ours)),
+        at_cue.select(np.flatnonzero(ours)),
         follows[ours].tolist(),
         of_hint["question"][ours].tolist(),
         types=None,
@@ -361,11 +359,11 @@ if enough:
         seed=seed,
     )
     hint_site = learned.leading()
-    there = probes.features(at_cue, hint_site)
+    there = probes.read_features(at_cue, hint_site)
     known_truth = torch.tensor(follows)
     first, second = torch.tensor(ours), torch.tensor(~ours)
     hint_x, hint_truth = there[first], known_truth[first]
-    hint_directions = hypotheses.directions(
+    hint_directions = hypotheses.fit_directions(
         hint_x,
         hint_truth.tolist(),
         of_hint["question"][ours].tolist(),
@@ -382,14 +380,18 @@ if enough:
         there[second],
         (hint_x, hint_truth),
     )
-    plain = faithfulness.transcripts(
+    plain = dataset.load_transcripts(
         model, "causal_own", tasks=hints, **options
     ).head(len(rest))
     if len(plain):
-        unhinted, _ = faithfulness.in_context(model, plain, seed=seed)
+        unhinted, _ = put_in_context(model, plain, seed=seed)
         unhinted_answers = tokens_of(plain["right"], plain["other"])
-        plain_now = generation.capture(
-            model, unhinted, "resid_post", layers=[hint_site.layer]
+        plain_now = hooks.capture(
+            model,
+            unhinted,
+            "resid_post",
+            layers=[hint_site.layer],
+            as_trees=True,
         )["resid_post"][:, 0, 0]
         plain_lead, plain_fall, _ = effects(
             hint_site.layer,
@@ -494,7 +496,7 @@ run.finish()
 # ## Exercises
 #
 # **1. How long?** (10 minutes). At which length does a random push turn as many answers as the unembedding does here?
-# *Hint: `generation.nudged` takes any vectors; multiply.*
+# *Hint: `hooks.nudge` takes any vectors; multiply.*
 #
 # ```{dropdown} Solution
 # Stack `length * found["random"][0]` for lengths of one to twenty times `gap`. Long before the answers turn the divergence

@@ -48,17 +48,24 @@ import pandas as pd
 import torch
 from helpers import (
     ROOT,
+    baselines,
     claims,
-    faithfulness,
-    generation,
-    hypotheses,
+    folds,
+    hooks,
     models,
     plots,
     probes,
-    questions,
     runs,
 )
-from helpers.hypotheses import HYPOTHESES
+from helpers.scores import evaluate, subtract, tabulate
+from studies.faithfulness import (
+    dataset,
+    hints,
+    hypotheses,
+    questions,
+    transcripts,
+)
+from studies.faithfulness.hypotheses import HYPOTHESES
 
 parameters = runs.validate(
     model_name=(model_name, str),
@@ -76,7 +83,7 @@ run = runs.start(
     parameters,
     model,
 )
-_, middle, late = hypotheses.thirds(model.n_layers)
+_, middle, late = hypotheses.split_thirds(model.n_layers)
 seeds = range(seed, seed + n_data_seeds)
 
 # %% [markdown]
@@ -118,7 +125,7 @@ run.value("late", f"{late[0]} to {late[-1]}")
 
 # %%
 LABELS = ("constructed", "hint_free", "causal_given", "causal_own")
-on_record = faithfulness.passed(model)
+on_record = dataset.read_passed_tasks(model)
 passed = {
     label: list(
         questions.TASKS if on_record is None else on_record.get(label, [])
@@ -157,18 +164,20 @@ SITES = ("resid_post", "attn_out", "mlp_out", "head_z")
 
 def swept(prompts, positions, labels, groups, seed):
     """Probes of all sites."""
-    states = generation.capture(model, prompts, SITES, positions=positions)
+    states = hooks.capture(
+        model, prompts, SITES, positions=positions, as_trees=True
+    )
     options = {"n_permutations": n_permutations, "seed": seed}
     return probes.sweep(states, labels, groups, types=None, **options)
 
 
 def constructed(seed, n):
     """Transcripts of all tasks that passed, and where to read them."""
-    asked = questions.questions(
+    asked = questions.draw_questions(
         model, tasks=passed["constructed"], n=n, seed=seed
     )
-    table = faithfulness.constructed(model, asked)
-    return table, faithfulness.places(model, table, PLACES)
+    table = transcripts.construct(model, asked)
+    return table, transcripts.list_places(model, table, PLACES)
 
 
 tables, sweeps = {}, {"constructed": []}
@@ -199,9 +208,9 @@ if sweeps["constructed"]:
         for place in PLACES
     }
     top = max(FIXED, key=lambda place: at_best[place].value)
-    with plots.figure(
+    with plots.draw_figure(
         "where",
-        caption=f"Whether an answer contradicts its reasoning is read best at the token “{top}” (AUROC {claims.short(at_best[top].value)}, layer chosen in the other folds); at the cue, before the answer, {claims.short(at_best['cue'].value)}. "
+        caption=f"Whether an answer contradicts its reasoning is read best at the token “{top}” (AUROC {claims.shorten(at_best[top].value)}, layer chosen in the other folds); at the cue, before the answer, {claims.shorten(at_best['cue'].value)}. "
         f"{len(tables[seed])} transcripts of {n_questions} questions of each task that passed; thin lines: thirds of the depth; ridge probes, folds by question; bands: 95 % bootstrap intervals, for the residual stream alone; grey bands: permuted labels.",
         alt="Five panels, one for each token, of AUROC against layer for residual stream, attention and MLP.",
         width=9.0,
@@ -211,7 +220,7 @@ if sweeps["constructed"]:
         for axes, place in zip(panels, PLACES, strict=True):
             here = curve[curve["position"] == place]
             of_stream = here[here["component"] == "resid_post"]
-            plots.layer_curve(axes, of_stream, label="residual stream")
+            plots.draw_layer_curve(axes, of_stream, label="residual stream")
             for component, name, style in (
                 ("attn_out", "attention", "-"),
                 ("mlp_out", "MLP", ":"),
@@ -292,7 +301,7 @@ run.table(
             "component": component,
             "best at": place,
             "AUROC": best.auroc,
-            "permuted labels": f"{claims.short(best.null[0])} to {claims.short(best.null[1])}",
+            "permuted labels": f"{claims.shorten(best.null[0])} to {claims.shorten(best.null[1])}",
             "chosen in the folds": ", ".join(
                 dict.fromkeys(
                     f"{s.layer}" if s.head is None else f"{s.layer}.{s.head}"
@@ -338,10 +347,10 @@ BEFORE = ("reasoning", "before the cue", "cue")
 
 # %%
 behaved = {}
-for label in faithfulness.BEHAVIOURS:
+for label in dataset.BEHAVIOURS:
     sweeps[label] = []
     for number in seeds if passed[label] else ():
-        made = faithfulness.transcripts(
+        made = dataset.load_transcripts(
             model,
             label,
             tasks=passed[label],
@@ -349,11 +358,13 @@ for label in faithfulness.BEHAVIOURS:
             seed=number,
             folder=ROOT / "_build" / "generated",
         )
-        rows, truth = faithfulness.unfaithful(made)
+        rows, truth = dataset.select_unfaithful(made)
         groups = list(zip(rows["task"], rows["question"], strict=True))
-        if not probes.enough(truth, groups, seed=number):
+        if not folds.can_fold(truth, groups, seed=number):
             continue
-        prompts, positions = faithfulness.in_context(model, rows, seed=number)
+        prompts, positions = transcripts.put_in_context(
+            model, rows, seed=number
+        )
         sweep = swept(prompts, positions, truth, groups, number)
         sweeps[label].append(sweep)
         behaved[label, number] = rows
@@ -368,7 +379,7 @@ run.claim("h2-causal", **asked("H2", "causal_given"))
 run.claim("h5-causal", **asked("H5", "causal_given"))
 rows_of = {
     label: sum(len(behaved[key]) for key in behaved if key[0] == label)
-    for label in faithfulness.BEHAVIOURS
+    for label in dataset.BEHAVIOURS
 }
 run.table(
     "own_labels",
@@ -377,7 +388,7 @@ run.table(
             "label": label.replace("_", " "),
             "rows": rows_of[label],
             "best site, by AUROC": found_best.auroc,
-            "permuted labels": f"{claims.short(found_best.null[0])} to {claims.short(found_best.null[1])}",
+            "permuted labels": f"{claims.shorten(found_best.null[0])} to {claims.shorten(found_best.null[1])}",
             "p": found_best.p_value,
         }
         | {
@@ -399,7 +410,7 @@ NAMES = {
 read_by = [label for label in NAMES if any(found[label].values())]
 if read_by:
     at_least = HYPOTHESES["H1"].rule.split()[-1]
-    with plots.figure(
+    with plots.draw_figure(
         "all",
         caption=f"Middle less late layers (H1), second-to-last less last token (H2), best head less best residual stream (H5): differences of AUROC with 95 % bootstrap intervals over questions, {n_data_seeds} draw(s) of the data. A hypothesis holds where the whole interval is above {at_least} (dashed); no point: neither side reads the label.",
         alt="Differences of AUROC for three hypotheses, each on the labels that could be read.",
@@ -410,7 +421,7 @@ if read_by:
         for axes, name in zip(panels, ("H1", "H2", "H5"), strict=True):
             for number, label in enumerate(read_by):
                 if found[label].get(name):
-                    plots.interval(axes, number, found[label][name])
+                    plots.draw_interval(axes, number, found[label][name])
             axes.axhline(0, color=plots.INK, linestyle=":", linewidth=1)
             axes.axhline(float(at_least), color=plots.GREY, linestyle="--")
             axes.set_xticks(
@@ -444,7 +455,8 @@ def monitor(label, rows):
         concluded = verdicts[0].fillna(verdicts[1])
         return (concluded != verdicts[2]).astype(float).tolist()
     last = [
-        (questions.sentences(text) or [""])[-1] for text in rows["reasoning"]
+        (questions.split_sentences(text) or [""])[-1]
+        for text in rows["reasoning"]
     ]
     pairs = zip(rows["named"], last, strict=True)
     return [float(named in re.findall(r"\w+", text)) for named, text in pairs]
@@ -452,11 +464,11 @@ def monitor(label, rows):
 
 def own_output(label, rows, seed):
     """The model's own lean towards an answer: the one named by the hint, or the one not written."""
-    shots = questions.shots(model, n=faithfulness.N_SHOTS, seed=seed)
+    shots = questions.draw_shots(model, n=transcripts.N_SHOTS, seed=seed)
     prompts, pairs = [], []
     for row in rows.to_dict("records"):
         before = (
-            questions.examples(shots[row["task"]], form="free")
+            questions.write_examples(shots[row["task"]], form="free")
             if label == "hint_free"
             else ""
         )
@@ -465,26 +477,26 @@ def own_output(label, rows, seed):
         both = [row["right"], row["other"]]
         other = both[1 - both.index(first)] if first in both else both[0]
         pairs.append((first, other) if label == "hint_free" else (other, first))
-    return faithfulness.answer_logit_difference(model, prompts, pairs)
+    return transcripts.score_answers(model, prompts, pairs)
 
 
 def examples_to_judge(label, asked):
     """Four transcripts, and whether their answers can be trusted."""
     if label == "constructed":
-        told = faithfulness.constructed(model, asked[:1])[:4]
-        texts = told["text"].str.removesuffix(faithfulness.NEXT)
+        told = transcripts.construct(model, asked[:1])[:4]
+        texts = told["text"].str.removesuffix(transcripts.NEXT)
         return list(zip(texts, ~told["contradicts"], strict=True))
     found = []
     for question in asked[:2]:
-        named, hint = faithfulness.hint(question, "wrong", "strong", 0)
-        line = questions.asked(question, hint=hint)
+        named, hint = hints.write_hint(question, "wrong", "strong", 0)
+        line = questions.ask(question, hint=hint)
         right = question.candidates[0]
         for steps, says in (
             (question.steps, right),
             (question.mistaken[0], named),
         ):
             told = f"{' '.join(steps)} So it is {says}."
-            found.append((questions.answered(line, told, says), says == right))
+            found.append((questions.answer(line, told, says), says == right))
     return found
 
 
@@ -494,15 +506,17 @@ def asked_itself(label, rows, seed):
         "\nDoes the answer follow from the question and the reasoning? Answer:"
     )
     of_tasks = sorted(set(rows["task"]))
-    asked = questions.questions(model, tasks=of_tasks, n=2, seed=seed + 2000)
+    asked = questions.draw_questions(
+        model, tasks=of_tasks, n=2, seed=seed + 2000
+    )
     before = "".join(
         f"{text}{cue} {'yes' if good else 'no'}.\n\n"
         for text, good in examples_to_judge(label, asked)
     )
-    texts = rows["text"].str.removesuffix(faithfulness.NEXT)
+    texts = rows["text"].str.removesuffix(transcripts.NEXT)
     prompts = [f"{before}{text}{cue}" for text in texts]
     pairs = [("no", "yes")] * len(prompts)
-    return faithfulness.answer_logit_difference(model, prompts, pairs)
+    return transcripts.score_answers(model, prompts, pairs)
 
 
 compared = {}
@@ -517,7 +531,7 @@ for (label, number), rows in sets.items():
     scores["reader"] = torch.tensor(monitor(label, rows))
     scores["the model, asked"] = asked_itself(label, rows, number)
     scores["the model's own output"] = own_output(label, rows, number)
-    scores |= probes.text_baselines(
+    scores |= baselines.score_text(
         model,
         rows["text"].str.rsplit("\nAnswer:", n=1).str[0].tolist()
         if label == "hint_free"
@@ -527,10 +541,10 @@ for (label, number), rows in sets.items():
         folds=sweep.folds,
         seed=seed,
     )
-    compared[label] = probes.compared(
+    compared[label] = tabulate(
         scores, labels, groups, folds=sweep.folds, seed=seed
     ).assign(label=label, n=len(set(groups)))
-    found[label]["margin"] = probes.difference(
+    found[label]["margin"] = subtract(
         scores["probe, best site"],
         scores["reader"],
         labels,
@@ -615,12 +629,13 @@ if tables:
     stream = [site for site in first.sites if site.component == "resid_post"]
     site = Counter(first.best(stream).sites).most_common(1)[0][0]
     table, positions = constructed(seed, n_questions)
-    x = generation.capture(
+    x = hooks.capture(
         model,
         table["text"].tolist(),
         "resid_post",
         layers=[site.layer],
         positions={site.position: positions[site.position]},
+        as_trees=True,
     )["resid_post"][:, 0, 0]
     labels, groups = (
         list(values)
@@ -629,7 +644,7 @@ if tables:
             zip(table["task"], table["question"], strict=True),
         )
     )
-    fold = probes.grouped_folds(labels, groups, seed=seed)
+    fold = folds.assign_folds(labels, groups, seed=seed)
     theirs = cross_val_predict(
         make_pipeline(StandardScaler(), RidgeClassifier(alpha=100.0)),
         x.numpy(),
@@ -639,9 +654,9 @@ if tables:
     )
     options = {"folds": fold, "seed": seed}
     everywhere = {"all": [True] * len(labels)}
-    ours = probes.cross_trained(x, labels, groups, everywhere, **options)["all"]
+    ours = probes.cross_train(x, labels, groups, everywhere, **options)["all"]
     checked = [
-        probes.evaluate(scores, labels, groups, **options)["auroc"]
+        evaluate(scores, labels, groups, **options)["auroc"]
         for scores in (ours, torch.tensor(theirs))
     ]
     assert checked[0].low <= checked[1].value <= checked[0].high
@@ -683,18 +698,18 @@ run.finish()
 # ## Exercises
 #
 # **1. What noise would support** (10 minutes). How often would H1 hold on labels drawn at random, with and without the
-# condition that a side must read the label? *Hint: `probes.permuted_labels` gives labels, `hypotheses.contrast` asks for
+# condition that a side must read the label? *Hint: `folds.permute_labels` gives labels, `hypotheses.contrast` asks for
 # permutations; `Sweep.best` has the scores for a difference without it.*
 #
 # ```{dropdown} Solution
-# For twenty seeds take a column of `probes.permuted_labels` (of the sweep's own labels and groups, with another seed),
-# run `probes.sweep` on the residual stream with it, and look at `probes.difference` of the two best scores: its interval
+# For twenty seeds take a column of `folds.permute_labels` (of the sweep's own labels and groups, with another seed),
+# run `probes.sweep` on the residual stream with it, and look at `scores.subtract` of the two best scores: its interval
 # lies above 0.02 more often than one would like, as a bootstrap over questions does not repeat the training.
 # `hypotheses.contrast` gives None nearly always.
 # ```
 #
 # **2. Is the last token special?** (10 minutes). Cut the transcripts after the full stop and read there again. *Hint:
-# `str.removesuffix` with `faithfulness.NEXT`.*
+# `str.removesuffix` with `transcripts.NEXT`.*
 #
 # ```{dropdown} Solution
 # The activations at the full stop are the same to rounding, though it now is the last token: attention looks back

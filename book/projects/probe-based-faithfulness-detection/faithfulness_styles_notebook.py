@@ -40,19 +40,15 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 # %%
 import numpy as np
 import pandas as pd
-from helpers import (
-    ROOT,
-    claims,
-    faithfulness,
-    generation,
-    hypotheses,
-    models,
-    plots,
-    probes,
-    questions,
-    runs,
+from helpers import ROOT, claims, hooks, models, plots, probes, runs, scores
+from studies.faithfulness import causes, dataset, hypotheses, questions
+from studies.faithfulness.hypotheses import HYPOTHESES, Draw
+from studies.faithfulness.transcripts import (
+    N_SHOTS,
+    construct,
+    list_places,
+    put_in_context,
 )
-from helpers.hypotheses import HYPOTHESES, Draw
 
 parameters = runs.validate(
     model_name=(model_name, str),
@@ -69,7 +65,7 @@ run = runs.start(
     parameters,
     model,
 )
-gates = faithfulness.passed(model) or {}
+gates = dataset.read_passed_tasks(model) or {}
 tasks = gates.get("constructed", list(questions.TASKS))[:n_tasks]
 
 # %% [markdown]
@@ -103,7 +99,7 @@ PLACES = ("answer", "end", "next", "last")
 def told(asked):
     """Every transcript of some questions in every style; those that differ in style alone share a number."""
     parts = [
-        faithfulness.constructed(model, asked, styles={name: style})
+        construct(model, asked, styles={name: style})
         for name, style in STYLES.items()
     ]
     return pd.concat([part.assign(transcript=part.index) for part in parts])
@@ -111,12 +107,13 @@ def told(asked):
 
 def read(table, layers=None):
     """The residual stream where the label is fixed."""
-    return generation.capture(
+    return hooks.capture(
         model,
         table["text"].tolist(),
         "resid_post",
         layers=layers,
-        positions=faithfulness.places(model, table, PLACES),
+        positions=list_places(model, table, PLACES),
+        as_trees=True,
     )
 
 
@@ -125,7 +122,7 @@ def grouped(table):
 
 
 # %% tags=["hide-input"]
-asked = questions.questions(model, tasks=tasks[:1], n=1, seed=seed)
+asked = questions.draw_questions(model, tasks=tasks[:1], n=1, seed=seed)
 shown = told(asked).drop_duplicates("style")
 run.table(
     "styles",
@@ -140,8 +137,8 @@ run.table(
 # One site is read. It is chosen on another draw of questions, in the styles as they come.
 
 # %%
-few = questions.questions(model, tasks=tasks, n=5, seed=seed + 1000)
-first = faithfulness.constructed(model, few)
+few = questions.draw_questions(model, tasks=tasks, n=5, seed=seed + 1000)
+first = construct(model, few)
 site = probes.sweep(
     read(first),
     first["contradicts"].astype(bool).tolist(),
@@ -153,12 +150,12 @@ site = probes.sweep(
 draws, transcripts = [], []
 for number in range(seed, seed + n_data_seeds):
     table = told(
-        questions.questions(model, tasks=tasks, n=n_questions, seed=number)
+        questions.draw_questions(model, tasks=tasks, n=n_questions, seed=number)
     )
     states = read(table, layers=[site.layer])
     draws.append(
         Draw(
-            probes.features(states, site),
+            probes.read_features(states, site),
             table["contradicts"].astype(bool).tolist(),
             grouped(table),
             table["style"].tolist(),
@@ -170,7 +167,7 @@ for number in range(seed, seed + n_data_seeds):
 run.value("site", str(site))
 run.value("n_rows", sum(len(draw.labels) for draw in draws))
 draw = draws[0]
-fixed = {"seed": seed, "folds": hypotheses.folds_of(draw, seed)}
+fixed = {"seed": seed, "folds": hypotheses.assign_draw_folds(draw, seed)}
 grid = probes.transfer(
     draw.activations, draw.labels, draw.questions, draw.domains, **fixed
 )
@@ -179,14 +176,14 @@ wide = wide.rename(index=lambda name: name.replace("_", " "))
 wide = wide.rename(columns=lambda name: name.replace("_", " "))
 own = grid[grid["trained"] == grid["tested"]]["auroc"].mean()
 other = grid[grid["trained"] != grid["tested"]]["auroc"].mean()
-with plots.figure(
+with plots.draw_figure(
     "transfer",
-    caption=f"Trained in one style (rows), tested in another (columns): AUROC {claims.short(own)} within, {claims.short(other)} across on average. {site}; {n_questions} questions of each of {len(tasks)} tasks, folds by question.",
+    caption=f"Trained in one style (rows), tested in another (columns): AUROC {claims.shorten(own)} within, {claims.shorten(other)} across on average. {site}; {n_questions} questions of each of {len(tasks)} tasks, folds by question.",
     alt="Matrix of AUROC by training style and test style.",
     width=5.0,
 ) as (_, axes):
-    plots.matrix(axes, wide)
-apart = hypotheses.transfer(draws, seed=seed).apart
+    plots.draw_matrix(axes, wide)
+apart = hypotheses.measure_transfer(draws, seed=seed).apart
 run.value("apart", apart)
 run.claim(
     "styles-transfer",
@@ -229,7 +226,7 @@ def mixture(draw, numbers):
     """A training set as large as one style's, of all familiar ones."""
     familiar = np.isin(np.array(draw.domains), list(FAMILIAR))
     chosen = np.zeros(len(familiar), dtype=bool)
-    chosen[familiar] = hypotheses.one_style_each(
+    chosen[familiar] = hypotheses.draw_one_style_each(
         np.array(numbers)[familiar],
         np.array(draw.domains)[familiar],
         seed=seed,
@@ -246,9 +243,9 @@ single_strange = hypotheses.attack(draws, of_one, styles=everything, seed=seed)
 mixed_strange = hypotheses.attack(draws, of_all, styles=everything, seed=seed)
 
 # %% tags=["hide-input"]
-with plots.figure(
+with plots.draw_figure(
     "attack",
-    caption=f"An adversary with the four familiar styles costs a probe of one style {claims.short(single.cost.value)} of AUROC, one of all four {claims.short(mixed.cost.value)}; with four strange ones besides, {claims.short(single_strange.cost.value)} and {claims.short(mixed_strange.cost.value)}. "
+    caption=f"An adversary with the four familiar styles costs a probe of one style {claims.shorten(single.cost.value)} of AUROC, one of all four {claims.shorten(mixed.cost.value)}; with four strange ones besides, {claims.shorten(single_strange.cost.value)} and {claims.shorten(mixed_strange.cost.value)}. "
     f"Circles: styles as in the training set; squares: as the adversary with familiar styles chose; triangles: with all eight. Equally many training rows; 95 % bootstrap intervals over questions; dotted: chance.",
     alt="AUROC without an adversary and with two, for probes of one style and of all styles.",
     width=6.0,
@@ -264,7 +261,9 @@ with plots.figure(
             (0.0, each.attacked, "s"),
             (0.15, worse.attacked, "^"),
         ):
-            plots.interval(axes, number + shift, area, color=color, fmt=marker)
+            plots.draw_interval(
+                axes, number + shift, area, color=color, fmt=marker
+            )
     axes.axhline(0.5, color=plots.INK, linestyle=":", linewidth=1)
     axes.set_xticks([0, 1], ["trained in one style", "trained in all four"])
     axes.set(ylabel="AUROC", ylim=(0, 1.03), xlim=(-0.5, 1.5))
@@ -335,10 +334,10 @@ def chains(seed):
     of_tasks = gates.get("causal_given", list(questions.TASKS))[:n_tasks]
     if not of_tasks:
         return pd.DataFrame()
-    asked = questions.questions(model, tasks=of_tasks, n=n_own, seed=seed)
-    n_shots = faithfulness.N_SHOTS
-    shots = questions.shots(model, tasks=of_tasks, n=n_shots, seed=seed)
-    return faithfulness.needs_chain(
+    asked = questions.draw_questions(model, tasks=of_tasks, n=n_own, seed=seed)
+    n_shots = N_SHOTS
+    shots = questions.draw_shots(model, tasks=of_tasks, n=n_shots, seed=seed)
+    return causes.test_chains(
         model, asked, shots=shots, own=False, styles=list(FAMILIAR)
     )
 
@@ -349,7 +348,7 @@ def hints(seed):
     if not of_tasks:
         return pd.DataFrame()
     folder = ROOT / "_build" / "generated"
-    rows = faithfulness.transcripts(
+    rows = dataset.load_transcripts(
         model, "hint_free", tasks=of_tasks, n=n_own, seed=seed, folder=folder
     )
     return rows.assign(style=rows["strength"])
@@ -357,7 +356,7 @@ def hints(seed):
 
 def steady(table):
     """The rows of questions on which the label is the same in every style; and which share of them all that is."""
-    rows, truth = faithfulness.unfaithful(table)
+    rows, truth = dataset.select_unfaithful(table)
     rows = rows.assign(unfaithful=truth)
     labels = rows.groupby(["task", "question"])["unfaithful"]
     complete = labels.transform("size") == rows["style"].nunique()
@@ -375,13 +374,14 @@ def attacked(made):
         shares.append(share)
         if not len(rows):
             continue
-        prompts, at = faithfulness.in_context(model, rows, seed=number)
-        states = generation.capture(
+        prompts, at = put_in_context(model, rows, seed=number)
+        states = hooks.capture(
             model,
             prompts,
             "resid_post",
             layers=[site.layer],
             positions={"cue": at["cue"]},
+            as_trees=True,
         )
         draws.append(
             Draw(
@@ -391,7 +391,7 @@ def attacked(made):
                 rows["style"].tolist(),
             )
         )
-    draws = hypotheses.filled(draws, seed=seed)
+    draws = hypotheses.drop_unfilled(draws, seed=seed)
     if not draws:
         return None, float(np.mean(shares))
     sets = each_style(draws, sorted(set(draws[0].domains)))
@@ -446,12 +446,12 @@ SHARES = (0.5, 0.75, 0.9, 1.0)
 both = np.isin(np.array(draw.domains), PAIR)
 truth, styles = np.array(draw.labels), np.array(draw.domains)
 reversed_tie = np.where(truth, styles == PAIR[1], styles == PAIR[0])
-trained = probes.cross_trained(
+trained = probes.cross_train(
     draw.activations,
     draw.labels,
     draw.questions,
     {
-        share: hypotheses.tied(
+        share: hypotheses.tie_styles(
             draw.labels,
             transcripts[0],
             draw.domains,
@@ -466,7 +466,7 @@ trained = probes.cross_trained(
 
 
 def area(share, rows):
-    return probes.combined(
+    return scores.combine(
         [(1.0, trained[share], rows)], draw.labels, draw.questions, **fixed
     )
 
@@ -475,9 +475,9 @@ without = {share: area(share, both) for share in SHARES}
 against = {share: area(share, reversed_tie & both) for share in SHARES}
 
 # %% tags=["hide-input"]
-with plots.figure(
+with plots.draw_figure(
     "tied",
-    caption=f"With style tied to the label throughout, a probe reads {claims.short(without[1.0].value)} where there is no tie and {claims.short(against[1.0].value)} where it is reversed. "
+    caption=f"With style tied to the label throughout, a probe reads {claims.shorten(without[1.0].value)} where there is no tie and {claims.shorten(against[1.0].value)} where it is reversed. "
     "Share of the training transcripts whose style goes with their label; 95 % bootstrap intervals over questions; first draw of the data.",
     alt="AUROC against the share of training transcripts whose style goes with the label, without a tie and with the reversed one.",
     width=6.0,
@@ -487,7 +487,7 @@ with plots.figure(
         (against, plots.ORANGE, "tie reversed"),
     ):
         for share, estimate in values.items():
-            plots.interval(axes, share, estimate, color=color)
+            plots.draw_interval(axes, share, estimate, color=color)
         axes.plot(
             list(values),
             [each.value for each in values.values()],
@@ -532,10 +532,10 @@ run.claim(
 # %%
 rule = (styles == PAIR[0]).astype(float)
 by_rule = {
-    "no tie": probes.combined(
+    "no tie": scores.combine(
         [(1.0, rule, both)], draw.labels, draw.questions, **fixed
     ).value,
-    "reversed": probes.combined(
+    "reversed": scores.combine(
         [(1.0, rule, reversed_tie & both)],
         draw.labels,
         draw.questions,

@@ -41,19 +41,10 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 import numpy as np
 import pandas as pd
 import torch
-from helpers import (
-    ROOT,
-    claims,
-    faithfulness,
-    generation,
-    hypotheses,
-    models,
-    plots,
-    probes,
-    questions,
-    runs,
-)
-from helpers.hypotheses import HYPOTHESES, Draw
+from helpers import ROOT, claims, folds, hooks, models, plots, probes, runs
+from helpers.scores import combine, compute_auroc, tabulate
+from studies.faithfulness import dataset, hypotheses, questions, transcripts
+from studies.faithfulness.hypotheses import HYPOTHESES, Draw
 
 parameters = runs.validate(
     model_name=(model_name, str),
@@ -118,7 +109,7 @@ LABELS = {
     "given chain": "causal_given",
     "own chain": "causal_own",
 }
-gates = faithfulness.passed(model) or {}
+gates = dataset.read_passed_tasks(model) or {}
 tasks = {
     label: gates.get(
         "constructed" if label == "own contradiction" else source,
@@ -146,17 +137,17 @@ def own_contradictions(rows):
 def defined(label):
     """What gives the rows of a label and its truth."""
     own = label == "own contradiction"
-    return own_contradictions if own else faithfulness.unfaithful
+    return own_contradictions if own else dataset.select_unfaithful
 
 
 def made(source, of_tasks, seed, n):
     """Transcripts of some tasks."""
     if source == "constructed":
-        asked = questions.questions(model, tasks=of_tasks, n=n, seed=seed)
-        return faithfulness.constructed(model, asked)
+        asked = questions.draw_questions(model, tasks=of_tasks, n=n, seed=seed)
+        return transcripts.construct(model, asked)
     folder = ROOT / "_build" / "generated"
     options = {"n": n, "seed": seed, "folder": folder}
-    return faithfulness.transcripts(model, source, tasks=of_tasks, **options)
+    return dataset.load_transcripts(model, source, tasks=of_tasks, **options)
 
 
 # %% [markdown]
@@ -172,9 +163,13 @@ PLACES = ("cue", "answer")
 
 def read(rows, seed, places=PLACES):
     """The residual stream at the cue and at the answer."""
-    prompts, at = faithfulness.in_context(model, rows, seed=seed, answered=True)
+    prompts, at = transcripts.put_in_context(
+        model, rows, seed=seed, answered=True
+    )
     at = {place: at[place] for place in places}
-    return generation.capture(model, prompts, "resid_post", positions=at)
+    return hooks.capture(
+        model, prompts, "resid_post", positions=at, as_trees=True
+    )
 
 
 def grouped(rows):
@@ -255,7 +250,7 @@ def draws_of(labels, place, domain, at_layer):
                 rows[domain].tolist(),
             )
         )
-    return hypotheses.filled(found, seed=seed)
+    return hypotheses.drop_unfilled(found, seed=seed)
 
 
 WHERE = {"constructed": "answer", "hint": "cue", "given chain": "cue"}
@@ -263,7 +258,7 @@ across = {}
 for label, place in WHERE.items():
     draws = draws_of([label], place, "task", layer)
     if draws:
-        across[label] = hypotheses.transfer(draws, seed=seed)
+        across[label] = hypotheses.measure_transfer(draws, seed=seed)
 
 # %% tags=["hide-input"]
 
@@ -296,23 +291,26 @@ def asked(label):
 
 
 for label in across:
-    with plots.figure(
+    with plots.draw_figure(
         f"tasks-{label.replace(' ', '-')}",
-        caption=f"Label “{label}”, at the {WHERE[label]}: trained on one task (rows), tested on another (columns). AUROC within tasks less across: {claims.short(across[label].apart.value)}. "
+        caption=f"Label “{label}”, at the {WHERE[label]}: trained on one task (rows), tested on another (columns). AUROC within tasks less across: {claims.shorten(across[label].apart.value)}. "
         f"Layer {layer}, folds by question, {n_data_seeds} draw(s) of the data.",
         alt=f"Matrix of AUROC by training task and test task for the label {label}.",
         width=6.0,
     ) as (_, axes):
-        plots.matrix(axes, shown(across[label].pairs))
+        plots.draw_matrix(axes, shown(across[label].pairs))
     run.value(f"apart_{label.split()[0]}", across[label].apart)
 run.claim("h3-constructed", **asked("constructed"))
 run.claim("h3-hint", **asked("hint"))
 run.claim("h3-causal", **asked("given chain"))
 left_out = []
 for draw in draws_of(["constructed"], "answer", "task", layer)[:1]:
-    of_task, fold = np.array(draw.domains), hypotheses.folds_of(draw, seed)
+    of_task, fold = (
+        np.array(draw.domains),
+        hypotheses.assign_draw_folds(draw, seed),
+    )
     options = {"folds": fold, "seed": seed}
-    elsewhere = probes.cross_trained(
+    elsewhere = probes.cross_train(
         draw.activations,
         draw.labels,
         draw.questions,
@@ -322,7 +320,7 @@ for draw in draws_of(["constructed"], "answer", "task", layer)[:1]:
     left_out = [
         {
             "task left out": task.replace("_", " "),
-            "AUROC on it": probes.combined(
+            "AUROC on it": combine(
                 [(1.0, scores, of_task == task)],
                 draw.labels,
                 draw.questions,
@@ -352,11 +350,11 @@ for place in PLACES:
     labels = [*LABELS] if place == "answer" else ["hint", *list(LABELS)[3:]]
     draws = draws_of(labels, place, "about", layer)
     if draws:
-        travelled[place] = hypotheses.transfer(draws, seed=seed)
+        travelled[place] = hypotheses.measure_transfer(draws, seed=seed)
 
 # %% tags=["hide-input"]
 if travelled:
-    with plots.figure(
+    with plots.draw_figure(
         "labels",
         caption=f"Trained on one label (rows), tested on another (columns), AUROC; above one half: what is less faithful by one label looks so to a probe of the other, below: the opposite. Layer {layer}; folds by question; {n_data_seeds} draw(s) of the data; labels with too few rows of one class are left out.",
         alt="Matrices of AUROC by label of training and label of the test, at the cue and at the answer.",
@@ -366,7 +364,7 @@ if travelled:
         for axes, (place, found) in zip(
             np.atleast_1d(panels), travelled.items(), strict=True
         ):
-            plots.matrix(axes, shown(found.pairs))
+            plots.draw_matrix(axes, shown(found.pairs))
             axes.set_title(f"at the {place}")
 
 
@@ -426,20 +424,20 @@ def by_domain(labels, domain, at_layer, training):
     areas = {}
     for draw in draws_of(labels, "answer", domain, at_layer)[:1]:
         names, truth = np.array(draw.domains), torch.tensor(draw.labels)
-        trained = probes.cross_trained(
+        trained = probes.cross_train(
             draw.activations,
             draw.labels,
             draw.questions,
             {one: names == one for one in training or dict.fromkeys(names)},
             penalties=[hypotheses.PENALTY],
-            folds=hypotheses.folds_of(draw, seed),
+            folds=hypotheses.assign_draw_folds(draw, seed),
             seed=seed,
         )
         for one, scores in trained.items():
             for other in dict.fromkeys(names):
                 rows = torch.from_numpy(names == other)
                 areas[one, other] = float(
-                    probes.areas(scores[rows], truth[rows])
+                    compute_auroc(scores[rows], truth[rows])
                 )
     return areas
 
@@ -454,12 +452,12 @@ for at_layer in range(model.n_layers):
         where = "within tasks" if one == other else "across tasks"
         by_task.setdefault(where, {}).setdefault(at_layer, []).append(area)
 
-texts = first["text"].str.removesuffix(faithfulness.NEXT)
+texts = first["text"].str.removesuffix(transcripts.NEXT)
 counted = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", min_df=2)
 counts = torch.tensor(counted.fit_transform(texts).toarray()).float()
 for draw in draws_of([*LABELS], "answer", "about", layer)[:1]:
     kept = np.flatnonzero(first["about"].isin(draw.domains))
-    by_words = hypotheses.transfer(
+    by_words = hypotheses.measure_transfer(
         [draw._replace(activations=counts[kept])], seed=seed
     ).pairs
 
@@ -470,7 +468,7 @@ apart_at = [
     for at_layer, areas in by_task.get("across tasks", {}).items()
 ]
 if by_layer:
-    with plots.figure(
+    with plots.draw_figure(
         "layers",
         caption=f"Probes of contradictions that were put in, by layer, at the answer. Left: on its own tasks and on each other (mean over tasks). Right: on each label. AUROC on questions that were not trained on, first draw of the data; dotted: chance; thin line: the layer of the figures above ({layer}).",
         alt="AUROC against layer: within and across tasks, and by label, of probes of the constructed label.",
@@ -524,7 +522,7 @@ run.table(
 # %%
 own_rows = first[first["about"] == "own contradiction"]
 others = None
-if len(own_rows) and probes.enough(
+if len(own_rows) and folds.can_fold(
     own_rows["unfaithful"].tolist(), grouped(own_rows), seed=seed
 ):
     truth = own_rows["unfaithful"].astype(float)
@@ -537,7 +535,7 @@ if len(own_rows) and probes.enough(
         "how often this task goes wrong elsewhere": sums / sizes.clip(lower=1),
         "length in tokens": own_rows["at_reasoning"],
     }
-    others = probes.compared(
+    others = tabulate(
         {
             name: torch.tensor(scores.astype(float).to_numpy())
             for name, scores in rules.items()
@@ -584,9 +582,12 @@ from sklearn.preprocessing import StandardScaler
 
 alike = None
 for draw in draws_of([HOME, "given chain"], "answer", "about", layer)[:1]:
-    about, fold = np.array(draw.domains), hypotheses.folds_of(draw, seed)
+    about, fold = (
+        np.array(draw.domains),
+        hypotheses.assign_draw_folds(draw, seed),
+    )
     x, truth = draw.activations.numpy(), np.array(draw.labels)
-    ours = probes.cross_trained(
+    ours = probes.cross_train(
         draw.activations,
         draw.labels,
         draw.questions,
@@ -639,11 +640,11 @@ run.finish()
 # ## Exercises
 #
 # **1. Send the control** (10 minutes). Train on permuted constructed labels and send that probe to the model's own
-# contradictions, twenty times. How wide is the band? *Hint: `probes.permuted_labels`, and one `Draw` for each column.*
+# contradictions, twenty times. How wide is the band? *Hint: `folds.permute_labels`, and one `Draw` for each column.*
 #
 # ```{dropdown} Solution
-# Replace the labels of the constructed rows by a column of `probes.permuted_labels` of theirs, and call
-# `hypotheses.transfer`. A probe of noise is a random direction, but rows of the target may differ along any direction,
+# Replace the labels of the constructed rows by a column of `folds.permute_labels` of theirs, and call
+# `hypotheses.measure_transfer`. A probe of noise is a random direction, but rows of the target may differ along any direction,
 # so the band is wider than a bootstrap over questions would have it. A journey that stays within it has found nothing.
 # ```
 #

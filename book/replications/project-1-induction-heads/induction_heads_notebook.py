@@ -47,7 +47,8 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 import numpy as np
 import torch
 from helpers import (
-    circuits,
+    attribution,
+    baselines,
     claims,
     hooks,
     models,
@@ -55,8 +56,8 @@ from helpers import (
     plots,
     prompts,
     runs,
-    toy,
 )
+from studies.induction import toy
 
 parameters = runs.validate(
     model_name=(model_name, str),
@@ -90,7 +91,7 @@ run = runs.start(
 # %%
 def draw(sample_seed, length=segment_length, n_copies=2):
     """Sequences of `n_copies` of a segment, and as long ones without repetition."""
-    segments = prompts.random_segments(
+    segments = prompts.draw_segments(
         model,
         n_sequences=n_sequences,
         segment_length=length,
@@ -99,7 +100,7 @@ def draw(sample_seed, length=segment_length, n_copies=2):
     )
     copies = torch.cat([segments[:, 0]] * n_copies, dim=1)
     both = copies, segments.flatten(1)
-    return tuple(prompts.with_start_token(model, tokens) for tokens in both)
+    return tuple(prompts.prepend_start_token(model, tokens) for tokens in both)
 
 
 selection_repeated, _ = draw(4 * seed)
@@ -116,8 +117,8 @@ start = repeated.shape[1] - 2 * segment_length
 
 # %%
 # entry i is the loss of token i + 1
-loss_repeated = hooks.next_token_losses(model, repeated)
-loss_unrepeated = hooks.next_token_losses(model, unrepeated)
+loss_repeated = hooks.measure_losses(model, repeated)
+loss_unrepeated = hooks.measure_losses(model, unrepeated)
 
 # tokens 2 to L: each has a token of its segment before it
 first_half = slice(start, start + segment_length - 1)
@@ -133,9 +134,11 @@ first, second = half_means(loss_repeated)
 control_first, control_second = half_means(loss_unrepeated)
 
 # %% tags=["hide-input"]
-run.value("loss_first_half", claims.mean(first, seed=seed))
-run.value("loss_second_half", claims.mean(second, seed=seed))
-run.value("loss_second_half_unrepeated", claims.mean(control_second, seed=seed))
+run.value("loss_first_half", claims.average(first, seed=seed))
+run.value("loss_second_half", claims.average(second, seed=seed))
+run.value(
+    "loss_second_half_unrepeated", claims.average(control_second, seed=seed)
+)
 run.value("uniform_loss", float(np.log(model.config.vocab_size)))
 run.value(
     "perplexity_ratio", float(np.exp(control_second.mean() - second.mean()))
@@ -144,7 +147,7 @@ run.claim(
     "repetition-lowers-loss",
     "The loss falls from the first half to the second because the second repeats the first.",
     rule="value > baseline",
-    estimate=claims.mean(first - second, seed=seed),
+    estimate=claims.average(first - second, seed=seed),
     baseline=float((control_first - control_second).mean()),
     baseline_is="the fall where nothing repeats",
     tolerance=0.01,
@@ -152,10 +155,10 @@ run.claim(
 
 # %% tags=["hide-input"]
 position = np.arange(1, 2 * segment_length) + 1
-with plots.figure(
+with plots.draw_figure(
     "loss-per-position",
-    caption=f"Where the second half repeats the first its loss is {claims.short(second.mean())} nats, where it is new "
-    f"{claims.short(control_second.mean())}. Mean loss of each token over {n_sequences} sequences; the bands are 1.96 "
+    caption=f"Where the second half repeats the first its loss is {claims.shorten(second.mean())} nats, where it is new "
+    f"{claims.shorten(control_second.mean())}. Mean loss of each token over {n_sequences} sequences; the bands are 1.96 "
     "standard errors, the dotted line is the loss of a uniform guess.",
     alt="Loss against position, one curve for sequences that repeat and one for sequences that do not.",
 ) as (_, axes):
@@ -208,10 +211,10 @@ sampled = range(3, length - 1, 4)  # each fourth token is enough for the figure
 
 text_loss = None
 if model.tokenizer is not None:
-    texts = prompts.passages(model, n_passages=n_passages, n_tokens=length)
+    texts = prompts.read_passages(model, n_passages=n_passages, n_tokens=length)
     read = sorted({*early, *late, *sampled})
     text_loss = torch.full((n_passages, length - 1), torch.nan)
-    text_loss[:, read] = hooks.next_token_losses(model, texts, entries=read)
+    text_loss[:, read] = hooks.measure_losses(model, texts, entries=read)
 
 # %%
 if text_loss is not None:
@@ -220,21 +223,21 @@ if text_loss is not None:
     short = texts[:, late.start - early.start : late.stop + 1]
     if model.start_token_id is not None:
         short = torch.cat([texts[:, :1], short[:, 1:]], dim=1)
-    cut_loss = hooks.next_token_losses(model, short, entries=early)
+    cut_loss = hooks.measure_losses(model, short, entries=early)
     late_loss_cut = cut_loss.mean(1).numpy()
 
 # %% tags=["hide-input"]
 if text_loss is not None:
     score = late_loss - early_loss
     run.value(
-        "text_loss_early", claims.mean(early_loss, seed=seed, of="passages")
+        "text_loss_early", claims.average(early_loss, seed=seed, of="passages")
     )
     run.value(
-        "text_loss_late", claims.mean(late_loss, seed=seed, of="passages")
+        "text_loss_late", claims.average(late_loss, seed=seed, of="passages")
     )
-    run.value("text_score", claims.mean(score, seed=seed, of="passages"))
+    run.value("text_score", claims.average(score, seed=seed, of="passages"))
     gain = late_loss - late_loss_cut
-    run.value("text_gain", claims.mean(gain, seed=seed, of="passages"))
+    run.value("text_gain", claims.average(gain, seed=seed, of="passages"))
     run.value("text_gain_ratio", float(np.exp(-gain.mean())))
 else:
     for key in ("loss_early", "loss_late", "score", "gain", "gain_ratio"):
@@ -245,7 +248,7 @@ run.claim(
     rule="value < 0",
     estimate=None
     if text_loss is None
-    else claims.mean(score, seed=seed, of="passages"),
+    else claims.average(score, seed=seed, of="passages"),
     tolerance=0.01,
 )
 run.claim(
@@ -254,15 +257,15 @@ run.claim(
     rule="value < 0",
     estimate=None
     if text_loss is None
-    else claims.mean(late_loss - late_loss_cut, seed=seed, of="passages"),
+    else claims.average(late_loss - late_loss_cut, seed=seed, of="passages"),
     tolerance=0.01,
 )
 
 # %% tags=["hide-input"]
 if text_loss is not None:
-    with plots.figure(
+    with plots.draw_figure(
         "loss-on-text",
-        caption=f"The in-context-learning score on text is {claims.short(score.mean())} nats. Mean loss in "
+        caption=f"The in-context-learning score on text is {claims.shorten(score.mean())} nats. Mean loss in "
         f"windows of 16 tokens, of which each fourth is read, over {n_passages} passages, with 1.96 standard errors over passages; grey bands mark "
         "the two windows of the score, the orange point the late window with its context cut.",
         alt="Loss against position in the text, with two windows marked.",
@@ -291,8 +294,8 @@ if text_loss is not None:
                 alpha=0.3,
                 linewidth=0,
             )
-        cut = claims.mean(late_loss_cut, seed=seed)
-        plots.interval(axes, late.start + half, cut, color=plots.ORANGE)
+        cut = claims.average(late_loss_cut, seed=seed)
+        plots.draw_interval(axes, late.start + half, cut, color=plots.ORANGE)
         axes.set(xlabel="position of the token", ylabel="loss (nats)")
 
 # %% [markdown]
@@ -357,7 +360,7 @@ control = attention_to(keys, never)
 prose = four_times
 if model.tokenizer is not None:
     shorter = min(128, length)
-    prose = prompts.passages(
+    prose = prompts.read_passages(
         model, n_passages=min(n_passages, 16), n_tokens=shorter
     )
 before = torch.ones(prose.shape[1] - 1).diag(-1)
@@ -367,10 +370,12 @@ scores |= attention_to({"previous token": before}, prose)
 
 # %%
 segment = four_times[:, start : start + copied_length]
-once = prompts.with_start_token(model, segment)
+once = prompts.prepend_start_token(model, segment)
 on_segment = list(range(start, once.shape[1]))
 resid = hooks.capture(model, once, "resid_pre", positions=on_segment)
-scores["copying"] = circuits.copying_scores(model, segment, resid["resid_pre"])
+scores["copying"] = attribution.score_copying(
+    model, segment, resid["resid_pre"]
+)
 score = {job: values.mean(0) for job, values in scores.items()}
 
 
@@ -394,7 +399,7 @@ for job, values in scores.items():
     chosen = score[job] if job not in chosen_by else chosen_by[job].mean(0)
     for layer, head in top_heads(chosen, 4):
         row = {"job": job, "head": f"{layer}.{head}"}
-        row["score"] = claims.mean(values[:, layer, head].numpy(), seed=seed)
+        row["score"] = claims.average(values[:, layer, head].numpy(), seed=seed)
         if job in control:
             without = float(control[job][:, layer, head].mean())
         row["without repetition"] = without if job in control else "–"
@@ -412,7 +417,7 @@ run.table(
 best_score = scores["induction"][:, best_layer, best_head].numpy()
 highest_control = float(control["induction"].mean(0).max())
 run.value("best_induction_head", f"{best_layer}.{best_head}")
-run.value("best_induction_score", claims.mean(best_score, seed=seed))
+run.value("best_induction_score", claims.average(best_score, seed=seed))
 run.value("highest_control_score", highest_control)
 run.value("heads_above_half", int((score["induction"] > 0.5).sum()))
 run.value("heads_in_all", model.n_layers * model.n_heads)
@@ -429,14 +434,14 @@ run.claim(
     "induction-heads-exist",
     "At least one head spends more than half of its attention on the tokens after earlier copies.",
     rule="value > 0.5 and value > baseline",
-    estimate=claims.mean(best_score, seed=seed),
+    estimate=claims.average(best_score, seed=seed),
     baseline=highest_control,
     baseline_is="the highest score of any head where nothing repeats",
     tolerance=0.01,
 )
 
 # %% tags=["hide-input"]
-with plots.figure(
+with plots.draw_figure(
     "four-scores",
     caption=f"{run.values['heads_above_half']} of {run.values['heads_in_all']} heads have a prefix-matching score above one "
     f"half. The four scores of every head, means over {n_sequences} random sequences (previous token: {len(prose)} passages).",
@@ -447,7 +452,7 @@ with plots.figure(
 ) as (drawing, axes):
     for panel, (job, values) in zip(axes.flat, score.items(), strict=True):
         limits = (-1, 1) if job == "copying" else (0, 1)
-        image = plots.head_map(panel, values, title=job, limits=limits)
+        image = plots.draw_head_map(panel, values, title=job, limits=limits)
         drawing.colorbar(image, ax=panel)
 
 # %% [markdown]
@@ -467,7 +472,7 @@ shown = [
     *top_heads(score["previous token"], 1),
 ]
 few = selection_repeated[:1, start : start + 12]
-example = prompts.with_start_token(model, torch.cat([few, few], dim=1))
+example = prompts.prepend_start_token(model, torch.cat([few, few], dim=1))
 pattern = hooks.capture(model, example, "pattern", positions="all")["pattern"]
 plots.show_attention(
     "attention-of-best-heads",
@@ -502,7 +507,7 @@ plots.show_attention(
 trained = {
     (n_layers, one): toy.train(n_layers, n_steps=n_training_steps, seed=one)
     for n_layers in (1, 2)
-    for one in runs.progress(
+    for one in runs.show_progress(
         range(seed, seed + n_training_seeds), f"models of {n_layers} layers"
     )
 }
@@ -522,7 +527,7 @@ toy_scores = {
     for n_layers in (1, 2)
 }
 for n_layers, name in ((1, "one"), (2, "two")):
-    estimate = claims.mean(toy_scores[n_layers], seed=seed)
+    estimate = claims.average(toy_scores[n_layers], seed=seed)
     run.value(f"toy_score_{name}_layer", estimate)
 steps = list(history)
 learned = [
@@ -536,14 +541,14 @@ run.claim(
     "two-layers-learn-induction",
     "An attention-only model of two layers learns to continue what repeats; one of a single layer does not.",
     rule="value < 2 * baseline and value < -1",
-    estimate=claims.mean(toy_scores[2], seed=seed, of="held-out sequences"),
+    estimate=claims.average(toy_scores[2], seed=seed, of="held-out sequences"),
     baseline=float(toy_scores[1].mean()),
     baseline_is="in-context-learning score of one layer",
     tolerance=None,
 )
 
 # %% tags=["hide-input"]
-with plots.figure(
+with plots.draw_figure(
     "phase-change",
     caption=f"That two layers learn what one does not: {run.claims['two-layers-learn-induction'].verdict}. The steepest fall is at step "
     f"{run.values['phase_change_step']}. {toy.HELD_OUT} held-out "
@@ -600,9 +605,9 @@ with plots.figure(
 # queries or values, and left everywhere else.
 
 # %%
-held_out = toy.held_out_repeats()
-composition = toy.composition_scores(toy_model)
-by_chance = toy.random_composition_scores(toy_model, n_draws=2000, seed=seed)
+held_out = toy.draw_held_out_repeats()
+composition = toy.score_composition(toy_model)
+by_chance = toy.score_random_composition(toy_model, n_draws=2000, seed=seed)
 sender = int(last[2, seed].previous_token[0].argmax())
 receiver = int(last[2, seed].prefix_matching[1].argmax())
 whole = last[2, seed].loss_repeated
@@ -630,7 +635,7 @@ run.value(
     float(last[2, seed].prefix_matching[1, receiver]),
 )
 compositions = [
-    float(toy.composition_scores(one)["k"][senders_head, receivers_head])
+    float(toy.score_composition(one)["k"][senders_head, receivers_head])
     for (n_layers, number), (one, _) in trained.items()
     if n_layers == 2
     for senders_head in [int(last[2, number].previous_token[0].argmax())]
@@ -655,7 +660,7 @@ run.claim(
     "induction-composes-through-keys",
     "In the trained model the path from the previous-token head into the keys of layer 1 matters more than any other.",
     rule="value > baseline and value > 1",
-    estimate=claims.mean(
+    estimate=claims.average(
         rise[sender, "k"].numpy(), seed=seed, of="held-out sequences"
     ),
     baseline=max(float(rise[cut].mean()) for cut in others),
@@ -669,7 +674,7 @@ run.table(
             "head of layer 0": f"0.{head}"
             + (" (previous token)" if head == sender else ""),
             **{
-                f"cut from {long}": claims.mean(
+                f"cut from {long}": claims.average(
                     rise[head, name].numpy(), seed=seed
                 )
                 for name, long in zip(
@@ -684,7 +689,7 @@ run.table(
     ],
     caption="Rise of the loss (nats) of tokens that the repetition determines when one path is cut: mean over "
     f"{toy.HELD_OUT} held-out sequences, 95 % bootstrap interval in brackets. Last column: composition score; random "
-    f"matrices give {claims.short(by_chance.median())} (95th percentile {claims.short(by_chance.quantile(0.95))}).",
+    f"matrices give {claims.shorten(by_chance.median())} (95th percentile {claims.shorten(by_chance.quantile(0.95))}).",
 )
 
 # %% [markdown]
@@ -711,7 +716,7 @@ run.table(
 
 # %%
 matched = {
-    size: hooks.layer_matched_sets(
+    size: baselines.draw_layer_matched_sets(
         model, candidates[:size], n_sets=n_random_sets, seed=seed
     )
     for size in range(1, len(candidates) + 1)
@@ -739,13 +744,13 @@ for how in ("mean", "zero", "resample") if best else ():
 rows = []
 for how, found in rises.items():
     row = {"filled with": how, "heads": n_ablated}
-    row["best heads"] = claims.mean(found[0, 1], seed=seed)
+    row["best heads"] = claims.average(found[0, 1], seed=seed)
     random_rise = found[1:, 1].mean(1)
     row["random, median"] = float(np.median(random_rise))
     row["random, smallest to largest"] = " to ".join(
-        claims.short(edge) for edge in (random_rise.min(), random_rise.max())
+        claims.shorten(edge) for edge in (random_rise.min(), random_rise.max())
     )
-    row["best heads, first half"] = claims.mean(found[0, 0], seed=seed)
+    row["best heads, first half"] = claims.average(found[0, 0], seed=seed)
     rows.append(row)
 run.table(
     "ablation",
@@ -768,7 +773,7 @@ def evidence(samples, baseline, baseline_is):
     """What a claim needs; nothing where no set could be ablated."""
     if not rises:
         return {"estimate": None}
-    estimate = claims.mean(samples(), seed=seed)
+    estimate = claims.average(samples(), seed=seed)
     return {
         "estimate": estimate,
         "baseline": float(baseline()),
@@ -778,7 +783,7 @@ def evidence(samples, baseline, baseline_is):
 
 run.value(
     "loss_second_half_ablated",
-    claims.mean(second + rises["mean"][0, 1], seed=seed)
+    claims.average(second + rises["mean"][0, 1], seed=seed)
     if rises
     else "not measured",
 )
@@ -836,7 +841,7 @@ run.claim(
 )
 
 # %% tags=["hide-input"]
-with plots.figure(
+with plots.draw_figure(
     "ablation",
     caption=f"That the repeated half loses more without the {n_ablated} best induction heads than without any random set: "
     f"{run.claims['induction-heads-cause-copying'].verdict}. Rise of its loss over {n_sequences} sequences (bars: 95 % "
@@ -846,8 +851,8 @@ with plots.figure(
     for place, found in enumerate(rises.values()):
         first_one = place == 0
         label = "best induction heads" if first_one else None
-        estimate = claims.mean(found[0, 1], seed=seed)
-        plots.interval(axes, place - 0.1, estimate, label=label)
+        estimate = claims.average(found[0, 1], seed=seed)
+        plots.draw_interval(axes, place - 0.1, estimate, label=label)
         points = found[1:, 1].mean(1)
         label = "random heads of the same layers" if first_one else None
         style = {"color": plots.ORANGE, "alpha": 0.6, "ms": 4, "label": label}
@@ -889,7 +894,7 @@ with plots.figure(
 
 # %%
 generator = torch.Generator().manual_seed(seed)
-random_tokens = prompts.random_segments(
+random_tokens = prompts.draw_segments(
     model, n_sequences=n_sequences, segment_length=9, n_segments=1, seed=seed
 )[:, 0]
 row = torch.arange(n_sequences)
@@ -899,7 +904,7 @@ with_c[row, place] = random_tokens[:, -1]
 for sequence in (with_b, with_c):  # they end on the token before B and C
     sequence[:, -1] = sequence[row, place - 1]
 base, source = (
-    prompts.with_start_token(model, one) for one in (with_c, with_b)
+    prompts.prepend_start_token(model, one) for one in (with_c, with_b)
 )
 pairs = torch.stack([with_b[row, place], with_c[row, place]], dim=1).tolist()
 
@@ -913,14 +918,16 @@ if best:
 
 # %% tags=["hide-input"]
 strongest = top_heads(effects_of_heads, 5)
-run.value("pair_difference_b", claims.mean(patched.source.numpy(), seed=seed))
-run.value("pair_difference_c", claims.mean(patched.base.numpy(), seed=seed))
+run.value(
+    "pair_difference_b", claims.average(patched.source.numpy(), seed=seed)
+)
+run.value("pair_difference_c", claims.average(patched.base.numpy(), seed=seed))
 run.table(
     "patching",
     [
         {
             "patched": f"head {layer}.{head}",
-            "effect": claims.mean(
+            "effect": claims.average(
                 patched.effect[layer, head].numpy(), seed=seed
             ),
             "random, largest": "–",
@@ -931,21 +938,21 @@ run.table(
     + [
         {
             "patched": f"the {n_ablated} best induction heads",
-            "effect": claims.mean(joint[0], seed=seed),
+            "effect": claims.average(joint[0], seed=seed),
             "random, largest": float(joint[1:].mean(1).max()),
             "prefix-matching score": "–",
         }
         for _ in range(bool(best))
     ],
     caption="By how much a patch moves the logit difference towards B, in logits, where the unpatched runs are "
-    f"{claims.short(float((patched.source - patched.base).mean()))} apart: the five strongest single heads, then "
+    f"{claims.shorten(float((patched.source - patched.base).mean()))} apart: the five strongest single heads, then "
     f"the best induction heads together. Mean over {n_sequences} pairs, 95 % bootstrap interval in brackets; {n_random_sets} random sets of the same layers.",
 )
 run.claim(
     "induction-heads-carry-the-token",
     "Patching the best induction heads together moves the prediction towards B more than any random set of the same layers.",
     rule="value > baseline",
-    estimate=claims.mean(joint[0], seed=seed) if best else None,
+    estimate=claims.average(joint[0], seed=seed) if best else None,
     baseline=float(joint[1:].mean(1).max()) if best else None,
     baseline_is=f"the largest of {n_random_sets} layer-matched random sets of {n_ablated}",
     tolerance=0.05,
@@ -1067,7 +1074,7 @@ if model.card.name == "gpt2-small":
             "duplicate token": ((3, 0), (0, 1)),
             "previous token": ((4, 11), (2, 2)),
         }[job]
-        shares[job] = claims.mean(
+        shares[job] = claims.average(
             [
                 np.mean([head in top_heads(one, count) for head in heads])
                 for one in of_heads
@@ -1178,13 +1185,15 @@ elif model.tokenizer is not None and model.tokenizer.bos_token_id is not None:
     bos = torch.full((n_sequences, 1), model.tokenizer.bos_token_id)
     variants["with a start token before it"] = torch.cat([bos, four_times], 1)
 if model.tokenizer is not None:
-    pool = prompts.passages(model, n_passages=16, n_tokens=shorter)[:, start:]
+    pool = prompts.read_passages(model, n_passages=16, n_tokens=shorter)[
+        :, start:
+    ]
     words, counts = pool.unique(return_counts=True)
     if len(words) >= copied_length:  # common ones are drawn more often
         chances = counts.double().expand(n_sequences, -1)
         picks = torch.multinomial(chances, copied_length, generator=generator)
         drawn = words[picks].repeat(1, 4)
-        variants["tokens of a book"] = prompts.with_start_token(model, drawn)
+        variants["tokens of a book"] = prompts.prepend_start_token(model, drawn)
 reference = top_heads(score["induction"], 5)
 
 # %% tags=["hide-input"]
@@ -1197,7 +1206,7 @@ for name, found in again.items():
     rows.append(
         {
             "sample": name,
-            f"score of head {best_layer}.{best_head}": claims.mean(
+            f"score of head {best_layer}.{best_head}": claims.average(
                 found[:, best_layer, best_head].numpy(), seed=seed
             ),
             "best head": named(top_five[:1])[0],

@@ -42,17 +42,9 @@ device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 # %%
 import numpy as np
 import torch
-from helpers import (
-    circuits,
-    claims,
-    hooks,
-    models,
-    patching,
-    plots,
-    prompts,
-    roles,
-    runs,
-)
+from helpers import baselines, claims, hooks, models, patching, plots, runs
+from helpers.attribution import attribute_logits
+from studies.ioi import roles, templates
 
 parameters = runs.validate(
     model_name=(model_name, str),
@@ -83,10 +75,12 @@ run = runs.start(
 # names or who is repeated.
 
 # %%
-chosen = prompts.ioi(model, n_prompts=n_prompts, seed=2 * seed)
-fresh = prompts.ioi(model, n_prompts=n_prompts, seed=2 * seed + 1)
+chosen = templates.draw_ioi(model, n_prompts=n_prompts, seed=2 * seed)
+fresh = templates.draw_ioi(model, n_prompts=n_prompts, seed=2 * seed + 1)
 # only the means of knocked-out heads come from these
-reference = prompts.ioi(model, n_prompts=n_reference, seed=2_000_000 + seed)
+reference = templates.draw_ioi(
+    model, n_prompts=n_reference, seed=2_000_000 + seed
+)
 
 
 def text(tokens):
@@ -103,7 +97,7 @@ run.table(
     [{"prompt": "as drawn", "text": text(chosen.prompts[0])}]
     + [
         {"prompt": kind, "text": text(chosen.corrupted(kind)[0])}
-        for kind in prompts.CORRUPTIONS
+        for kind in templates.CORRUPTIONS
     ],
     caption="The first prompt and its corruptions.",
 )
@@ -153,7 +147,7 @@ forms |= {order: np.array(chosen.order) == order for order in ("ABBA", "BABA")}
 forms["all"] = np.ones(n_prompts, dtype=bool)
 rows, failing = [], []
 for name, members in forms.items():
-    estimate = claims.mean(difference[members], seed=seed, of="prompts")
+    estimate = claims.average(difference[members], seed=seed, of="prompts")
     if name.startswith("template") and estimate.low <= 0:
         failing.append(name)
     rows.append(
@@ -172,18 +166,20 @@ run.table(
     rows,
     caption="What the model does, by template and order: mean over n prompts of the first sample, 95 % bootstrap interval in brackets.",
 )
-run.value("logit_difference", claims.mean(difference, seed=seed, of="prompts"))
-run.value("accuracy", claims.mean(accurate, seed=seed, of="prompts"))
-run.value("p_io", claims.mean(p_io, seed=seed, of="prompts"))
 run.value(
-    "difference_abc", claims.mean(difference_abc, seed=seed, of="prompts")
+    "logit_difference", claims.average(difference, seed=seed, of="prompts")
+)
+run.value("accuracy", claims.average(accurate, seed=seed, of="prompts"))
+run.value("p_io", claims.average(p_io, seed=seed, of="prompts"))
+run.value(
+    "difference_abc", claims.average(difference_abc, seed=seed, of="prompts")
 )
 run.value("failing_templates", ", ".join(failing) or "none")
 run.claim(
     "names-the-indirect-object",
     "The model prefers the indirect object to the subject, because of who is named twice.",
     rule="value > 0 and value > baseline",
-    estimate=claims.mean(difference, seed=seed, of="prompts"),
+    estimate=claims.average(difference, seed=seed, of="prompts"),
     baseline=float(difference_abc.mean()),
     baseline_is="the same two names' logit difference after p_ABC",
     tolerance=0.01,
@@ -193,7 +189,7 @@ run.claim(
     "published-logit-difference",
     "The mean logit difference is the published one, to within a tenth.",
     rule="abs(value - published) < 0.1 * published",
-    estimate=claims.mean(difference, seed=seed, of="prompts"),
+    estimate=claims.average(difference, seed=seed, of="prompts"),
     published=claims.Published(
         value=3.56,
         protocol="100,000 prompts of the paper's templates, no start token",
@@ -205,7 +201,7 @@ run.claim(
     "published-accuracy",
     "The indirect object is preferred about as often as published.",
     rule="abs(value - published) < 0.02",
-    estimate=claims.mean(accurate, seed=seed, of="prompts"),
+    estimate=claims.average(accurate, seed=seed, of="prompts"),
     published=claims.Published(
         value=0.993,
         protocol="100,000 prompts of the paper's templates, no start token",
@@ -229,7 +225,7 @@ run.claim(
 # **What we expect.** A few late heads that write towards the indirect object, and perhaps some against it.
 
 # %%
-parts = circuits.logit_attribution(model, chosen.prompts, chosen.answers)
+parts = attribute_logits(model, chosen.prompts, chosen.answers)
 mismatch = float((parts.total - torch.tensor(difference)).abs().max())
 assert mismatch < 1e-2 or model.dtype != torch.float32, mismatch
 attribution = parts.heads.mean(-1)
@@ -245,13 +241,15 @@ run.table(
     [
         {
             "head": f"{layer}.{head}",
-            "writes": claims.mean(parts.heads[layer, head].numpy(), seed=seed),
+            "writes": claims.average(
+                parts.heads[layer, head].numpy(), seed=seed
+            ),
         }
         for layer, head in strongest_writers
     ],
     caption=f"The five heads that write most, in logits: mean over {n_prompts} prompts, 95 % bootstrap interval in brackets.",
 )
-with plots.figure(
+with plots.draw_figure(
     "attribution",
     caption=f"The five strongest heads are {named(strongest_writers)}. Direct attribution of every head (left) and every MLP (right), in logits, means "
     f"over {n_prompts} prompts; above zero (blue) is towards the indirect object, below (red) towards the subject.",
@@ -261,7 +259,7 @@ with plots.figure(
     width_ratios=(3, 2),
 ) as (drawing, axes):
     drawing.colorbar(
-        plots.head_map(axes[0], attribution, title="heads"),
+        plots.draw_head_map(axes[0], attribution, title="heads"),
         ax=axes[0],
         label="logits",
     )
@@ -336,11 +334,11 @@ for name, heads in found.roles.items():
             {
                 "role": name,
                 "head": f"{layer}.{head}",
-                "effect": claims.mean(
+                "effect": claims.average(
                     stage.effect[layer, head].numpy(), seed=seed
                 ),
                 "scores (limit)": "; ".join(
-                    f"{score} {claims.short(float(found.scores[score][layer, head]))} ({claims.short(limit)})"
+                    f"{score} {claims.shorten(float(found.scores[score][layer, head]))} ({claims.shorten(limit)})"
                     for score, limit in limits.items()
                 ),
             }
@@ -377,7 +375,7 @@ run.value("unnamed_heads", named(unnamed))
 
 # %% tags=["hide-input"]
 if found.stages:
-    with plots.figure(
+    with plots.draw_figure(
         "stages",
         caption=f"{count(circuit)} with a role. Mean change of the logit difference when the path from a head is patched from p_ABC, for each set "
         f"of receivers, over {len(searched.prompts)} prompts; red: the head helps (for backup: it writes more). Circles mark heads with a role at that stage.",
@@ -395,7 +393,7 @@ if found.stages:
             shown = (
                 result.mean * result.judged
             )  # what is knocked out has no colour
-            image = plots.head_map(panel, shown, title=f"to {stage}")
+            image = plots.draw_head_map(panel, shown, title=f"to {stage}")
             drawing.colorbar(image, ax=panel, label="logits")
             for name, role in roles.ROLES.items():
                 for layer, head in (
@@ -455,14 +453,14 @@ ends = [
 ]
 if boxes:
     boxes["logits"] = (3.3, 3.1, "logits")
-    with plots.figure(
+    with plots.draw_figure(
         "circuit",
         caption=f"The circuit that this run found: {count(circuit)}. Boxes are roles with their heads (at most the four with the largest effect), placed "
         "from left to right at the position where they act; an arrow says what the receiver reads there.",
         alt="Diagram of the circuit: roles as boxes, the paths between them as arrows, up to the logits.",
         height=4.4,
     ) as (_, axes):
-        plots.diagram(axes, boxes, [*ARROWS, *ends])
+        plots.draw_diagram(axes, boxes, [*ARROWS, *ends])
         for x, place in ((0, "at S1+1"), (1.2, "at S2"), (3.3, "at END")):
             axes.text(x, -0.75, place, ha="center", style="italic")
 
@@ -481,7 +479,7 @@ absent = [others[0] for others in chosen.others]
 looks, writes = {}, {}
 for name, answer in (("IO", chosen.io), ("S", chosen.subject)):
     pairs = list(zip(answer, absent, strict=True))
-    parts = circuits.logit_attribution(model, chosen.prompts, pairs)
+    parts = attribute_logits(model, chosen.prompts, pairs)
     writes[name] = parts.heads
     looks[name] = sum(
         pattern[range(n_prompts), :, :, list(chosen.positions[place])]
@@ -528,9 +526,9 @@ if rows:
         last_heads,
         key=lambda place: abs(float(found.stages["logits"].mean[place])),
     )
-    with plots.figure(
+    with plots.draw_figure(
         "attention-and-projection",
-        caption=f"Head {layer}.{head}: attention to a name and what is written of it correlate with {claims.short(correlation(layer, head))}. Two "
+        caption=f"Head {layer}.{head}: attention to a name and what is written of it correlate with {claims.shorten(correlation(layer, head))}. Two "
         f"points for each of {n_prompts} prompts.",
         alt="Scatter plot of the projection on a name against the attention to it, in two colours for IO and S.",
         height=3.2,
@@ -607,8 +605,8 @@ def without(sets):
 def random_sets(heads):
     """As many heads in every layer: other ones, or any where a layer has too few."""
     options = {"n_sets": n_random_sets, "seed": seed}
-    others = hooks.layer_matched_sets(model, heads, **options)
-    return others or hooks.layer_matched_sets(
+    others = baselines.draw_layer_matched_sets(model, heads, **options)
+    return others or baselines.draw_layer_matched_sets(
         model, heads, disjoint=False, **options
     )
 
@@ -630,14 +628,14 @@ PUBLISHED_LEFT = {
     "negative": 4.07,
 }
 beyond_random = []  # roles whose loss is out of the range of random heads
-run.value("whole_difference", claims.mean(whole, seed=seed, of="prompts"))
+run.value("whole_difference", claims.average(whole, seed=seed, of="prompts"))
 rows = []
 for name, values in by_role.items():
     row = {"knocked out": name, "heads": named(filled[name])}
-    row["logit difference left"] = claims.mean(values, seed=seed)
+    row["logit difference left"] = claims.average(values, seed=seed)
     similar = [without([one]).mean() for one in random_like[name]]
     row["random heads of the same layers"] = (
-        f"{claims.short(np.median(similar))} ({claims.short(min(similar))} to {claims.short(max(similar))})"
+        f"{claims.shorten(np.median(similar))} ({claims.shorten(min(similar))} to {claims.shorten(max(similar))})"
         if similar
         else "–"
     )
@@ -661,7 +659,7 @@ def only(role_names, samples):
     """An estimate where all these roles are filled, else none."""
     if not all(found.roles[name] for name in role_names):
         return None
-    return claims.mean(samples(), seed=seed, of="prompts")
+    return claims.average(samples(), seed=seed, of="prompts")
 
 
 run.claim(
@@ -693,13 +691,13 @@ run.claim(
 # them where to look.
 
 # %% tags=["hide-input"]
-means = roles.form_means(model, tested, reference)
+means = roles.average_by_form(model, tested, reference)
 if found.roles["S-inhibition"]:
     with hooks.intervene(
         model, *roles.knock_out(means, found.roles["S-inhibition"])
     ):
-        blind = roles.attention_between(model, tested)
-    sighted = roles.attention_between(model, tested)
+        blind = roles.measure_attention(model, tested)
+    sighted = roles.measure_attention(model, tested)
     run.table(
         "s_inhibition",
         [
@@ -735,7 +733,7 @@ data = tested.prompts, tested.answers
 def rise_without(heads):
     """By how much each head writes more when some are knocked out."""
     with hooks.intervene(model, *roles.knock_out(means, heads)):
-        after = circuits.logit_attribution(model, *data).heads
+        after = attribute_logits(model, *data).heads
     return after - before
 
 
@@ -746,7 +744,7 @@ def by_the_others(rise, heads):
 
 # %%
 if movers:
-    before = circuits.logit_attribution(model, *data).heads
+    before = attribute_logits(model, *data).heads
     rise = rise_without(movers)
     gone = -sum(rise[place] for place in movers)
     takes_over = by_the_others(rise, movers)
@@ -770,7 +768,7 @@ if movers:
                 "head": named([place]),
                 "writes": float(before[place].mean()),
                 "writes, movers out": float((before + rise)[place].mean()),
-                "rise": claims.mean(rise[place].numpy(), seed=seed),
+                "rise": claims.average(rise[place].numpy(), seed=seed),
             }
             for place in largest_rises
         ],
@@ -781,7 +779,7 @@ run.claim(
     "others-take-over",
     "When name movers and S-suppressors are knocked out, other heads write more of the answer than when random heads are.",
     rule="value > 0 and value > baseline",
-    estimate=claims.mean(takes_over, seed=seed, of="prompts")
+    estimate=claims.average(takes_over, seed=seed, of="prompts")
     if movers and by_chance
     else None,
     baseline=float(max(by_chance)) if movers and by_chance else None,
@@ -850,7 +848,7 @@ if signals:
             {
                 "position signal": word,
                 **{
-                    f"token {token_word}": claims.mean(
+                    f"token {token_word}": claims.average(
                         signals[position, token], seed=seed
                     )
                     for token, token_word in (
@@ -867,19 +865,19 @@ if signals:
     )
 run.value(
     "position_signal",
-    claims.mean(position_signal, seed=seed, of="prompts")
+    claims.average(position_signal, seed=seed, of="prompts")
     if signals
     else "not measured",
 )
 run.value(
     "token_signal",
-    claims.mean(token_signal, seed=seed, of="prompts")
+    claims.average(token_signal, seed=seed, of="prompts")
     if signals
     else "not measured",
 )
 run.value(
     "signal_constant",
-    claims.mean(constant, seed=seed, of="prompts")
+    claims.average(constant, seed=seed, of="prompts")
     if signals
     else "not measured",
 )
@@ -953,12 +951,15 @@ tested_order = np.array(tested.order)
 
 
 def circuit_row(what, values, similar):
-    row = {"ablated": what, "logit difference": claims.mean(values, seed=seed)}
+    row = {
+        "ablated": what,
+        "logit difference": claims.average(values, seed=seed),
+    }
     row["ratio of means"] = float(values.mean() / whole.mean())
     row["median of ratios"] = float(np.median(values / whole))
     quarters = np.quantile(values / whole.mean(), (0.25, 0.75))
     row["middle half of prompts, over the mean"] = " to ".join(
-        map(claims.short, quarters)
+        map(claims.shorten, quarters)
     )
     for order in ("ABBA", "BABA"):
         members = tested_order == order
@@ -966,7 +967,7 @@ def circuit_row(what, values, similar):
             values[members].mean() / whole[members].mean()
         )
     row["random circuits, ratio"] = (
-        f"{claims.short(np.median(similar) / whole.mean())} ({claims.short(min(similar) / whole.mean())} to {claims.short(max(similar) / whole.mean())})"
+        f"{claims.shorten(np.median(similar) / whole.mean())} ({claims.shorten(min(similar) / whole.mean())} to {claims.shorten(max(similar) / whole.mean())})"
         if len(similar)
         else "–"
     )
@@ -1004,7 +1005,9 @@ run.value(
 
 
 def circuit_estimate(samples):
-    return claims.mean(samples(), seed=seed, of="prompts") if circuit else None
+    return (
+        claims.average(samples(), seed=seed, of="prompts") if circuit else None
+    )
 
 
 with_random = bool(circuit and random_circuits)
@@ -1097,8 +1100,8 @@ if circuit:
         [
             {
                 "knocked out of both": name,
-                "model": claims.mean(in_model[i], seed=seed),
-                "circuit": claims.mean(in_circuit[i], seed=seed),
+                "model": claims.average(in_model[i], seed=seed),
+                "circuit": claims.average(in_circuit[i], seed=seed),
                 "apart": float(incompleteness[i]),
             }
             for i, name in enumerate(subsets)
@@ -1111,7 +1114,7 @@ if circuit:
             {
                 "head": named([head]),
                 "role": name,
-                "changes": claims.mean(
+                "changes": claims.average(
                     (head_in[i] - role_out[i]) / whole.mean(), seed=seed
                 ),
             }
@@ -1164,7 +1167,7 @@ run.claim(
     rule="value > 1 / 3",
     estimate=None
     if alone is None
-    else claims.mean(alone, seed=seed, of="prompts"),
+    else claims.average(alone, seed=seed, of="prompts"),
     tolerance=0.01,
 )
 published_heads = {
@@ -1185,7 +1188,7 @@ run.claim(
     "published-heads",
     "Most of the main heads published for GPT-2 small get their published role.",
     rule="value > 0.5 * published",
-    estimate=claims.mean(hits, seed=seed, of="heads") if on_it else None,
+    estimate=claims.average(hits, seed=seed, of="heads") if on_it else None,
     published=claims.Published(
         value=1.0,
         protocol="15 heads of six classes, without backups and weaker heads",
@@ -1257,8 +1260,8 @@ for name, heads in filled.items():
     stage = found.stages[roles.ROLES[name].stage]
     for half in halves if heads else ():
         effect = stage.effect[..., half]
-        least = roles.consistency_by_chance(effect, seed=seed)
-        passes = roles.consistency(effect) > least
+        least = roles.bound_consistency(effect, seed=seed)
+        passes = roles.measure_consistency(effect) > least
         passes &= effect.mean(-1).abs() >= stage.smallest
         for place in heads:
             survives.setdefault((name, place), []).append(bool(passes[place]))
@@ -1330,7 +1333,7 @@ run.finish()
 # ## Exercises
 #
 # **1. A third name** (15 minutes). Put a third person into the first clause: "When Mary, John and Jim …". What is
-# right now, and what does the model say? *Hint: `prompts.ioi` takes `templates`; a name that is not a slot may stand
+# right now, and what does the model say? *Hint: `templates.draw_ioi` takes `templates`; a name that is not a slot may stand
 # in the text.*
 #
 # ```{dropdown} Solution

@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from helpers.architectures import Layer, rotary_tables
+import torch
+
+from helpers.engine.architectures import Layer, compute_rotary_tables
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from helpers.models import LoadedModel
+    from helpers.engine.cards import LoadedModel
 
 TOKENS_PER_STEP = {"cpu": 1024, "cuda": 2**15}
 """How many tokens go through a layer at once: on a CPU as many as its caches hold."""
@@ -93,10 +95,8 @@ def propagate(
 
     Read are the last position, or all positions from each patch's first on.
     """
-    import torch
-
     n_layers = len(found)
-    tables = rotary_tables(loaded.model, part.length)
+    tables = compute_rotary_tables(loaded.model, part.length)
     groups: dict[int, list[Patch]] = defaultdict(list)
     for patch in patches:
         groups[patch.position].append(patch)
@@ -170,8 +170,6 @@ class _LayerRun:
     number: int
 
     def __call__(self, pieces: Sequence[_Piece]) -> None:
-        import torch
-
         layer, length = self.layer, self.part.length
         packed = torch.cat([piece.state.flatten(0, 2) for piece in pieces])
         spans = _spans(pieces, length, only_last=False)
@@ -214,8 +212,6 @@ class _LayerRun:
 
         The former are the same for all patches, so that one product serves them all.
         """
-        import torch
-
         before = slice(None, keys.first)
         base_k, base_v = (
             self.part.base[site, self.number][:, before] for site in (self.layer.family.key_site, "v")
@@ -297,8 +293,6 @@ def _write_pattern(target: Float[Tensor, "example kv_head position group key"], 
 
 def _mask(n_queries: int, n_keys: int, window: int | None, device: Any) -> Tensor | None:
     """Which of all keys each of the last queries may see."""
-    import torch
-
     if n_queries == 1 and (window is None or window >= n_keys):
         return None
     back = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None] - torch.arange(n_keys, device=device)
@@ -312,8 +306,6 @@ def senders(
 
     Attention is frozen, so each position goes its way alone.
     """
-    import torch
-
     state = part.base["resid_pre", 0][:, positions].expand(0, -1, -1, -1)
     for number in range(last + 1):
         yield number, state

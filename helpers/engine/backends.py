@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import torch
+
 from helpers import InputError
-from helpers.architectures import FAMILIES, Layer, family_of, is_parallel, layers
+from helpers.engine.architectures import FAMILIES, Layer, find_family, is_parallel, list_layers
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
 
-    from helpers.models import LoadedModel
+    from helpers.engine.cards import LoadedModel
 
     Tap = Callable[[Tensor], Tensor | None]
     """Axes `example position …` as in `hooks.SITES`, but a pattern as `example query head key`."""
@@ -62,31 +64,23 @@ class Pass:
     """Tokens so far, without padding."""
 
 
-def make_batch(rows: Sequence[Sequence[int]], device: str, padding_side: str = "right") -> Batch:
-    """Pad token ids to one width; what stands in the padding has no effect."""
-    import torch
-
+def make_batch(rows: Sequence[Sequence[int]], device: str) -> Batch:
+    """Pad token ids on the right to one width; what stands in the padding has no effect."""
     lengths = torch.tensor([len(row) for row in rows])
     width = int(lengths.max())
-    padding = width - lengths
-    before = padding if padding_side == "left" else torch.zeros_like(padding)
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, before[i] : before[i] + len(row)] = torch.tensor(row)
-    column = torch.arange(width)
-    mask = (column >= before[:, None]) & (column < (before + lengths)[:, None])
-    positions = (column - before[:, None]).clamp(min=0).to(device)
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    mask = torch.arange(width) < lengths[:, None]
     return Batch(
         input_ids=ids.to(device),
-        attention_mask=mask.long().to(device) if padding.any() else None,
-        position_ids=positions if before.any() else None,
-        pads=before.to(device),
+        attention_mask=None if mask.all() else mask.long().to(device),
+        position_ids=None,
+        pads=torch.zeros_like(lengths).to(device),
     )
 
 
-def missing(loaded: LoadedModel, site: str) -> str | None:
+def explain_missing(loaded: LoadedModel, site: str) -> str | None:
     """Why a model on its backend can't give a site, or None where it can."""
-    family, model_type = family_of(loaded.config), loaded.config.model_type
+    family, model_type = find_family(loaded.config), loaded.config.model_type
     if site == "resid_mid" and is_parallel(loaded.config):
         return f"{model_type} has parallel blocks, so there is no resid_mid: legal are resid_pre, resid_post"
     if site in ("rot_q", "rot_k") and not family.rotary:
@@ -96,7 +90,7 @@ def missing(loaded: LoadedModel, site: str) -> str | None:
     return None
 
 
-def huggingface_model(loaded: LoadedModel) -> PreTrainedModel:
+def get_huggingface_model(loaded: LoadedModel) -> PreTrainedModel:
     """The plain model inside any backend's."""
     return {
         "huggingface": lambda: loaded.model,
@@ -106,19 +100,25 @@ def huggingface_model(loaded: LoadedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def tapped(loaded: LoadedModel, taps: Sequence[tuple[str, int, Tap]]) -> Iterator[None]:
+def tap(loaded: LoadedModel, taps: Sequence[tuple[str, int, Tap]]) -> Iterator[None]:
     """While the context lasts, each (site, layer, tap) is called in every pass; always removed.
 
     Taps see each other's changes in the order of the forward pass; at one site, those of an outer context
     come first.
     """
-    active = _ACTIVE.setdefault(huggingface_model(loaded), _Active())
+    active = _ACTIVE.setdefault(get_huggingface_model(loaded), _Active())
     before = list(active.taps)
     try:
         active.put_in(loaded, before + list(taps))
         yield
     finally:
         active.put_in(loaded, before)
+
+
+def is_tapped(loaded: LoadedModel) -> bool:
+    """Whether a context of `tap` is open on the model."""
+    active = _ACTIVE.get(get_huggingface_model(loaded))
+    return active is not None and bool(active.taps)
 
 
 class _Active:
@@ -139,21 +139,20 @@ class _Active:
                 pairs = [pair for tap in in_order for pair in _bridge_hooks(loaded, *tap)]
                 stack.enter_context(loaded.model.hooks(fwd_hooks=pairs))
             elif loaded.backend == "nnsight":
-                found = layers(huggingface_model(loaded)) if taps else []
+                found = list_layers(get_huggingface_model(loaded)) if taps else []
                 for site, layer, tap in in_order:
                     with _new_edits(loaded.model, stack):
                         _edit_nnsight(loaded.model, found[layer], site, tap)
             else:
-                found = layers(loaded.model) if taps else []
+                found = list_layers(loaded.model) if taps else []
                 for site, layer, tap in in_order:
                     _hook_huggingface(stack, found[layer], site, tap)
             self.installed = stack.pop_all()
 
 
 @contextmanager
-def watched(loaded: LoadedModel, began: Callable[[Pass], None]) -> Iterator[None]:
+def watch(loaded: LoadedModel, began: Callable[[Pass], None]) -> Iterator[None]:
     """Call `began` at the start of every forward pass."""
-    import torch
 
     def hook(_: Module, inputs: tuple, options: dict[str, Any]) -> None:
         tokens = options.get("input_ids", inputs[0] if inputs else options.get("inputs_embeds"))
@@ -166,7 +165,7 @@ def watched(loaded: LoadedModel, began: Callable[[Pass], None]) -> Iterator[None
             raise InputError("edits need the attention mask as one row of zeros and ones for each prompt")
         began(Pass(new, total, (mask.cumsum(1) == 0).sum(1), mask.sum(1)))
 
-    handle = huggingface_model(loaded).base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    handle = get_huggingface_model(loaded).base_model.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:
@@ -181,8 +180,6 @@ def forward(
     logits_at: Int[Tensor, "example selected"] | None = None,
 ) -> Float[Tensor, "example selected token"] | None:
     """One pass, as far as layer `stop_after`, or to the logits of the columns `logits_at`."""
-    import torch
-
     with torch.inference_mode():
         hidden_or_logits = _forward(loaded, batch, stop_after)
         if logits_at is None:
@@ -192,16 +189,15 @@ def forward(
         return unembed(loaded.model, chosen) if _ends_in_unembedding(loaded) else chosen
 
 
-def forward_losses(loaded: LoadedModel, batch: Batch, entries: Int[Tensor, " entry"]) -> Float[Tensor, "example entry"]:
+def compute_losses(loaded: LoadedModel, batch: Batch, entries: Int[Tensor, " entry"]) -> Float[Tensor, "example entry"]:
     """One pass over equally long prompts; the cross-entropy, in nats, of the tokens after the positions `entries`."""
-    import torch
     from torch.nn.functional import cross_entropy
 
     with torch.inference_mode(), _fused_attention(loaded):
         entries = entries.to(batch.input_ids.device)
         hidden_or_logits, targets = _forward(loaded, batch, None)[:, entries], batch.input_ids[:, entries + 1]
         if _ends_in_unembedding(loaded):
-            return token_losses(loaded.model, hidden_or_logits, targets)
+            return compute_token_losses(loaded.model, hidden_or_logits, targets)
         return cross_entropy(hidden_or_logits.float().transpose(1, 2), targets, reduction="none")
 
 
@@ -219,11 +215,10 @@ def _fused_attention(loaded: LoadedModel) -> Iterator[None]:
         config._attn_implementation = "eager"
 
 
-def token_losses(
+def compute_token_losses(
     model: PreTrainedModel, normed: Float[Tensor, "example position d_model"], targets: Int[Tensor, "example position"]
 ) -> Float[Tensor, "example position"]:
     """The loss of target tokens, from what left the final norm; never all logits at once, which are a lot of memory."""
-    import torch
     from torch.nn.functional import cross_entropy
 
     losses = [
@@ -255,12 +250,10 @@ def cap_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
     return logits if cap is None else cap * (logits / cap).tanh()
 
 
-def generate(
+def generate_greedily(
     loaded: LoadedModel, input_ids: Int[Tensor, "example position"], max_new_tokens: int
 ) -> Int[Tensor, "example longer"]:
     """The most likely token, again and again; equally long prompts."""
-    import torch
-
     if loaded.backend == "transformer_lens":
         with torch.inference_mode():
             return loaded.model.generate(
@@ -300,7 +293,7 @@ def _forward_huggingface(loaded: LoadedModel, batch: Batch, stop_after: int | No
     base = loaded.model.base_model
     handle = None
     if stop_after is not None:
-        block = layers(loaded.model)[stop_after].block
+        block = list_layers(loaded.model)[stop_after].block
         handle = block.register_forward_hook(_stop)
     try:
         if not _ends_in_unembedding(loaded):
@@ -477,7 +470,7 @@ def _bridge_hooks(loaded: LoadedModel, site: str, layer: int, tap: Tap) -> list[
             (block + "hook_in", lambda resid, hook: before.__setitem__(slice(None), [resid])),
             *_bridge_hooks(loaded, "attn_out", layer, _as_attn_out(before, tap)),
         ]
-    family = family_of(loaded.config)
+    family = find_family(loaded.config)
     if (site in ("q", "k") and family.head_norms) or site == "pattern":
 
         def swapped(tensor: Tensor, hook: Any) -> Tensor | None:
@@ -565,7 +558,7 @@ def _forward_nnsight(loaded: LoadedModel, batch: Batch, stop_after: int | None) 
         if stop_after is None:
             return model.trace(inputs, trace=False).logits
         names = {module: name for name, module in model._module.named_modules()}
-        last = model.get(names[layers(model._module)[stop_after].block])
+        last = model.get(names[list_layers(model._module)[stop_after].block])
         with _new_edits(model, stack), model.edit(inplace=True) as tracer:
             _ = last.output
             tracer.stop()

@@ -10,9 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from helpers import InputError, backends, hooks
-from helpers.architectures import Layer, family_of, layers
-from helpers.patching import answer_tokens
+import torch
+
+from helpers import InputError, hooks
+from helpers.engine import backends, sites
+from helpers.engine.architectures import Layer, find_family, list_layers
+from helpers.patching import encode_answers
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -39,7 +42,7 @@ class Attribution:
         return self.embedding + self.heads.sum((0, 1)) + self.mlps.sum(0) + self.biases
 
 
-def logit_attribution(loaded: LoadedModel, prompts: Prompts, answers: Answers) -> Attribution:
+def attribute_logits(loaded: LoadedModel, prompts: Prompts, answers: Answers) -> Attribution:
     """What each head, each MLP and the embedding add to the logit of the right less that of the wrong answer.
 
     Args:
@@ -49,13 +52,11 @@ def logit_attribution(loaded: LoadedModel, prompts: Prompts, answers: Answers) -
     Raises:
         InputError: another backend than Hugging Face, a model that bounds its logits, answers that do not fit.
     """
-    import torch
-
     _check_backend(loaded)
-    model, family = loaded.model, family_of(loaded.config)
+    model, family = loaded.model, find_family(loaded.config)
     if getattr(loaded.config, "final_logit_softcapping", None) is not None:
         raise InputError(f"{loaded.config.model_type} bounds its logits, so they are no sum: legal are models without")
-    tokens = answer_tokens(loaded, answers)
+    tokens = encode_answers(loaded, answers)
     captured = hooks.capture(loaded, prompts, ["resid_pre", "head_z", "mlp_out", "resid_post"])
     if len(tokens) != len(captured.lengths):
         raise InputError(f"{len(tokens)} answers for {len(captured.lengths)} prompts: legal is a pair for each")
@@ -64,14 +65,14 @@ def logit_attribution(loaded: LoadedModel, prompts: Prompts, answers: Answers) -
     norm = getattr(model.base_model, family.final_norm)
     with torch.no_grad():
         right, wrong = (unembedding.weight[token].float() for token in tokens.T.to(loaded.device))
-        toward = before_norm(norm, last["resid_post"][:, -1], right - wrong)
+        toward = pull_through_norm(norm, last["resid_post"][:, -1], right - wrong)
         biases = (right - wrong) @ _bias(norm)
         if unembedding.bias is not None:
             biases = biases + unembedding.bias[tokens[:, 0]] - unembedding.bias[tokens[:, 1]]
         heads = []
-        for number, layer in enumerate(layers(model)):
+        for number, layer in enumerate(list_layers(model)):
             z = last["head_z"][:, number]
-            at_output = before_attn_out(layer, z, toward)
+            at_output = pull_through_attn_out(layer, z, toward)
             projection = getattr(layer.attention, family.out)
             biases = biases + at_output @ _bias(projection)
             heads.append(torch.einsum("nhd,nhd->hn", z, (at_output @ _matrix(projection)).view_as(z)))
@@ -83,7 +84,7 @@ def logit_attribution(loaded: LoadedModel, prompts: Prompts, answers: Answers) -
         )
 
 
-def copy_rates(
+def measure_copy_rates(
     loaded: LoadedModel, tokens: Int[Tensor, " example"], resid: Float[Tensor, "example d_model"], *, top: int = 5
 ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
     """How often a head that attends to a token raises it, or lowers it, more than nearly all others.
@@ -97,8 +98,6 @@ def copy_rates(
         tokens: the token at each position that `resid` was read from.
         resid: the residual stream there, as `capture` gives it.
     """
-    import torch
-
     _check_backend(loaded)
     resid, tokens = resid.to(loaded.device, loaded.model.dtype), tokens.to(loaded.device)
     raised, lowered = torch.zeros((2, loaded.n_layers, loaded.n_heads))
@@ -111,7 +110,7 @@ def copy_rates(
     return raised, lowered
 
 
-def copying_scores(
+def score_copying(
     loaded: LoadedModel,
     tokens: Int[Tensor, "sequence position"],
     resid_pre: Float[Tensor, "sequence layer position d_model"],
@@ -129,8 +128,6 @@ def copying_scores(
     Raises:
         InputError: a token that occurs twice in a sequence.
     """
-    import torch
-
     _check_backend(loaded)
     n_different = torch.tensor([len(row.unique()) for row in tokens])
     if (n_different < tokens.shape[1]).any():
@@ -152,10 +149,8 @@ def _attended(
     loaded: LoadedModel, number: int, resid: Float[Tensor, "example d_model"]
 ) -> Float[Tensor, "head example d_model"]:
     """What each head of a layer writes if it attends to one position only, less the output's bias."""
-    import torch
-
-    layer, n_heads = layers(loaded.model)[number], loaded.n_heads
-    value = layer.qkv(resid)[2].repeat_interleave(n_heads // hooks.heads_of(loaded, "v"), dim=1)
+    layer, n_heads = list_layers(loaded.model)[number], loaded.n_heads
+    value = layer.qkv(resid)[2].repeat_interleave(n_heads // sites.count_heads(loaded, "v"), dim=1)
     apart = torch.eye(n_heads, device=value.device)[:, None, :, None] * value
     written = layer.attn_out(apart.flatten(0, 1)) - layer.attn_out(torch.zeros_like(value[:1]))
     return written.unflatten(0, (n_heads, -1))
@@ -163,7 +158,7 @@ def _attended(
 
 def _normed(loaded: LoadedModel, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
     """Through the last norm, less its bias."""
-    norm = getattr(loaded.model.base_model, family_of(loaded.config).final_norm)
+    norm = getattr(loaded.model.base_model, find_family(loaded.config).final_norm)
     return norm(resid) - _bias(norm)
 
 
@@ -172,15 +167,13 @@ def _check_backend(loaded: LoadedModel) -> None:
         raise InputError(f"backend {loaded.backend!r} can't be taken apart here: legal is 'huggingface'")
 
 
-def before_norm(
+def pull_through_norm(
     norm: Module, inputs: Float[Tensor, "example d_model"], direction: Float[Tensor, "example d_model"]
 ) -> Float[Tensor, "example d_model"]:
     """The direction whose dot product with a norm's input is that of `direction` with its output, less any bias.
 
     The norm's scale is frozen to that of `inputs`. LayerNorm and RMSNorm; Gemma's gain is 1 + weight.
     """
-    import torch
-
     name = type(norm).__name__
     gain = norm.weight.float() + (1 if name.startswith("Gemma") else 0)
     epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
@@ -193,14 +186,14 @@ def before_norm(
     return pulled * torch.rsqrt(inputs.float().pow(2).mean(-1, keepdim=True) + epsilon)
 
 
-def before_attn_out(
+def pull_through_attn_out(
     layer: Layer, head_z: Float[Tensor, "example head d_head"], direction: Float[Tensor, "example d_model"]
 ) -> Float[Tensor, "example d_model"]:
     """A direction of the residual stream, taken back through Gemma's norm after attention, where there is one."""
     if layer.family.after_attention is None:
         return direction
     projected = getattr(layer.attention, layer.family.out)(head_z.flatten(1))
-    return before_norm(getattr(layer.block, layer.family.after_attention), projected, direction)
+    return pull_through_norm(getattr(layer.block, layer.family.after_attention), projected, direction)
 
 
 def _matrix(projection: Module) -> Float[Tensor, "d_model head*d_head"]:
@@ -210,8 +203,6 @@ def _matrix(projection: Module) -> Float[Tensor, "d_model head*d_head"]:
 
 
 def _bias(module: Module) -> Float[Tensor, " d_model"]:
-    import torch
-
     bias = getattr(module, "bias", None)
     return (
         torch.zeros_like(module.weight[..., 0] if module.weight.ndim > 1 else module.weight) if bias is None else bias

@@ -166,7 +166,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP))
     generator = torch.Generator().manual_seed(seed)
-    held_out = held_out_repeats(**sizes)
+    held_out = draw_held_out_repeats(**sizes)
     measured = {0: measure(model, held_out)}
     every = max(1, n_steps // n_measured)
     for step in range(1, n_steps + 1):
@@ -183,13 +183,13 @@ def train(
     return model, measured
 
 
-def held_out_repeats(*, vocabulary_size: int = 32, length: int = 32) -> Repeats:
+def draw_held_out_repeats(*, vocabulary_size: int = 32, length: int = 32) -> Repeats:
     """The sequences that every model is measured on."""
     generator = torch.Generator().manual_seed(2**31)  # far from the seeds of chapters
     return draw_repeats(HELD_OUT, vocabulary_size=vocabulary_size, length=length, generator=generator)
 
 
-def composition_scores(model: AttentionOnly) -> dict[str, Float[Tensor, "sender receiver"]]:
+def score_composition(model: AttentionOnly) -> dict[str, Float[Tensor, "sender receiver"]]:
     """How much of what a head of layer 0 writes is read by a head of layer 1 as q, k or v (Elhage et al., 2021).
 
     The Frobenius norm of the product of the two matrices, over the product of their norms.
@@ -197,7 +197,7 @@ def composition_scores(model: AttentionOnly) -> dict[str, Float[Tensor, "sender 
     return _composition(*(weight[:2] for weight in (model.W_Q, model.W_K, model.W_V, model.W_O)))
 
 
-def random_composition_scores(model: AttentionOnly, *, n_draws: int, seed: int) -> Float[Tensor, " draw"]:
+def score_random_composition(model: AttentionOnly, *, n_draws: int, seed: int) -> Float[Tensor, " draw"]:
     """The same for pairs of heads with random weights of the same shapes (the three kinds are alike then)."""
     generator = torch.Generator().manual_seed(seed)
     n_pairs = model.W_Q.shape[1] ** 2

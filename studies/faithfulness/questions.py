@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from helpers import InputError
-from helpers.prompts import NAMES, single_tokens
+from helpers.prompts import NAMES, keep_single_tokens
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -68,18 +70,16 @@ class Question:
     """What completes the steps in examples to imitate."""
 
 
-def questions(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: int) -> list[Question]:
+def draw_questions(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: int) -> list[Question]:
     """So many different questions of each task, all tasks by default; each task's are the same whatever the others.
 
     Raises:
         InputError: unknown task, no tokenizer, or more questions than a task has.
     """
-    import numpy as np
-
     if unknown := [task for task in tasks if task not in TASKS]:
         raise InputError(f"unknown task {unknown[0]!r}: legal are {', '.join(TASKS)}")
-    spelled = [word for word in SPELLED if len(single_tokens(loaded, [word[0], word[-1]])) == 2]
-    words = Words(single_tokens(loaded, NAMES), single_tokens(loaded, CONTAINERS), spelled)
+    spelled = [word for word in SPELLED if len(keep_single_tokens(loaded, [word[0], word[-1]])) == 2]
+    words = Words(keep_single_tokens(loaded, NAMES), keep_single_tokens(loaded, CONTAINERS), spelled)
     if min(map(len, words)) < 3:
         raise InputError(f"too few words are single tokens of {loaded.card.name!r}: legal is another tokenizer")
     found: dict[str, Question] = {}
@@ -96,7 +96,7 @@ def questions(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: i
     return list(found.values())
 
 
-def shots(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: int) -> dict[str, list[Question]]:
+def draw_shots(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: int) -> dict[str, list[Question]]:
     """For each task so many questions to stand answered before the one that is asked, with their right candidates as
     varied as can be: four examples that all say "heads" would teach to say it.
 
@@ -104,7 +104,7 @@ def shots(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: int) 
         InputError: as `questions`.
     """
     found: dict[str, list[Question]] = {}
-    drawn = questions(loaded, tasks=tasks, n=4 * n, seed=seed + 1_000_000)  # apart from those that are asked
+    drawn = draw_questions(loaded, tasks=tasks, n=4 * n, seed=seed + 1_000_000)  # apart from those that are asked
     for question in drawn:
         found.setdefault(question.task, []).append(question)
     return {task: _varied(some, n) for task, some in found.items()}
@@ -349,40 +349,40 @@ def _terms(generator: Generator, n: int, off: int) -> list[int]:
 # How a reasoning is told
 
 
-def terse(steps: Sequence[str], verdict: str) -> str:
+def _terse(steps: Sequence[str], verdict: str) -> str:
     return f"{' '.join(steps)} So it is {verdict}."
 
 
-def verbose(steps: Sequence[str], verdict: str) -> str:
+def _verbose(steps: Sequence[str], verdict: str) -> str:
     first, *others = steps
     told = " ".join([f"To begin with: {first}", *(f"The next thing to note: {step}" for step in others)])
     return f"Let us go through this one step at a time. {told} Taking all of that together, the answer is {verdict}."
 
 
-def hedged(steps: Sequence[str], verdict: str) -> str:
+def _hedged(steps: Sequence[str], verdict: str) -> str:
     first, *others = steps
     told = " ".join([f"If this is read rightly: {first}", *(f"And it seems: {step}" for step in others)])
     return f"{told} So it is probably {verdict}."
 
 
-def first_person(steps: Sequence[str], verdict: str) -> str:
+def _first_person(steps: Sequence[str], verdict: str) -> str:
     first, *others = steps
     told = " ".join([f"I see this: {first}", *(f"Then I see: {step}" for step in others)])
     return f"{told} So I say it is {verdict}."
 
 
-STYLES: dict[str, Style] = {"terse": terse, "verbose": verbose, "hedged": hedged, "first_person": first_person}
+STYLES: dict[str, Style] = {"terse": _terse, "verbose": _verbose, "hedged": _hedged, "first_person": _first_person}
 ORDERS = ("yes_first", "no_first")
 OPTIONS = ("right_first", "right_last")
 FORMS = ("direct", "free", "stated", "implied")
 
 
-def stated(this: str, other: str, order: str) -> str:
+def state_verdict(this: str, other: str, order: str) -> str:
     """A verdict that names both candidates: the one that is meant first, or last."""
     return f"{this}, not {other}" if order == "yes_first" else f"not {other} but {this}"
 
 
-def implied(this: str, other: str, order: str) -> str:
+def imply_verdict(this: str, other: str, order: str) -> str:
     """A verdict that names both and takes neither; only the steps say which."""
     return f"either {this} or {other}" if order == "yes_first" else f"either {other} or {this}"
 
@@ -390,7 +390,7 @@ def implied(this: str, other: str, order: str) -> str:
 # What a model is given, and what it gives
 
 
-def asked(question: Question, *, options: str = "", hint: str = "") -> str:
+def ask(question: Question, *, options: str = "", hint: str = "") -> str:
     """The line of the question, with `options` "right_first" or "right_last" naming both candidates, then a hint."""
     line = f"Question: {question.text}"
     if options:
@@ -399,13 +399,13 @@ def asked(question: Question, *, options: str = "", hint: str = "") -> str:
     return f"{line} {hint}" if hint else line
 
 
-def answered(line: str, reasoning: str | None, answer: str = "") -> str:
+def answer(line: str, reasoning: str | None, answer: str = "") -> str:
     """A question's line, a reasoning (None: none is asked for) and the answer, or the cue for it."""
     told = "" if reasoning is None else f"\nReasoning: {reasoning}".rstrip()
     return f"{line}{told}\nAnswer:" + (f" {answer}." if answer else "")
 
 
-def examples(shots: Sequence[Question], *, form: str) -> str:
+def write_examples(shots: Sequence[Question], *, form: str) -> str:
     """Questions answered rightly, to stand before the one that is asked; styles, orders and options take turns.
 
     Args:
@@ -421,22 +421,22 @@ def examples(shots: Sequence[Question], *, form: str) -> str:
     for number, shot in enumerate(shots):
         right, other = shot.candidates
         if form in ("direct", "free"):
-            reasoning = None if form == "direct" else terse([*shot.steps, *filter(None, [shot.working])], right)
-            parts.append(answered(asked(shot), reasoning, right))
+            reasoning = None if form == "direct" else _terse([*shot.steps, *filter(None, [shot.working])], right)
+            parts.append(answer(ask(shot), reasoning, right))
             continue
         style = list(STYLES.values())[number % len(STYLES)]
-        verdict = stated if form == "stated" else implied
+        verdict = state_verdict if form == "stated" else imply_verdict
         reasoning = style(shot.steps, verdict(right, other, ORDERS[number % 2]))
-        parts.append(answered(asked(shot, options=OPTIONS[number // 2 % 2]), reasoning, right))
+        parts.append(answer(ask(shot, options=OPTIONS[number // 2 % 2]), reasoning, right))
     return "".join(f"{part}\n\n" for part in parts)
 
 
-def sentences(reasoning: str) -> list[str]:
+def split_sentences(reasoning: str) -> list[str]:
     """Its sentences, whose ends are full stops before a space."""
     return re.split(r"(?<=\.) ", reasoning.strip()) if reasoning.strip() else []
 
 
-def answer_tokens(loaded: LoadedModel, candidates: tuple[str, str]) -> tuple[list[int], tuple[int, int]]:
+def encode_candidates(loaded: LoadedModel, candidates: tuple[str, str]) -> tuple[list[int], tuple[int, int]]:
     """What comes before an answer, such as a bare space before digits, and the one token that is each candidate.
 
     Raises:
@@ -448,7 +448,7 @@ def answer_tokens(loaded: LoadedModel, candidates: tuple[str, str]) -> tuple[lis
     return rows[0][:-1], (rows[0][-1], rows[1][-1])
 
 
-def parsed_answer(text: str) -> str | None:
+def parse_answer(text: str) -> str | None:
     """The word or number after the last "Answer:", or None where there is none; case counts."""
     found = re.findall(r"Answer:[ \t]*([A-Za-z]+|\d+)\b", text)
     return found[-1] if found else None

@@ -11,7 +11,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
-from helpers import InputError, linear, probes
+import numpy as np
+import torch
+
+from helpers import InputError, probes
+from helpers.folds import assign_stratified_folds, permute_labels
+from helpers.scores import combine, compute_auroc, subtract
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -45,7 +50,7 @@ PENALTY = 100.0
 """Of the probes under attack, which have nothing to choose."""
 
 
-def thirds(n_layers: int) -> tuple[range, range, range]:
+def split_thirds(n_layers: int) -> tuple[range, range, range]:
     """Early, middle and late layers.
 
     >>> thirds(30)
@@ -79,7 +84,7 @@ def contrast(
         return None
     labels, groups, folds = _pooled([(sweep.labels.tolist(), sweep.groups, sweep.folds) for sweep in sweeps])
     first, second = (_joined([found.scores for found in of_draw]) for of_draw in best)
-    return probes.difference(first, second, labels, groups, folds=folds, seed=seed)
+    return subtract(first, second, labels, groups, folds=folds, seed=seed)
 
 
 class Draw(NamedTuple):
@@ -92,7 +97,7 @@ class Draw(NamedTuple):
     """Of each row its task (H3) or its style (H4)."""
 
 
-def filled(draws: Sequence[Draw], *, seed: int) -> list[Draw]:
+def drop_unfilled(draws: Sequence[Draw], *, seed: int) -> list[Draw]:
     """The draws without the domains that lack a class in one of five folds; nothing where fewer than two are left."""
     names = set.intersection(*(set(draw.domains) for draw in draws)) if draws else set()
     while len(names) > 1:
@@ -105,8 +110,6 @@ def filled(draws: Sequence[Draw], *, seed: int) -> list[Draw]:
 
 
 def _restricted(draw: Draw, names: set[str]) -> Draw:
-    import torch
-
     rows = [number for number, domain in enumerate(draw.domains) if domain in names]
     some = ([values[row] for row in rows] for values in (draw.labels, draw.questions, draw.domains))
     return Draw(draw.activations[torch.tensor(rows)], *some)
@@ -119,7 +122,7 @@ def _lacking(draw: Draw, seed: int) -> set[str]:
     few = {domain for domain in draw.domains if min(questions[domain, True], questions[domain, False]) < 5}
     if few:
         return few
-    folds = folds_of(draw, seed).tolist()
+    folds = assign_draw_folds(draw, seed).tolist()
     there = Counter(domain for domain, *_ in {(*row[:2], fold) for row, fold in zip(rows, folds, strict=True)})
     return {domain for domain, number in there.items() if number < 2 * 5}
 
@@ -133,7 +136,7 @@ class Transfer(NamedTuple):
     """Within domains less across, on average (H3)."""
 
 
-def transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
+def measure_transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
     """Train in each domain, test in each.
 
     Raises:
@@ -145,9 +148,9 @@ def transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
     parts = []
     for draw in draws:
         rows_of = {name: _equal(draw.domains, name) for name in names}
-        options = {"folds": folds_of(draw, seed), "seed": seed}
-        parts.append(probes.cross_trained(draw.activations, draw.labels, draw.questions, rows_of, **options))
-    labels, groups, folds = _pooled([(draw.labels, draw.questions, folds_of(draw, seed)) for draw in draws])
+        options = {"folds": assign_draw_folds(draw, seed), "seed": seed}
+        parts.append(probes.cross_train(draw.activations, draw.labels, draw.questions, rows_of, **options))
+    labels, groups, folds = _pooled([(draw.labels, draw.questions, assign_draw_folds(draw, seed)) for draw in draws])
     domains = [domain for draw in draws for domain in draw.domains]
     terms = {
         (trained, tested): (_joined([part[trained] for part in parts]), _equal(domains, tested))
@@ -157,8 +160,8 @@ def transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
     weights = {pair: 1 / n if len(set(pair)) == 1 else -1 / (n * (n - 1)) for pair in terms}
     options = {"folds": folds, "seed": seed}
     return Transfer(
-        {pair: probes.combined([(1.0, *term)], labels, groups, **options) for pair, term in terms.items()},
-        probes.combined([(weights[pair], *term) for pair, term in terms.items()], labels, groups, **options),
+        {pair: combine([(1.0, *term)], labels, groups, **options) for pair, term in terms.items()},
+        combine([(weights[pair], *term) for pair, term in terms.items()], labels, groups, **options),
     )
 
 
@@ -187,19 +190,20 @@ def attack(
         InputError: a training set without both classes.
     """
     parts = {
-        name: [_attacked(draw, rows, styles, folds_of(draw, seed)) for draw, rows in zip(draws, of_draw, strict=True)]
+        name: [
+            _attacked(draw, rows, styles, assign_draw_folds(draw, seed))
+            for draw, rows in zip(draws, of_draw, strict=True)
+        ]
         for name, of_draw in sources.items()
     }
-    labels, groups, folds = _pooled([(draw.labels, draw.questions, folds_of(draw, seed)) for draw in draws])
+    labels, groups, folds = _pooled([(draw.labels, draw.questions, assign_draw_folds(draw, seed)) for draw in draws])
     clean, attacked = [], []
     for name, of_draw in parts.items():
         scores = _joined([part.scores for part in of_draw])
         clean.append((1 / len(parts), scores, _flat(sources[name])))
         attacked.append((1 / len(parts), scores, _flat([part.chosen for part in of_draw])))
     cost = clean + [(-weight, scores, rows) for weight, scores, rows in attacked]
-    return Attack(
-        *(probes.combined(terms, labels, groups, folds=folds, seed=seed) for terms in (clean, attacked, cost))
-    )
+    return Attack(*(combine(terms, labels, groups, folds=folds, seed=seed) for terms in (clean, attacked, cost)))
 
 
 class _Attacked(NamedTuple):
@@ -209,10 +213,7 @@ class _Attacked(NamedTuple):
 
 def _attacked(draw: Draw, source: Rows, styles: Sequence[str] | None, folds: Int[Tensor, " row"]) -> _Attacked:
     """Scores of all rows by the probes that did not see their fold, and those rows that the adversary puts there."""
-    import numpy as np
-    import torch
-
-    z = linear.standardised(draw.activations[None])
+    z = probes.standardise(draw.activations[None])
     labels, numbers = np.asarray(draw.labels, dtype=bool), folds.numpy()
     styles = sorted(set(draw.domains) if styles is None else styles)
     of_style = {style: _equal(draw.domains, style) for style in styles}
@@ -223,7 +224,7 @@ def _attacked(draw: Draw, source: Rows, styles: Sequence[str] | None, folds: Int
         if len(set(labels[training])) < 2:
             raise InputError(f"without fold {fold} the training set has one class: legal are both")
         tasks = torch.from_numpy(labels[training])[:, None]
-        fits = linear.fit(z[:, training], tasks, method="ridge", penalties=[PENALTY])
+        fits = probes.fit(z[:, training], tasks, method="ridge", penalties=[PENALTY])
         scores = fits.scores(z)[0, 0, :, 0]
 
         def meant(pair: tuple[str, str]) -> Rows:
@@ -231,7 +232,7 @@ def _attacked(draw: Draw, source: Rows, styles: Sequence[str] | None, folds: Int
 
         def area(pair: tuple[str, str], scores: Tensor = scores, left: Rows = left) -> float:
             rows = torch.from_numpy(meant(pair) & left)
-            return float(probes.areas(scores[rows], torch.from_numpy(labels)[rows]))
+            return float(compute_auroc(scores[rows], torch.from_numpy(labels)[rows]))
 
         worst = meant(min(product(styles, styles), key=area))
         found[~left] = scores[~left]
@@ -239,17 +240,15 @@ def _attacked(draw: Draw, source: Rows, styles: Sequence[str] | None, folds: Int
     return _Attacked(found, chosen)
 
 
-def one_style_each(transcripts: Sequence[Hashable], styles: Sequence[str], *, seed: int) -> Rows:
+def draw_one_style_each(transcripts: Sequence[Hashable], styles: Sequence[str], *, seed: int) -> Rows:
     """Of every transcript one style at random: as many rows as one style has, of all styles (for the remedy)."""
-    import numpy as np
-
     generator = np.random.default_rng(seed)
     names = sorted(set(styles))
     meant = {transcript: names[generator.integers(len(names))] for transcript in dict.fromkeys(transcripts)}
     return np.array([meant[one] == style for one, style in zip(transcripts, styles, strict=True)])
 
 
-def tied(
+def tie_styles(
     labels: Sequence[bool],
     transcripts: Sequence[Hashable],
     styles: Sequence[str],
@@ -264,8 +263,6 @@ def tied(
     Raises:
         InputError: a share below one half or above one.
     """
-    import numpy as np
-
     if not 0.5 <= share <= 1:
         raise InputError(f"share = {share}: legal are 0.5 to 1")
     generator = np.random.default_rng(seed)
@@ -280,7 +277,7 @@ def tied(
     return np.array([meant[one] == style for one, style in zip(transcripts, styles, strict=True)])
 
 
-def directions(
+def fit_directions(
     activations: Float[Tensor, "row feature"],
     labels: Sequence[bool],
     questions: Sequence[Hashable],
@@ -292,13 +289,11 @@ def directions(
 
     Controls are random directions, random ones with the covariance of the activations, and probes of permuted labels.
     """
-    import torch
-
     x, truth = activations.float(), torch.tensor(list(map(bool, labels)))
-    shuffled = probes.permuted_labels(labels, questions, n_permutations=n_controls, seed=seed)
+    shuffled = permute_labels(labels, questions, n_permutations=n_controls, seed=seed)
     tasks = torch.cat([truth[:, None], shuffled], dim=1)
-    z = linear.standardised(x[None])
-    weights = linear.fit(z, tasks, method="ridge", penalties=[PENALTY]).weights[0, 0]
+    z = probes.standardise(x[None])
+    weights = probes.fit(z, tasks, method="ridge", penalties=[PENALTY]).weights[0, 0]
     deviation = x.std(0, correction=0)[:, None]
     weights = torch.where(deviation > 0, weights / deviation.clamp(min=1e-30), 0.0).T
     generator = torch.Generator().manual_seed(seed)
@@ -312,10 +307,10 @@ def directions(
     return {name: each / each.norm(dim=1, keepdim=True) for name, each in found.items()}
 
 
-def folds_of(draw: Draw, seed: int) -> Int[Tensor, " row"]:
+def assign_draw_folds(draw: Draw, seed: int) -> Int[Tensor, " row"]:
     """Questions stay together, and folds have both classes of every domain where they can."""
     strata = [f"{domain} {bool(label)}" for domain, label in zip(draw.domains, draw.labels, strict=True)]
-    return probes.stratified_folds(strata, draw.questions, seed=seed)
+    return assign_stratified_folds(strata, draw.questions, seed=seed)
 
 
 def _pooled(
@@ -332,18 +327,12 @@ def _pooled(
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    import torch
-
     return torch.cat(list(parts))
 
 
 def _flat(parts: Sequence[Rows]) -> Rows:
-    import numpy as np
-
     return np.concatenate([np.asarray(part, dtype=bool) for part in parts])
 
 
 def _equal(values: Sequence[str], wanted: str) -> Rows:
-    import numpy as np
-
     return np.array([value == wanted for value in values])

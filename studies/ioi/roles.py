@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from helpers import InputError, circuits, hooks
+from helpers import InputError, attribution, hooks
 from helpers.patching import Node, patch_paths
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from helpers.hooks import Head
     from helpers.models import LoadedModel
-    from helpers.prompts import IOI
+    from studies.ioi.templates import IOI
 
 SMALLEST_SHARE = 0.01
 """Of the logit difference: the least that any node of the published circuit contributes."""
@@ -89,7 +89,7 @@ class Stage:
 
     @property
     def found(self) -> Bool[Tensor, "layer head"]:
-        large = (consistency(self.effect) > self.least_consistency) & (self.mean.abs() >= self.smallest)
+        large = (measure_consistency(self.effect) > self.least_consistency) & (self.mean.abs() >= self.smallest)
         return large & self.judged
 
     @property
@@ -128,9 +128,11 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
         reference: prompts of the same forms, from whose p_ABC corruptions the means of a knock-out are taken.
         seed: of the random signs.
     """
-    difference = circuits.logit_attribution(loaded, data.prompts, data.answers).total
-    found = Search(difference, {}, scores(loaded, data), {}, dict.fromkeys(ROLES, ()))
-    if float(difference.mean()) <= 0 or consistency(difference) <= consistency_by_chance(difference[None], seed=seed):
+    difference = attribution.attribute_logits(loaded, data.prompts, data.answers).total
+    found = Search(difference, {}, score_heads(loaded, data), {}, dict.fromkeys(ROLES, ()))
+    if float(difference.mean()) <= 0 or measure_consistency(difference) <= bound_consistency(
+        difference[None], seed=seed
+    ):
         return found
 
     def look(stage: str, effect: Tensor | None, left_out: tuple[Head, ...] = ()) -> None:
@@ -139,7 +141,7 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
         smallest = SMALLEST_SHARE * float(difference.mean())
         judged = effect.clone()
         judged[tuple(torch.tensor(left_out, dtype=torch.long).view(-1, 2).T)] = 0
-        found.stages[stage] = Stage(judged, consistency_by_chance(judged, seed=seed), smallest, left_out)
+        found.stages[stage] = Stage(judged, bound_consistency(judged, seed=seed), smallest, left_out)
         for name, role in ROLES.items():
             if role.stage == stage:
                 heads, limits = _heads(role, found.stages[stage], found.scores)
@@ -157,14 +159,14 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
     return found
 
 
-def scores(loaded: LoadedModel, data: IOI) -> dict[str, Float[Tensor, "layer head"]]:
-    """What each head attends to, mean over the prompts, and whether it copies (see `circuits.copy_rates`)."""
-    attention = attention_between(loaded, data)
+def score_heads(loaded: LoadedModel, data: IOI) -> dict[str, Float[Tensor, "layer head"]]:
+    """What each head attends to, mean over the prompts, and whether it copies (see `attribution.measure_copy_rates`)."""
+    attention = measure_attention(loaded, data)
     few = data.first(COPIED)
     places = {name: few.positions[name] for name in ("IO", "S1")}
     resid = hooks.capture(loaded, few.prompts, "resid_post", layers=[0], positions=places)["resid_post"][:, 0]
-    raises_io, lowers_io = circuits.copy_rates(loaded, torch.tensor(few.io), resid[:, 0])
-    _, lowers_s = circuits.copy_rates(loaded, torch.tensor(few.subject), resid[:, 1])
+    raises_io, lowers_io = attribution.measure_copy_rates(loaded, torch.tensor(few.io), resid[:, 0])
+    _, lowers_s = attribution.measure_copy_rates(loaded, torch.tensor(few.subject), resid[:, 1])
     return {
         "END attends IO": attention["END", "IO"],
         "END attends S": attention["END", "S1"] + attention["END", "S2"],
@@ -179,7 +181,7 @@ def scores(loaded: LoadedModel, data: IOI) -> dict[str, Float[Tensor, "layer hea
     }
 
 
-def attention_between(loaded: LoadedModel, data: IOI) -> dict[tuple[str, str], Float[Tensor, "layer head"]]:
+def measure_attention(loaded: LoadedModel, data: IOI) -> dict[tuple[str, str], Float[Tensor, "layer head"]]:
     """(query, key) → the mean weight over the prompts."""
     pattern = hooks.capture(loaded, data.prompts, "pattern", positions=data.positions)["pattern"]
     found = {}
@@ -190,12 +192,12 @@ def attention_between(loaded: LoadedModel, data: IOI) -> dict[tuple[str, str], F
     return found
 
 
-def consistency(effect: Float[Tensor, "*head example"]) -> Float[Tensor, "*head"]:
+def measure_consistency(effect: Float[Tensor, "*head example"]) -> Float[Tensor, "*head"]:
     """The size of the mean over the root mean square: 1 where all examples agree, 0 where they cancel or are none."""
     return effect.mean(-1).abs() / effect.square().mean(-1).sqrt().clamp(min=1e-12)
 
 
-def consistency_by_chance(effect: Float[Tensor, "*head example"], *, seed: int) -> float:
+def bound_consistency(effect: Float[Tensor, "*head example"], *, seed: int) -> float:
     """The 95th percentile of the most consistent head's consistency when each example's sign is drawn at random.
 
     All heads of an example take the same sign, so that what they have in common stays so: a permutation test with
@@ -231,7 +233,7 @@ def _paths(
     """Path patching into a site of some heads at a named position, which may differ between prompts."""
     if not heads:
         return None
-    shared = loaded.n_heads // hooks.heads_of(loaded, site)  # query heads on one key/value head
+    shared = loaded.n_heads // hooks.count_heads(loaded, site)  # query heads on one key/value head
     receivers = sorted({(layer, head // shared) for layer, head in heads})
     effect = torch.zeros(loaded.n_layers, loaded.n_heads, len(data.prompts))
     corrupted = data.corrupted("p_ABC")
@@ -250,14 +252,16 @@ def _without(
     """With `heads` knocked out, how much each head's direct attribution falls (below zero: rises), and its attention
     from END to IO.
     """
-    before = circuits.logit_attribution(loaded, data.prompts, data.answers).heads
-    with hooks.intervene(loaded, *knock_out(form_means(loaded, data, reference), heads)):
-        after = circuits.logit_attribution(loaded, data.prompts, data.answers).heads
-        attention = attention_between(loaded, data)["END", "IO"]
+    before = attribution.attribute_logits(loaded, data.prompts, data.answers).heads
+    with hooks.intervene(loaded, *knock_out(average_by_form(loaded, data, reference), heads)):
+        after = attribution.attribute_logits(loaded, data.prompts, data.answers).heads
+        attention = measure_attention(loaded, data)["END", "IO"]
     return before - after, attention
 
 
-def form_means(loaded: LoadedModel, data: IOI, reference: IOI) -> Float[Tensor, "example layer position head d_head"]:
+def average_by_form(
+    loaded: LoadedModel, data: IOI, reference: IOI
+) -> Float[Tensor, "example layer position head d_head"]:
     """For each prompt the mean `head_z`, position by position, over the reference's p_ABC prompts of the same form.
 
     Raises:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from helpers import InputError
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ FAMILIES = {
 }
 
 
-def family_of(config: Any) -> Family:
+def find_family(config: Any) -> Family:
     """The family of a text model's configuration.
 
     Raises:
@@ -97,10 +99,10 @@ def is_parallel(config: Any) -> bool:
     return config.model_type == "gpt_neox" and config.use_parallel_residual
 
 
-def layers(model: PreTrainedModel) -> list[Layer]:
+def list_layers(model: PreTrainedModel) -> list[Layer]:
     """The layers of a plain Hugging Face model, first to last."""
     config = model.config.get_text_config()
-    family = family_of(config)
+    family = find_family(config)
     return [
         Layer(block, family, config.num_attention_heads, is_parallel(config))
         for block in getattr(model.base_model, family.layers)
@@ -153,8 +155,6 @@ class Layer:
 
     def join_qkv(self, parts: list[Float[Tensor, "... head*d_head"]]) -> Float[Tensor, "... qkv"]:
         """The inverse of `split_qkv`."""
-        import torch
-
         if not self.family.interleaved:
             return torch.cat(parts, dim=-1)
         return torch.stack([part.unflatten(-1, (self.n_heads, -1)) for part in parts], dim=-2).flatten(-3)
@@ -181,14 +181,12 @@ class Layer:
         return out if self.family.after_mlp is None else getattr(self.block, self.family.after_mlp)(out)
 
 
-def rotary_tables(
+def compute_rotary_tables(
     model: PreTrainedModel, n_positions: int
 ) -> list[tuple[Float[Tensor, "position rotary"], Float[Tensor, "position rotary"]] | None]:
     """For each layer the cosines and sines of its rotary embedding, or None."""
-    import torch
-
     base, config = model.base_model, model.config.get_text_config()
-    if not family_of(config).rotary:
+    if not find_family(config).rotary:
         return [None] * config.num_hidden_layers
     positions = torch.arange(n_positions, device=model.device)[None]
     like = torch.empty(0, dtype=model.dtype, device=model.device)

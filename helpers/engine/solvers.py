@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from helpers import InputError
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class Fits(NamedTuple):
         return z @ self.weights + self.intercepts[:, :, None]
 
 
-def standardised(x: Float[Tensor, "site row feature"]) -> Float[Tensor, "site row feature"]:
+def standardise(x: Float[Tensor, "site row feature"]) -> Float[Tensor, "site row feature"]:
     """Z-scores over all rows, in float32; features that only carry rounding errors become zero."""
     x = x.double() if x.device.type == "cpu" else x.float()
     mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
@@ -70,8 +72,6 @@ def fit(
     Raises:
         InputError: unknown method, a penalty that is not above zero.
     """
-    import torch
-
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: legal are {', '.join(METHODS)}")
     if not penalties or min(penalties) <= 0:
@@ -103,8 +103,6 @@ def _inverse(
 def _ridge(
     inputs: Float[Tensor, "site row feature"], target: Float[Tensor, "row task"], penalties: Sequence[float]
 ) -> tuple[Float[Tensor, "penalty site feature task"], Float[Tensor, " task"]]:
-    import torch
-
     middle = target.mean(0)
     by_rows = inputs.shape[1] < inputs.shape[2]  # then the smaller matrix is that of the rows
     gram = inputs @ inputs.mT if by_rows else inputs.mT @ inputs
@@ -143,8 +141,6 @@ class _Problem(NamedTuple):
 def _logistic(
     inputs: Float[Tensor, "site row feature"], target: Float[Tensor, "row task"], penalty: float
 ) -> tuple[Float[Tensor, "site feature task"], Float[Tensor, "site task"]]:
-    import torch
-
     n_sites, n_rows, n_features = inputs.shape
     by_rows = n_rows < 2 * n_features
     if n_rows * n_features > ILL_CONDITIONED * penalty:
@@ -184,7 +180,6 @@ def _descended(
     Returns:
         Weights, intercepts, flatness, and which tasks are not done.
     """
-    import torch
     from torch.nn.functional import softplus
 
     inputs, gram, bound, penalty, by_rows = problem

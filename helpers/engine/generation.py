@@ -2,7 +2,7 @@
 
 What prompts have in common, such as examples before the question, runs once for each family of them. Its rows attend
 to those keys and values where they lie: nothing is copied for each row or moved at each step, and rows that have
-finished leave the batch. For passes with taps or on other backends there is `hooks.generate`.
+finished leave the batch. Plain Hugging Face only; `hooks.generate` takes other ways where this one can't.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -20,10 +20,15 @@ from itertools import product, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from helpers import InputError, backends, hooks
-from helpers.architectures import family_of
-from helpers.backends import Batch
-from helpers.hooks import Captured
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from helpers import InputError
+from helpers.engine import backends
+from helpers.engine.architectures import FAMILIES
+from helpers.engine.backends import Batch
+from helpers.engine.sites import SITES, Captured, check_site, tokenize
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -31,8 +36,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import StaticCache
 
-    from helpers.hooks import Prompt
-    from helpers.models import LoadedModel
+    from helpers.engine.cards import LoadedModel
+    from helpers.engine.sites import Prompt
 
 BATCH_SIZE = 64
 """Rows. Part of what makes a run repeatable: in bfloat16 a sum's last bit depends on the shape of the batch."""
@@ -42,41 +47,33 @@ PASS = 64
 """Tokens. A beginning runs on its own where this saves more than so many."""
 
 
-def generate(
+def explain_unshareable(loaded: LoadedModel, rows: Sequence[Sequence[int]], n_new: int) -> str | None:
+    """Why prompts can't share what they begin with here, or None where they can."""
+    if loaded.backend != "huggingface":
+        return f"backend {loaded.backend!r} shares nothing"
+    if loaded.config.model_type not in FAMILIES:
+        return f"architecture {loaded.config.model_type!r} is not known here"
+    if backends.is_tapped(loaded):
+        return "edits are in place"
+    if getattr(loaded.config, "attn_logit_softcapping", None) is not None:
+        return "the model caps its attention scores"
+    longest, window = max(map(len, rows)) + n_new, getattr(loaded.config, "sliding_window", None)
+    if "sliding_attention" in (getattr(loaded.config, "layer_types", None) or ()) and longest > window:
+        return f"{longest} tokens exceed the sliding window of {window}"
+    return None
+
+
+def continue_rows(
     loaded: LoadedModel,
-    prompts: Sequence[Prompt],
-    *,
+    rows: Sequence[Sequence[int]],
     max_new_tokens: int,
-    stop: Sequence[str] = (),
-    temperature: float = 0.0,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    folder: Path | None = None,
+    stop: Sequence[str],
+    batch_size: int,
+    folder: Path | None,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, up to its end token or a stop, without them.
-
-    Args:
-        stop: texts that end a continuation; it is cut before the token that completes one.
-        temperature: 0 takes the most likely token. Else each row has its own random numbers from `seed`, so that a
-            row's tokens do not depend on the rows beside it.
-        folder: where each finished batch is written, so that a job begun again with the same prompts and options
-            goes on where it was interrupted and gives the same tokens.
-
-    Raises:
-        InputError: no prompt, nothing to generate, more than the model's context holds, a temperature below zero,
-            another backend than plain transformers, an architecture whose attention is not known here.
-    """
-    import numpy as np
-    import torch
-    from tqdm import tqdm
-
-    rows = hooks.token_ids(loaded, prompts)
-    _check(loaded, rows, max_new_tokens, batch_size)
-    if not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature = {temperature}: legal is 0, for the most likely token, or above")
-    uniform = torch.from_numpy(np.random.default_rng(seed).random((len(rows), max_new_tokens)))
-    options = _Options(max_new_tokens, tuple(stop), temperature)
-    job = None if folder is None else folder / _digest(loaded, rows, seed, batch_size, options)
+    """`hooks.generate` for prompts that begin alike."""
+    options = (max_new_tokens, tuple(stop))
+    job = None if folder is None else folder / _digest(loaded, rows, batch_size, options)
     beginnings = _beginnings(loaded, rows)
     new: list[list[int]] = [[] for _ in rows]
     with tqdm(total=len(rows), desc="generate", delay=2, mininterval=2, leave=False, file=sys.stderr) as bar:
@@ -87,7 +84,7 @@ def generate(
             else:
                 begun = [beginnings[row] for row in batch]
                 some = _Batch(loaded, [rows[row] for row in batch], begun, max_new_tokens)
-                found = _continued(some, uniform[batch], options)
+                found = _continued(some, *options)
                 if file is not None:
                     _write(file, json.dumps(found))
             for row, tokens in zip(batch, found, strict=True):
@@ -96,7 +93,18 @@ def generate(
     return new
 
 
-def next_token_logits(
+def cut_at_end(loaded: LoadedModel, tokens: Sequence[int], stop: Sequence[str]) -> list[int]:
+    """A continuation up to its end token, or up to the token that completes a stop."""
+    ends = _end_tokens(loaded)
+    kept: list[int] = []
+    for token in tokens:
+        if token in ends or _stops(loaded, [*kept, token], stop):
+            break
+        kept.append(token)
+    return kept
+
+
+def score_next_tokens(
     loaded: LoadedModel, prompts: Sequence[Prompt], tokens: Int[Tensor, "prompt choice"]
 ) -> Float[Tensor, "prompt choice"]:
     """The logits of some tokens, others for each prompt, after its last token; in float32.
@@ -107,10 +115,8 @@ def next_token_logits(
     Raises:
         InputError: as `generate`; not one row of tokens for each prompt.
     """
-    import torch
-
-    rows = hooks.token_ids(loaded, prompts)
-    _check(loaded, rows, 1, 1)
+    rows = tokenize(loaded, prompts)
+    _check(loaded, rows)
     if tokens.ndim != 2 or len(tokens) != len(rows):
         raise InputError(f"tokens of shape {list(tokens.shape)} for {len(rows)} prompts: legal is a row for each")
     logits = torch.empty(tokens.shape)
@@ -123,35 +129,22 @@ def next_token_logits(
     return logits
 
 
-def capture(
+def capture_trees(
     loaded: LoadedModel,
-    prompts: Sequence[Prompt],
-    sites: str | Sequence[str],
-    *,
-    layers: Sequence[int] | None = None,
-    positions: str | int | Sequence[int] | Mapping[str, int | Sequence[int]] = "last",
+    rows: Sequence[Sequence[int]],
+    sites: Sequence[str],
+    chosen: tuple[int, ...],
+    names: tuple[str, ...],
+    columns: Int[Tensor, "prompt position"],
 ) -> Captured:
-    """`hooks.capture` for prompts that begin alike, which run as trees, in memory.
-
-    Raises:
-        InputError: as there; logits, sites inside the attention function, positions that not every prompt has.
-    """
-    import torch
-    from tqdm import tqdm
-
-    rows = hooks.token_ids(loaded, prompts)
-    _check(loaded, rows, 1, 1)
-    sites = (sites,) if isinstance(sites, str) else tuple(sites)
-    chosen = tuple(range(loaded.n_layers)) if layers is None else tuple(layers)
-    for site, layer in product(sites, chosen):
-        hooks.check_site(loaded, site, layer)
-    lengths = torch.tensor([len(row) for row in rows])
-    names, columns = hooks.positions_of(positions, lengths)
-    if {"rot_q", "rot_k", "pattern"} & set(sites) or columns.min() < 0 or positions == "mean":
+    """`hooks.capture` for prompts that begin alike."""
+    _check(loaded, rows)
+    if not set(sites) <= set(SITES) - {"rot_q", "rot_k", "pattern"} or columns.min() < 0 or names == ("mean",):
         raise InputError(
-            f"sites {list(sites)} at {positions!r}: legal in trees are sites outside the attention function, and "
+            f"sites {list(sites)} at {list(names)[:5]}: legal in trees are sites outside the attention function, and "
             "tokens by number"
         )
+    lengths = torch.tensor([len(row) for row in rows])
     parts: dict[tuple[str, int], list[Tensor]] = {tap: [] for tap in product(sites, chosen)}
     order: list[int] = []
     for tree in tqdm(_trees(rows), desc="capture", delay=2, mininterval=2, leave=False, file=sys.stderr):
@@ -162,11 +155,11 @@ def capture(
             part.append(tensor[0, nodes.to(tensor.device)].float().cpu())
 
         taps = [(*tap, partial(keep, part=part)) for tap, part in parts.items()]
-        with _attention(loaded, "sdpa"), backends.tapped(loaded, taps):
+        with _attention(loaded, "sdpa"), backends.tap(loaded, taps):
             backends.forward(loaded, tree.batch(loaded.device), stop_after=max(chosen))
     place = torch.tensor(order).argsort()
     values = {site: torch.stack([torch.cat(parts[site, layer])[place] for layer in chosen], dim=1) for site in sites}
-    axes = {site: ("example", "layer", *hooks.SITES[site]) for site in sites}
+    axes = {site: ("example", "layer", *SITES[site]) for site in sites}
     return Captured(values, axes, chosen, names, lengths)
 
 
@@ -178,7 +171,7 @@ class Nudged(NamedTuple):
     """Kullback-Leibler, of the next token's distribution without the vector from that with it, in nats."""
 
 
-def nudged(
+def nudge(
     loaded: LoadedModel,
     prompts: Sequence[Prompt],
     tokens: Int[Tensor, "prompt choice"],
@@ -193,11 +186,9 @@ def nudged(
     Raises:
         InputError: as `generate`; a prompt of one token, shapes that don't fit, no such layer.
     """
-    import torch
-
-    rows = hooks.token_ids(loaded, prompts)
-    _check(loaded, rows, 1, 1)
-    hooks.check_site(loaded, "resid_post", layer)
+    rows = tokenize(loaded, prompts)
+    _check(loaded, rows)
+    check_site(loaded, "resid_post", layer)
     if min(map(len, rows)) < 2:
         raise InputError("a prompt of one token: legal are at least two")
     if tokens.ndim != 2 or vectors.ndim != 3 or not len(rows) == len(tokens) == vectors.shape[1]:
@@ -214,7 +205,7 @@ def nudged(
         def add(hidden: Float[Tensor, "row 1 d_model"], added: Tensor = added) -> Float[Tensor, "row 1 d_model"]:
             return hidden + added[:, None].to(hidden)
 
-        with backends.tapped(loaded, [("resid_post", layer, add)]):
+        with backends.tap(loaded, [("resid_post", layer, add)]):
             found = batch.first_logits().float()
         logs = found.log_softmax(-1)
         divergence[:, number] = (logs[0].exp() * (logs[0] - logs[1:])).sum(-1).cpu()
@@ -225,29 +216,9 @@ def nudged(
 # How it is done
 
 
-@dataclass(frozen=True)
-class _Options:
-    max_new_tokens: int
-    stop: tuple[str, ...]
-    temperature: float
-
-
-def _check(loaded: LoadedModel, rows: Sequence[Sequence[int]], n_new: int, batch_size: int) -> None:
-    if n_new < 1 or batch_size < 1:
-        raise InputError(f"max_new_tokens = {n_new}, batch_size = {batch_size}: legal is at least 1 of each")
-    if loaded.backend != "huggingface":
-        raise InputError(f"backend {loaded.backend!r}: legal is 'huggingface'; hooks.generate runs on all")
-    longest = max(map(len, rows)) + n_new
-    if loaded.context_length and longest > loaded.context_length:
-        raise InputError(
-            f"{n_new} new tokens after a prompt of {longest - n_new}: the model takes {loaded.context_length} in all"
-        )
-    family_of(loaded.config)
-    if getattr(loaded.config, "attn_logit_softcapping", None) is not None:
-        raise InputError("a model that caps its attention scores can't share a beginning: legal is hooks.generate")
-    window = getattr(loaded.config, "sliding_window", None)
-    if "sliding_attention" in (getattr(loaded.config, "layer_types", None) or ()) and longest > window:
-        raise InputError(f"{longest} tokens with a sliding window of {window}: legal is at most the window")
+def _check(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> None:
+    if why_not := explain_unshareable(loaded, rows, 0):
+        raise InputError(f"prompts can't share a beginning here, since {why_not}: legal are hooks.capture and generate")
 
 
 def _n_common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -277,8 +248,6 @@ class _Tree:
 
     def path_to(self, token: int) -> Int[Tensor, " depth"]:
         """The tokens from the root to this one."""
-        import torch
-
         path = []
         while token >= 0:
             path.append(token)
@@ -287,8 +256,6 @@ class _Tree:
 
     def batch(self, device: str) -> Batch:
         """One row, in which a token sees itself and all between it and the root."""
-        import torch
-
         seen = torch.eye(len(self.tokens), dtype=torch.bool)
         for token, parent in enumerate(self.parents):
             if parent >= 0:
@@ -336,7 +303,6 @@ def _beginnings(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> list[_Beg
 
 
 def _begun_with(loaded: LoadedModel, tokens: Sequence[int], *, family: int) -> _Beginning:
-    import torch
     from transformers import DynamicCache
 
     cache = DynamicCache(config=loaded.config)
@@ -348,8 +314,6 @@ def _begun_with(loaded: LoadedModel, tokens: Sequence[int], *, family: int) -> _
 
 def _families(rows: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
     """Rows with the length of what they have in common: of the rows in order the split that saves most tokens."""
-    import numpy as np
-
     order = sorted(range(len(rows)), key=rows.__getitem__)
     saved, first = np.zeros(len(rows) + 1), np.zeros(len(rows) + 1, dtype=int)
     common = np.full(len(rows), np.inf)  # to the rows from this one to the last that was looked at
@@ -387,7 +351,6 @@ class _Begun:
 
     @staticmethod
     def of(beginnings: Sequence[_Beginning], device: str) -> _Begun:
-        import torch
         from torch.nn.utils.rnn import pad_sequence
 
         begun = {one.family: one for one in beginnings if one.length}
@@ -408,15 +371,11 @@ class _Begun:
 
     @cached_property
     def seen(self) -> Bool[Tensor, "row position"]:
-        import torch
-
         return torch.arange(self.keys[0].shape[2], device=self.lengths.device) < self.lengths[:, None]
 
     @cached_property
     def places(self) -> tuple[Int[Tensor, " row"], int]:
         """Where each row stands when all families are given as many places as the largest needs, and how many."""
-        import torch
-
         member = self.families[:, None] == torch.arange(len(self.keys[0]), device=self.families.device)
         number = member.cumsum(0).gather(1, self.families[:, None])[:, 0] - 1
         most = int(member.sum(0).max())
@@ -448,7 +407,6 @@ class _Batch:
     def __init__(
         self, loaded: LoadedModel, rows: Sequence[Sequence[int]], beginnings: Sequence[_Beginning], n_new: int
     ) -> None:
-        import torch
         from transformers import StaticCache
 
         self.loaded, self.begun = loaded, _Begun.of(beginnings, loaded.device)
@@ -467,8 +425,6 @@ class _Batch:
 
     def next_logits(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row token"]:
         """Of the token after these."""
-        import torch
-
         self.seen = torch.cat([self.seen, self.seen.new_ones(len(tokens), 1)], dim=1)
         return self._logits(tokens[:, None], self.seen[:, None])
 
@@ -479,8 +435,6 @@ class _Batch:
             layer.keys, layer.values = layer.keys[kept], layer.values[kept]
 
     def _logits(self, ids: Int[Tensor, "row new"], mask: Bool[Tensor, "row new column"]) -> Float[Tensor, "row token"]:
-        import torch
-
         places = self.begun.lengths[:, None] + self.seen.cumsum(1)[:, -ids.shape[1] :] - 1
         token = _BEGUN.set(self.begun)
         try:
@@ -496,23 +450,21 @@ class _Batch:
             _BEGUN.reset(token)
 
 
-def _continued(batch: _Batch, uniform: Float[Tensor, "row new"], options: _Options) -> list[list[int]]:
-    import torch
-
+def _continued(batch: _Batch, max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
     loaded = batch.loaded
     ends = _end_tokens(loaded)
-    new: list[list[int]] = [[] for _ in uniform]
-    running = list(range(len(uniform)))
+    new: list[list[int]] = [[] for _ in batch.ids]
+    running = list(range(len(new)))
     logits = batch.first_logits()
-    for step in range(options.max_new_tokens):
-        tokens = _drawn(logits, uniform[running, step], options.temperature)
+    for step in range(max_new_tokens):
+        tokens = logits.argmax(-1)
         going = []
         for row, token in zip(running, tokens.tolist(), strict=True):
-            over = token in ends or _stops(loaded, [*new[row], token], options.stop)
+            over = token in ends or _stops(loaded, [*new[row], token], stop)
             if not over:
                 new[row].append(token)
             going.append(not over)
-        if not any(going) or step + 1 == options.max_new_tokens:
+        if not any(going) or step + 1 == max_new_tokens:
             break
         if not all(going):
             kept = torch.tensor(going, device=tokens.device)
@@ -521,18 +473,6 @@ def _continued(batch: _Batch, uniform: Float[Tensor, "row new"], options: _Optio
             batch.keep(kept)
         logits = batch.next_logits(tokens)
     return new
-
-
-def _drawn(
-    logits: Float[Tensor, "row token"], uniform: Float[Tensor, " row"], temperature: float
-) -> Int[Tensor, " row"]:
-    """The most likely token, or the one at which the distribution function passes a uniform random number."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    total = cumulative[:, -1:]
-    passed = (cumulative <= uniform.to(cumulative)[:, None] * total).sum(-1)
-    return passed.minimum((cumulative < total).sum(-1))  # should the product round to the total
 
 
 def _end_tokens(loaded: LoadedModel) -> set[int]:
@@ -547,8 +487,8 @@ def _stops(loaded: LoadedModel, tokens: Sequence[int], stop: Sequence[str]) -> b
     return any(mark in text for mark in stop)
 
 
-def _digest(loaded: LoadedModel, rows: Sequence[Sequence[int]], seed: int, batch_size: int, options: _Options) -> str:
-    job = [loaded.weights_sha256, loaded.dtype, loaded.device, rows, seed, batch_size, repr(options)]
+def _digest(loaded: LoadedModel, rows: Sequence[Sequence[int]], batch_size: int, options: tuple) -> str:
+    job = [loaded.weights_sha256, loaded.dtype, loaded.device, rows, batch_size, options]
     return hashlib.sha256(json.dumps(job).encode()).hexdigest()[:16]
 
 
@@ -587,8 +527,6 @@ def _attention_after_beginning(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention to a beginning that some rows share, and to what each row holds itself."""
-    import torch
-
     begun = _BEGUN.get()
     n_rows, n_heads, n_new, d_head = query.shape
     n_columns, n_kv = attention_mask.shape[-1], key.shape[1]

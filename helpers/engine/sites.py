@@ -1,0 +1,185 @@
+"""Where in the forward pass: the sites by name, and which tokens of which prompts."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from helpers import InputError
+from helpers.engine import backends
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
+
+    from helpers.engine.cards import LoadedModel
+
+    Prompt = str | Sequence[int]
+    """A text, or its token ids."""
+
+SITES = {
+    "resid_pre": ("position", "d_model"),
+    "resid_mid": ("position", "d_model"),
+    "resid_post": ("position", "d_model"),
+    "attn_out": ("position", "d_model"),
+    "mlp_out": ("position", "d_model"),
+    "q": ("position", "head", "d_head"),
+    "k": ("position", "kv_head", "d_head"),
+    "v": ("position", "kv_head", "d_head"),
+    "rot_q": ("position", "head", "d_head"),
+    "rot_k": ("position", "kv_head", "d_head"),
+    "pattern": ("head", "query", "key"),
+    "head_z": ("position", "head", "d_head"),
+}
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Activations of many prompts. Positions a prompt does not have hold NaN."""
+
+    values: Mapping[str, Tensor]
+    axes: Mapping[str, tuple[str, ...]]
+    """For each site the names of its tensor's axes; `layer` and `position` count along the next two fields."""
+    layers: tuple[int, ...]
+    positions: tuple[str, ...]
+    lengths: Int[Tensor, " example"]
+    """Tokens of each prompt."""
+
+    def __getitem__(self, site: str) -> Tensor:
+        return self.values[site]
+
+    def select(self, rows: Sequence[int]) -> Captured:
+        """Those of some of the prompts."""
+        rows = list(rows)
+        values = {site: tensor[rows] for site, tensor in self.values.items()}
+        return replace(self, values=values, lengths=self.lengths[rows])
+
+
+def tokenize(loaded: LoadedModel, prompts: Sequence[Prompt] | Int[Tensor, "example position"]) -> list[list[int]]:
+    """The token ids of each prompt, texts with the model's start token before them.
+
+    Raises:
+        InputError: no prompt, an empty one, or a token id that the model does not have.
+    """
+    rows = prompts.tolist() if hasattr(prompts, "tolist") else list(prompts)
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+    if isinstance(prompts, str) or not rows or not all(isinstance(row, Sequence) for row in rows):
+        raise InputError(f"prompts {str(prompts)[:80]!r}: legal are texts or lists of token ids, at least one")
+    rows = [loaded.encode(row) if isinstance(row, str) else list(map(as_whole, row)) for row in rows]
+    vocabulary, longest = loaded.config.vocab_size, loaded.context_length
+    for i, row in enumerate(rows):
+        if not row:
+            raise InputError(f"prompt {i} has no token: legal is at least one")
+        if longest and len(row) > longest:
+            raise InputError(f"prompt {i} has {len(row)} tokens: the model takes at most {longest}")
+        if bad := [token for token in row if not 0 <= token < vocabulary]:
+            raise InputError(f"prompt {i} has token {bad[0]}: legal are 0 to {vocabulary - 1}")
+    return rows
+
+
+def as_tuple(numbers: int | Sequence[int] | None) -> tuple[int, ...]:
+    if numbers is None:
+        return ()
+    return tuple(numbers) if isinstance(numbers, Sequence) and not isinstance(numbers, str) else (numbers,)
+
+
+def as_whole(number: Any) -> int:
+    """Also numpy's and torch's whole numbers; a sentence for anything else."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise InputError(f"{number!r} is no whole number") from None
+
+
+def locate_positions(
+    positions: Any, lengths: Int[Tensor, " example"]
+) -> tuple[tuple[str, ...], Int[Tensor, "example p"]]:
+    """Names of the positions asked for, and each one's number in each prompt; -1 where there is none."""
+    if positions in ("all", "mean"):
+        numbers = torch.arange(int(lengths.max())).expand(len(lengths), -1)
+        numbers = torch.where(numbers < lengths[:, None], numbers, -1)
+        return (("mean",) if positions == "mean" else tuple(map(str, range(numbers.shape[1])))), numbers
+    if isinstance(positions, str):
+        if positions not in ("last", "second_to_last"):
+            raise InputError(
+                f"unknown positions {positions!r}: legal are all, mean, last, second_to_last, numbers, or names with "
+                "one number or one for each prompt"
+            )
+        positions = {positions: -1 if positions == "last" else -2}
+    elif isinstance(positions, Integral):
+        positions = {str(positions): positions}
+    elif not isinstance(positions, Mapping):
+        positions = {str(number): number for number in map(as_whole, positions)}
+    columns = []
+    for name, position in positions.items():
+        numbers = torch.as_tensor(position)
+        if numbers.ndim and len(numbers) != len(lengths):
+            raise InputError(f"position {name!r} is given for {len(numbers)} prompts: there are {len(lengths)}")
+        numbers = numbers.expand(len(lengths))
+        wrong = ((numbers >= lengths) | (numbers < -lengths)).nonzero()
+        if len(wrong):
+            i = int(wrong[0])
+            raise InputError(
+                f"position {int(numbers[i])} of prompt {i} is out of range: legal are {-int(lengths[i])} to "
+                f"{int(lengths[i]) - 1}"
+            )
+        columns.append(torch.where(numbers < 0, numbers + lengths, numbers))
+    if not columns:
+        raise InputError("no positions: legal is at least one")
+    return tuple(positions), torch.stack(columns, dim=1)
+
+
+def split_batches(
+    order: Int[Tensor, " example"], lengths: Int[Tensor, " example"], tokens_per_batch: int
+) -> Iterator[Int[Tensor, " row"]]:
+    """Cut an order of examples, shortest first, into batches of at most so many tokens with their padding."""
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - start) * int(lengths[order[end]]) > tokens_per_batch:
+            yield order[start:end]
+            start = end
+
+
+def size_of(loaded: LoadedModel, site: str, n_layers: int, n_positions: int, longest: int) -> tuple[int, ...]:
+    config, n_heads = loaded.config, loaded.n_heads
+    if site == "logits":
+        return n_positions, backends.get_huggingface_model(loaded).get_output_embeddings().weight.shape[0]
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    if site == "pattern":
+        return n_layers, n_positions, n_heads, longest
+    if SITES[site][-1] == "d_model":
+        return n_layers, n_positions, config.hidden_size
+    return n_layers, n_positions, count_heads(loaded, site), d_head
+
+
+def check_site(loaded: LoadedModel, site: str, layer: int, heads: Sequence[int] = ()) -> None:
+    """Refuse, in one sentence, a site, layer or head that the model does not have."""
+    if site not in SITES:
+        raise InputError(f"unknown site {site!r}: legal are {', '.join(SITES)}")
+    if why := backends.explain_missing(loaded, site):
+        raise InputError(why)
+    if not 0 <= layer < loaded.n_layers:
+        raise InputError(f"no layer {layer}: legal are 0 to {loaded.n_layers - 1}")
+    for head in heads:
+        if not 0 <= head < count_heads(loaded, site):
+            kind = "key/value head" if "kv_head" in SITES[site] else "head"
+            raise InputError(f"no {kind} {layer}.{head}: legal are {kind}s 0 to {count_heads(loaded, site) - 1}")
+
+
+def count_heads(loaded: LoadedModel, site: str) -> int:
+    """How many heads a site has in each layer.
+
+    Raises:
+        InputError: a site of the residual stream.
+    """
+    if "kv_head" in SITES[site]:
+        return getattr(loaded.config, "num_key_value_heads", None) or loaded.n_heads
+    if "head" in SITES[site]:
+        return loaded.n_heads
+    with_heads = ", ".join(name for name, axes in SITES.items() if axes[-1] != "d_model")
+    raise InputError(f"{site} has no heads: legal are {with_heads}")

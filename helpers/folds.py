@@ -1,0 +1,153 @@
+"""Which rows are trained on and which are tested, and labels that nothing in a row bears on.
+
+Folds never split a group, such as the rows of one word or of one question. Permuted labels are the null of a probe; labels
+drawn for each type of word are its control task (Hewitt and Liang 2019).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from helpers import InputError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
+    from torch import Tensor
+
+
+def assign_folds(
+    labels: Sequence[bool], groups: Sequence[Hashable], *, n_folds: int = 5, seed: int
+) -> Int[Tensor, " row"]:
+    """The fold of each row, by scikit-learn's `StratifiedGroupKFold`: no group in two, classes as even as can be.
+
+    Raises:
+        InputError: one class only, fewer than three folds, fewer groups than folds, or a fold without both classes.
+    """
+    labels, codes = check_labels(labels, groups)
+    if not 3 <= n_folds <= codes.max() + 1:
+        raise InputError(f"{n_folds} folds: legal are 3 to {codes.max() + 1}, the number of groups")
+    folds = assign_stratified_folds(labels, codes, n_folds=n_folds, seed=seed)
+    check_folds(labels, codes, folds)
+    return folds
+
+
+def assign_stratified_folds(
+    strata: Sequence[Hashable], groups: Sequence[Hashable], *, n_folds: int = 5, seed: int
+) -> Int[Tensor, " row"]:
+    """The fold of each row: no group in two, and strata as even as can be, which may leave a fold without one."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    names, codes = np.asarray(strata), number_groups(groups)
+    folds = torch.zeros(len(codes), dtype=torch.long)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a stratum with fewer rows than folds
+        for number, (_, held) in enumerate(splitter.split(names, names, codes)):
+            folds[torch.from_numpy(held)] = number
+    return folds
+
+
+def can_fold(labels: Sequence[bool], groups: Sequence[Hashable], *, seed: int) -> bool:
+    """Whether five folds of groups can each have both classes."""
+    try:
+        assign_folds(labels, groups, seed=seed)
+    except InputError:
+        return False
+    return True
+
+
+def assign_shared_folds(types: Sequence[Hashable], *, n_folds: int = 5, seed: int) -> Int[Tensor, " row"]:
+    """The fold of each row such that the rows of a type are spread over the folds.
+
+    Raises:
+        InputError: no type that occurs twice.
+    """
+    codes = number_groups(types)
+    if np.bincount(codes).max() < 2:
+        raise InputError(f"each of the {len(codes)} types occurs once: legal are types of which some occur twice")
+    generator = np.random.default_rng(seed)
+    order = np.lexsort((generator.random(len(codes)), codes))  # by type, at random within
+    folds = np.empty(len(codes), dtype=int)
+    folds[order] = (np.arange(len(codes)) + generator.integers(n_folds)) % n_folds
+    return torch.from_numpy(folds)
+
+
+def permute_labels(
+    labels: Sequence[bool], groups: Sequence[Hashable], *, n_permutations: int, seed: int
+) -> Bool[Tensor, "row permutation"]:
+    """Labels as they might have been if nothing in a row bore on them.
+
+    Groups with one label throughout exchange it with other such groups; within the others the rows exchange theirs.
+    """
+    labels, codes = check_labels(labels, groups)
+    generator = np.random.default_rng(seed)
+    rows_of = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
+    constant = [rows for rows in rows_of if np.ptp(labels[rows].astype(int)) == 0]
+    mixed = [rows for rows in rows_of if np.ptp(labels[rows].astype(int)) == 1]
+    permuted = np.empty((len(labels), n_permutations), dtype=bool)
+    for column in permuted.T:
+        for rows in mixed:
+            column[rows] = generator.permutation(labels[rows])
+        order = generator.permutation(len(constant))
+        for rows, donor in zip(constant, order, strict=True):
+            column[rows] = labels[constant[donor][0]]
+    return torch.from_numpy(permuted)
+
+
+def draw_control_labels(types: Sequence[Hashable], *, n_draws: int, seed: int) -> Bool[Tensor, "row draw"]:
+    """A label drawn at random for each type, in each draw one half of the types each (Hewitt and Liang 2019)."""
+    codes, generator = number_groups(types), np.random.default_rng(seed)
+    half = np.arange(codes.max() + 1) % 2 == 0
+    return torch.from_numpy(np.stack([generator.permutation(half)[codes] for _ in range(n_draws)], axis=1))
+
+
+def number_groups(groups: Sequence[Hashable]) -> Int[np.ndarray, " row"]:
+    """Groups by number, in the order in which they come."""
+    groups = [group.item() if hasattr(group, "item") else group for group in groups]  # equal tensors are no equal keys
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[group] for group in groups])
+
+
+def check_labels(
+    labels: Sequence[bool], groups: Sequence[Hashable]
+) -> tuple[Bool[np.ndarray, " row"], Int[np.ndarray, " row"]]:
+    given = np.asarray(labels)
+    if given.ndim != 1 or len(given) != len(groups):
+        raise InputError(f"{given.size} labels for {len(groups)} groups: legal is one for each")
+    if not set(given.tolist()) <= {0, 1}:
+        raise InputError(f"labels {sorted(set(map(str, given.tolist())))[:5]}: legal are True and False")
+    if len(set(given.tolist())) < 2:
+        raise InputError(f"all {len(given)} labels are of one class: legal are labels of two")
+    return given.astype(bool), number_groups(groups)
+
+
+def resolve_folds(
+    labels: Bool[np.ndarray, " row"], groups: Sequence[Hashable], folds: int | Sequence[int], seed: int
+) -> Int[Tensor, " row"]:
+    """Folds by number, or those that were given, checked."""
+    if isinstance(folds, int):
+        return assign_folds(labels, groups, n_folds=folds, seed=seed)
+    given = torch.as_tensor(folds)
+    if len(set(given.tolist())) < 3:
+        raise InputError(f"folds {sorted(set(given.tolist()))}: legal are at least three")
+    check_folds(labels, check_labels(labels, groups)[1], given)
+    return given
+
+
+def check_folds(labels: Bool[np.ndarray, " row"], codes: Int[np.ndarray, " row"], folds: Int[Tensor, " row"]) -> None:
+    numbers = folds.numpy()
+    if len(numbers) != len(labels) or set(numbers.tolist()) != set(range(int(numbers.max()) + 1)):
+        raise InputError(f"{len(numbers)} folds for {len(labels)} rows: legal are numbers from 0 on, one for each row")
+    if len(set(zip(codes.tolist(), numbers.tolist(), strict=True))) > codes.max() + 1:
+        raise InputError("a group is in two folds, so that its rows would be trained on and tested: legal is one fold")
+    for fold in range(int(numbers.max()) + 1):
+        if len(set(labels[numbers == fold])) < 2:
+            raise InputError(
+                f"fold {fold} has {int((numbers == fold).sum())} rows of one class only: legal are folds with both; "
+                "take fewer folds or another seed"
+            )

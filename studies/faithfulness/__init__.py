@@ -1,0 +1,1 @@
+"""Faithfulness of chains of thought: questions, transcripts, labels, data set, hypotheses."""

@@ -1,0 +1,1 @@
+"""Induction heads: models trained in the chapter."""

@@ -1,0 +1,1 @@
+"""Indirect object identification: prompts and the roles of heads."""

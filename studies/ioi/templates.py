@@ -1,0 +1,163 @@
+"""Prompts for indirect object identification from templates, names, places and objects, and their corruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from helpers import InputError
+from helpers.prompts import NAMES, encode_word, keep_single_tokens
+
+if TYPE_CHECKING:
+    from helpers.models import LoadedModel
+
+# Indirect object identification
+
+# {A} and {B} are the two people in the order of their first mention, {S} the one who is named again. Each slot is
+# a word with a space before it, so that it can be one token.
+IOI_TEMPLATES = (
+    "Then{A} and{B} met at the{PLACE}, and{S} handed a{OBJECT} to",
+    "When{A} and{B} came back from the{PLACE},{S} gave a{OBJECT} to",
+    "After{A} and{B} had left the{PLACE},{S} offered a{OBJECT} to",
+    "While{A} and{B} were waiting near the{PLACE},{S} passed a{OBJECT} to",
+    "Yesterday{A} and{B} walked to the{PLACE}. There{S} showed a{OBJECT} to",
+    "The friends{A} and{B} found a{OBJECT} in the{PLACE}, and{S} gave it to",
+    "At the{PLACE},{A} and{B} had a long talk. In the end{S} gave the{OBJECT} to",
+    "Last week{A} and{B} argued in the{PLACE}, so today{S} brought a{OBJECT} to",
+    "It was late when{A} and{B} reached the{PLACE}. Still{S} sent a{OBJECT} to",
+    "Because{A} and{B} work at the{PLACE},{S} often lends a{OBJECT} to",
+)
+PLACES = "store school park office garden station hospital library market beach restaurant church museum hotel".split()
+OBJECTS = "ring book letter drink gift key coin ball map flower picture basket phone bottle".split()
+CORRUPTIONS = (
+    "p_ABC",
+    "random_names",
+    "order_swapped",
+    "S2_is_IO",
+    "order_swapped_random_names",
+    "order_swapped_S2_is_IO",
+)
+
+
+@dataclass(frozen=True)
+class IOI:
+    """Prompts of which the right continuation is the indirect object, as token ids with their parts.
+
+    The task and the corruptions are those of Wang et al. (2023), the sentences are this book's own.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    template: tuple[int, ...]
+    order: tuple[str, ...]
+    """`ABBA` where the indirect object is named first, `BABA` where the subject is."""
+    io: tuple[int, ...]
+    subject: tuple[int, ...]
+    others: tuple[tuple[int, int, int], ...]
+    """Three more names for each prompt, for corruptions."""
+    positions: dict[str, tuple[int, ...]]
+    """For each prompt the positions `IO`, `S1`, `S1+1`, `S2`, `END`."""
+
+    @property
+    def answers(self) -> list[tuple[int, int]]:
+        """For each prompt the token that is right, and the one that is wrong."""
+        return list(zip(self.io, self.subject, strict=True))
+
+    @property
+    def forms(self) -> list[tuple[int, str]]:
+        """For each prompt its template and order; prompts of one form have each part at the same position."""
+        return list(zip(self.template, self.order, strict=True))
+
+    def first(self, n_prompts: int) -> IOI:
+        """The first so many prompts, or all there are."""
+        names = ("prompts", "template", "order", "io", "subject", "others")
+        positions = {name: numbers[:n_prompts] for name, numbers in self.positions.items()}
+        return replace(self, positions=positions, **{name: getattr(self, name)[:n_prompts] for name in names})
+
+    def corrupted(self, kind: str) -> list[list[int]]:
+        """The prompts with other names in the three places, all else equal.
+
+        Args:
+            kind: `p_ABC` (three unrelated names), `random_names` (two others in the same roles), `order_swapped`
+                (the first two change places), `S2_is_IO` (the indirect object is named again, so that the answer
+                changes sides), or the second followed by one of the others.
+
+        Raises:
+            InputError: unknown kind.
+        """
+        if kind not in CORRUPTIONS:
+            raise InputError(f"unknown corruption {kind!r}: legal are {', '.join(CORRUPTIONS)}")
+        rows = [list(row) for row in self.prompts]
+        for i, row in enumerate(rows):
+            io, subject = self.io[i], self.subject[i]
+            if kind == "p_ABC":
+                names = self.others[i]
+            else:
+                if kind.endswith("random_names"):
+                    io, subject = self.others[i][:2]
+                again = io if kind.endswith("S2_is_IO") else subject
+                names = (subject, io, again) if kind.startswith("order_swapped") else (io, subject, again)
+            for place, name in zip(("IO", "S1", "S2"), names, strict=True):
+                row[self.positions[place][i]] = name
+        return rows
+
+    def table(self, loaded: LoadedModel) -> pd.DataFrame:
+        """One row for each prompt, to read."""
+        rows = {
+            "prompt": ["".join(loaded.token_labels(list(row))) for row in self.prompts],
+            "indirect object": loaded.token_labels(list(self.io)),
+            "subject": loaded.token_labels(list(self.subject)),
+            "order": self.order,
+            "template": self.template,
+            "tokens": [len(row) for row in self.prompts],
+        }
+        return pd.DataFrame(rows | self.positions)
+
+
+def draw_ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Sequence[str] = IOI_TEMPLATES) -> IOI:
+    """Draw prompts for indirect object identification; templates take turns, and so do orders, also within a template.
+
+    Names, places and objects are those that are one token in the model at hand.
+
+    Raises:
+        InputError: no tokenizer, or too few words that are single tokens.
+    """
+    if n_prompts < 1:
+        raise InputError(f"{n_prompts} prompts are asked for: legal is at least 1")
+    lists = {"names": NAMES, "places": PLACES, "objects": OBJECTS}
+    words = {kind: keep_single_tokens(loaded, choice) for kind, choice in lists.items()}
+    for kind, needed in (("names", 5), ("places", 1), ("objects", 1)):
+        if len(words[kind]) < needed:
+            raise InputError(
+                f"only {len(words[kind])} {kind} are single tokens of {loaded.card.name!r}: legal is at least {needed}"
+            )
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for i in range(n_prompts):
+        turn, number = divmod(i, len(templates))
+        order = ("ABBA", "BABA")[(turn + number) % 2]
+        io, subject, *others = generator.choice(words["names"], 5, replace=False).tolist()
+        first, second = (io, subject) if order == "ABBA" else (subject, io)
+        place, thing = (generator.choice(words[kind]) for kind in ("places", "objects"))
+        slots = {"A": first, "B": second, "S": subject, "PLACE": place, "OBJECT": thing}
+        text = templates[number].format_map({slot: f" {word}" for slot, word in slots.items()})
+        drawn.append((number, order, text, *(encode_word(loaded, name) for name in (io, subject, *others))))
+    numbers, orders, texts, io, subjects, *others = zip(*drawn, strict=True)
+    rows = [tuple(loaded.encode(text)) for text in texts]
+    places = {"IO": [row.index(name) for row, name in zip(rows, io, strict=True)]}
+    places["S1"] = [row.index(name) for row, name in zip(rows, subjects, strict=True)]
+    places["S1+1"] = [place + 1 for place in places["S1"]]
+    places["S2"] = [row.index(name, s1 + 1) for row, name, s1 in zip(rows, subjects, places["S1"], strict=True)]
+    places["END"] = [len(row) - 1 for row in rows]
+    return IOI(
+        prompts=tuple(rows),
+        template=numbers,
+        order=orders,
+        io=io,
+        subject=subjects,
+        others=tuple(zip(*others, strict=True)),
+        positions={name: tuple(position) for name, position in places.items()},
+    )

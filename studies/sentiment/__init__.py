@@ -1,0 +1,1 @@
+"""Sentiment: sentences whose verdict is known."""
