@@ -3,7 +3,7 @@
 #   make test
 #   make run CHAPTER=induction_heads_notebook PARAMS="n_sequences=8 seed=1"
 #   make new-chapter NAME=day15_my_question
-#   make lab | record | bench | pair | lint | clean
+#   make lab | record | bench | pair | lint | environment.yml | clean
 
 VENV_PYTHON := .venv/bin/python
 # With an environment of your own (conda, say): make book PY=python
@@ -17,10 +17,10 @@ TESTS ?=
 # Where Linux finds torch without CUDA, when the package index at hand has no such build.
 export TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # The newest Python for which all packages come as wheels; else python3, which then says what is wrong.
-SYSTEM_PYTHON = $(shell for python in python3.13 python3.12 python3.11 python3; do \
+SYSTEM_PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
 
-.PHONY: book test run new-chapter lab record bench pair lint clean environment model
+.PHONY: book test run new-chapter lab record bench pair lint clean environment environment.yml model
 .DEFAULT_GOAL := book
 
 book: environment model
@@ -52,8 +52,12 @@ bench: environment model
 pair: environment
 	@$(PY) -m workflow.book pair
 
+# Style, types, and whether what is imported is declared: everything with all extras, the packages with none.
 lint: environment
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	@$(PY) -m pyright --pythonpath "$$(command -v $(PY))"
+	@$(PY) -m deptry .
+	@$(PY) -m deptry helpers studies --optional-dependencies-dev-groups book,dev
 
 clean:
 	rm -rf _build .snakemake
@@ -63,6 +67,10 @@ ifeq ($(PY),$(VENV_PYTHON))
 	@command -v $(SYSTEM_PYTHON) >/dev/null || { echo "error: there is no python3 here: Python 3.11 or newer is needed" >&2; exit 1; }
 	@$(SYSTEM_PYTHON) workflow/set_up.py $(TORCH)
 endif
+
+# conda's list, from pyproject.toml
+environment.yml: environment
+	@$(PY) -m workflow.environment
 
 model: environment
 	@$(PY) -m helpers.models fetch smollm2-135m-instruct-q4 >/dev/null

@@ -1,14 +1,17 @@
-"""Make the virtual environment `.venv`, or bring it up to date with requirements.lock.
+"""Make the virtual environment `.venv`, or bring it up to date with requirements.lock and pyproject.toml.
 
     python3 workflow/set_up.py [cpu|cuda]
 
 Needs nothing but Python's standard library, asks no question and does only what is missing. Without an
 argument it keeps the build of torch that is there, and takes the CPU build where there is none: that one
-does not download CUDA. Written so that an old Python can read it far enough to say that it is too old.
+does not download CUDA. `helpers` and `studies` are installed editable, so that every program of the
+environment imports those of this checkout. Written so that an old Python can read it far enough to say
+that it is too old.
 """
 
 import glob
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -21,6 +24,7 @@ GIGABYTES = {"cpu": 3, "cuda": 9}
 VENV = ".venv"
 PYTHON = os.path.join(VENV, "bin", "python")
 STAMP = os.path.join(VENV, "installed.txt")
+PACKAGE_STAMP = os.path.join(VENV, "package.txt")
 LOCK = "requirements.lock"
 CPU_INDEX = os.environ.get("TORCH_CPU_INDEX", "")
 
@@ -34,15 +38,20 @@ def main(arguments):
     installed = read(STAMP).split()
     build = arguments[0] if arguments else (installed[1] if len(installed) == 2 else "cpu")
     wanted = "%s %s\n" % (hashlib.sha256(read(LOCK).encode()).hexdigest(), build)
+    ready, started = read(STAMP) == wanted, time.time()
+    if not ready:
+        install_packages(installed, build)
+        write(STAMP, wanted)
     make_importable()
-    if read(STAMP) == wanted:
-        return
+    if not ready:
+        say("environment ready after %.0f s" % (time.time() - started))
+
+
+def install_packages(installed, build):
     free = shutil.disk_usage(".").free / 1e9
     if not installed and free < GIGABYTES[build]:
         sys.exit("error: %.1f GB are free here, but the environment needs %d GB" % (free, GIGABYTES[build]))
-    started = time.time()
     make_venv()
-    make_importable()
     if len(installed) == 2 and installed[1] != build:
         pip("uninstall", "--yes", "torch")  # else pip would take the one build for the other
     install_torch(build, torch_version())
@@ -50,8 +59,6 @@ def main(arguments):
     failure = pip("install", "-r", LOCK)
     if failure:
         sys.exit("error: a package of %s could not be installed (%s)" % (LOCK, failure))
-    write(STAMP, wanted)
-    say("environment ready after %.0f s" % (time.time() - started))
 
 
 def make_venv():
@@ -65,11 +72,27 @@ def make_venv():
 
 
 def make_importable():
-    """Let every program of the environment import `helpers`, whatever its working directory."""
-    for packages in glob.glob(os.path.join(VENV, "lib", "python*", "site-packages")):
-        path = os.path.join(packages, "notebook-book.pth")
-        if read(path) != os.getcwd() + "\n":
-            write(path, os.getcwd() + "\n")
+    """Let every program of the environment import `helpers` and `studies` of this checkout, whatever its folder."""
+    for path in glob.glob(os.path.join(VENV, "lib", "python*", "site-packages", "notebook-book.pth")):
+        os.remove(path)  # of an earlier set-up: it put the workflow and the tests on everybody's path too
+    wanted = package_digest()
+    if read(PACKAGE_STAMP) == wanted:
+        return
+    say("installing helpers and studies")
+    # What they need came with the lock, setuptools too.
+    failure = pip("install", "--no-deps", "--no-build-isolation", "--editable", ".")
+    if failure:
+        sys.exit("error: helpers and studies could not be installed (%s)" % failure)
+    write(PACKAGE_STAMP, wanted)
+
+
+def package_digest():
+    """What an editable installation hangs on: where the checkout is, and what pyproject.toml says of the package."""
+    import tomllib  # an old Python has none
+
+    tables = tomllib.loads(read("pyproject.toml"))
+    described = [os.getcwd(), tables["build-system"], tables["project"], tables["tool"]["setuptools"]]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest() + "\n"
 
 
 def install_torch(build, version):
