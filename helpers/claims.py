@@ -1,10 +1,10 @@
 """Numbers with their uncertainty, and claims that a rule decides from them.
 
 A claim's verdict is never typed. Its rule is a comparison in the words `value`, `baseline` and
-`published`, tried on the estimate and on both ends of its interval:
+`published`, decided over the whole interval of the estimate:
 
-- `holds` or `fails` where all three agree,
-- `depends` where they do not: the interval straddles the bound, so it depends on the sample,
+- `holds` or `fails` where it is true, or false, of every value in the interval,
+- `depends` where it is not: the interval straddles the bound, so it depends on the sample,
 - `not comparable` where the rule asks for a figure published for another model,
 - `not run` where there is no estimate.
 """
@@ -17,18 +17,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from types import CodeType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from helpers import InputError
 
+Verdict = Literal["holds", "fails", "depends", "not comparable", "not run"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 NO_SIZE = {"device", "save"}
 """Parameters that say where a run takes place or what it keeps, and change no number beyond its tolerance."""
 RULE_NAMES = {"value", "baseline", "published", "abs"}
 RULE_NODES = (
     *(ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant),
-    *(ast.And, ast.Or, ast.Not, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.Div),
-    *(ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq),
+    *(ast.And, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Lt, ast.LtE, ast.Gt, ast.GtE),
 )
+MOST_PARTS = 1000
+"""Of an interval that a rule is tried on before it is refused."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Claim:
     id: str
     sentence: str
     rule: str
-    verdict: str
+    verdict: Verdict
     reason: str
     estimate: Estimate | None
     baseline: float | None
@@ -95,11 +98,12 @@ def average(samples: Sequence[float], *, seed: int, of: str = "sequences") -> Es
     Args:
         samples: one number for each independent unit, at least two.
         seed: of the resampling.
+        of: what `samples` are, in the plural.
 
     Raises:
         InputError: fewer than two samples, or one that is not finite.
 
-    >>> mean([1.0, 2.0, 3.0], seed=0).value
+    >>> average([1.0, 2.0, 3.0], seed=0).value
     2.0
     """
     import numpy as np
@@ -136,7 +140,12 @@ def decide(
         id: short and unique within the chapter.
         sentence: what is claimed.
         rule: such as "value > baseline" or "abs(value - published) < 0.05".
-        baseline, baseline_is: a number to compare with and what it is, in words.
+        estimate: what was measured; None where it was not.
+        baseline: a number to compare with.
+        baseline_is: what that is, in words.
+        tolerance: how far a re-run of the same size may lie from the record; None where only the verdict must be the
+            same.
+        published: a figure from the literature.
         model_name: the registry's name of the model at hand, to compare with `published.model`.
 
     Raises:
@@ -148,7 +157,7 @@ def decide(
 
 def _verdict(
     rule: str, estimate: Estimate | None, baseline: float | None, published: Published | None, model_name: str
-) -> tuple[str, str]:
+) -> tuple[Verdict, str]:
     compared = _compile(rule)
     if published is not None and "published" in compared.co_names and published.model != model_name:
         return "not comparable", f"published for {published.model}"
@@ -159,12 +168,32 @@ def _verdict(
         if name != "value" and not callable(names[name]) and (names[name] is None or not math.isfinite(names[name])):
             raise InputError(f"rule {rule!r} needs a finite {name}, not {names[name]}")
     try:
-        outcomes = {eval(compared, names | {"value": value}) for value in (estimate.value, estimate.low, estimate.high)}
+        outcome = bool(eval(compared, names | {"value": estimate.value}))
+        turns = _turns(compared, names, estimate, outcome)
     except (ArithmeticError, TypeError) as error:
         raise InputError(f"rule {rule!r} can't be decided ({error})") from None
-    if len(outcomes) > 1:
+    if turns is None:
+        raise InputError(f"rule {rule!r} can't be decided over an interval: legal is a simpler one")
+    if turns:
         return "depends", "on the sample: the interval straddles the bound"
-    return ("holds" if outcomes.pop() else "fails"), ""
+    return ("holds" if outcome else "fails"), ""
+
+
+def _turns(compared: CodeType, names: dict[str, Any], estimate: Estimate, outcome: bool) -> bool | None:
+    """Whether a rule has another outcome somewhere in the interval, by interval arithmetic on ever smaller parts."""
+    from mpmath import iv
+
+    parts = [(min(estimate.low, estimate.value), max(estimate.high, estimate.value))]
+    for low, high in parts:
+        middle = (low + high) / 2
+        if any(bool(eval(compared, names | {"value": value})) != outcome for value in (low, middle, high)):
+            return True
+        everywhere = eval(compared, names | {"value": iv.mpf([low, high])})
+        if everywhere is None and low < middle < high:  # else the part is one point, which has been tried
+            parts += [(low, middle), (middle, high)]
+        if len(parts) > MOST_PARTS:
+            return None
+    return False
 
 
 def _compile(rule: str) -> CodeType:
@@ -182,7 +211,7 @@ def _compile(rule: str) -> CodeType:
     ):
         raise InputError(
             f"rule {rule!r} can't be decided: legal are comparisons of value, baseline and published, "
-            "with numbers, + - * /, abs(), and, or, not"
+            "with numbers, + - * /, abs(), and"
         )
     return compile(tree, "<rule>", "eval")
 
@@ -191,8 +220,6 @@ def _is_truth(node: ast.expr) -> bool:
     """Whether an expression is true or false, and no number."""
     if isinstance(node, ast.BoolOp):
         return all(map(_is_truth, node.values))
-    if isinstance(node, ast.UnaryOp):
-        return isinstance(node.op, ast.Not) and _is_truth(node.operand)
     return isinstance(node, ast.Compare)
 
 
@@ -212,14 +239,15 @@ class Comparison:
     others: tuple[str, ...] = ()
     """Ids of the rest, with those that only one of the two has."""
     largest: float = 0.0
-    """The largest difference of two values, over claims that have a tolerance."""
+    """The largest difference of two values as a share of their claim's tolerance, whatever its unit."""
 
 
 def compare(run: dict[str, Any], record: dict[str, Any]) -> Comparison:
     """Compare a run with the one on record, where both are of the same size on the same weights.
 
     Args:
-        run, record: as `runs.read_record` gives them.
+        run: as `runs.read_record` gives it.
+        record: the same.
     """
     if run["model"]["weights_sha256"] != record["model"]["weights_sha256"]:
         return Comparison("other weights")
@@ -238,13 +266,14 @@ def compare(run: dict[str, Any], record: dict[str, Any]) -> Comparison:
         for id, (claim, other) in pairs.items()
         if claim["tolerance"] is not None and claim["estimate"] and other["estimate"]
     }
+    shares = [gap / tolerance for id, gap in gaps.items() if (tolerance := pairs[id][0]["tolerance"])]
     same = tuple(
         id
         for id, (claim, other) in pairs.items()
         if claim["verdict"] == other["verdict"] and gaps.get(id, 0.0) <= (claim["tolerance"] or 0.0)
     )
     others = tuple(sorted({*claims, *on_record} - set(same)))
-    return Comparison("", same, others, max(gaps.values(), default=0.0))
+    return Comparison("", same, others, max(shares, default=0.0))
 
 
 def as_html(claims: Iterable[Claim]) -> str:
