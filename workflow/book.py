@@ -54,7 +54,7 @@ def record() -> None:
 def publish(chapter: str) -> None:
     """Copy a chapter's record, and the data sets that its run made, to `results/`: nothing else writes there."""
     text = (RUNS / "record" / f"{chapter}.json").read_text(encoding="utf-8")
-    folder = runs.results_folder(json.loads(text)["model"]["name"])
+    folder = runs.locate_results(json.loads(text)["model"]["name"])
     write(folder / "record" / f"{chapter}.json", text)
     for made in (RUNS / "record" / chapter).glob("*.parquet"):
         write(folder / "datasets" / made.name, made.read_bytes())
@@ -190,10 +190,30 @@ def only_one() -> Iterator[None]:
         lock.acquire()
     try:
         for rest in (*BUILD.glob("run-*"), *BUILD.glob("site-*")):
-            shutil.rmtree(rest, ignore_errors=True)
+            if is_abandoned(rest):
+                shutil.rmtree(rest, ignore_errors=True)
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def work_folder(kind: str) -> Iterator[Path]:
+    """A folder in `_build` for what is not whole yet, named after the process that it belongs to."""
+    BUILD.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{kind}-{os.getpid()}-", dir=BUILD) as work:
+        yield Path(work)
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether the process that a work folder belongs to has ended; others, tests among them, may still be at work."""
+    try:
+        os.kill(int(folder.name.split("-")[1]), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return True
+    except PermissionError:  # it lives, under another user
+        return False
+    return False
 
 
 def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: str) -> None:
@@ -214,8 +234,8 @@ def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: 
     }
     notebook = jupytext.read(ROOT / "book" / f"{chapter}.py")
     started = time.time()
-    with tempfile.TemporaryDirectory(prefix="run-", dir=BUILD) as work:
-        source, result = Path(work, "source.ipynb"), Path(work, "executed.ipynb")
+    with work_folder("run") as work:
+        source, result = work / "source.ipynb", work / "executed.ipynb"
         nbformat.write(notebook, source)
         try:
             executed = papermill.execute_notebook(
@@ -242,10 +262,7 @@ def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: 
         except RuntimeError as error:
             raise InputError(f"chapter {chapter}: its process could not be started ({error})") from None
     record = runs.read_record(executed)
-    write(
-        folder / f"{chapter}.json",
-        json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n",
-    )
+    write(folder / f"{chapter}.json", json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
     write(folder / f"{chapter}.ipynb", nbformat.writes(executed))
     say(f"{chapter}: done in {time.time() - started:.0f} s")
 
@@ -280,10 +297,8 @@ def section_of(notebook: Any, source: str) -> str:
         if cell.source == source:
             break
         if cell.cell_type == "markdown":
-            heading = next(
-                (line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")),
-                heading,
-            )
+            titles = (line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#"))
+            heading = next(titles, heading)
     return heading
 
 
@@ -293,37 +308,21 @@ def render(target: Path, *options: str, **environment: str) -> None:
     Raises:
         InputError: Jupyter Book failed, or warned and `options` make that an error.
     """
-    with tempfile.TemporaryDirectory(prefix="site-", dir=BUILD) as work:
+    with work_folder("site") as work:
         stock = "from jupyter_book.cli.main import main; main()"  # what the program `jupyter-book` is
-        command = [
-            sys.executable,
-            "-c",
-            stock,
-            "build",
-            ".",
-            "--all",
-            "--path-output",
-            work,
-            *options,
-        ]
-        result = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-        )
+        command = [sys.executable, "-c", stock, "build", ".", "--all", "--path-output", str(work), *options]
+        output = {"capture_output": True, "text": True, "encoding": "utf-8"}
+        result = subprocess.run(command, cwd=ROOT, env=os.environ | environment, **output)
         if result.returncode:
             lines = [
                 line for line in (result.stdout + result.stderr).splitlines() if "WARNING" in line or "rror" in line
             ]
             raise InputError("the site could not be built: " + "\n".join(lines or [result.stderr[-500:]]))
-        old = Path(work, "old")
+        old = work / "old"
         if target.exists():
             target.rename(old)
         target.parent.mkdir(parents=True, exist_ok=True)
-        Path(work, "_build", "html").rename(target)
+        (work / "_build" / "html").rename(target)
 
 
 def write(path: Path, content: str | bytes) -> None:
