@@ -12,9 +12,11 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.pairs import Row, paired
-from benchmarks.patching import NAMES, PLACES, SEED
+from benchmarks.patching import SEED
 from helpers import hooks, models
 from helpers.engine import backends
+from helpers.prompts import NAMES
+from studies.ioi.templates import PLACES
 
 N_TEXTS = 512
 
@@ -24,9 +26,9 @@ def texts() -> list[str]:
     chooser = random.Random(SEED)
     made = []
     for _ in range(N_TEXTS):
-        one, other = chooser.sample(NAMES, 2)
+        one, other = chooser.sample(NAMES[:10], 2)
         middle = " and then" + ", very slowly" * chooser.randrange(4) + " went home" if chooser.random() < 0.5 else ""
-        made.append(f"Then{one} and{other} went to the{chooser.choice(PLACES)}{middle}")
+        made.append(f"Then {one} and {other} went to the {chooser.choice(PLACES)}{middle}")
     return made
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -14,42 +13,10 @@ from benchmarks.pairs import Row, paired, timed
 from helpers import hooks, models, patching
 from helpers.hooks import Edit
 from helpers.patching import Node
+from studies.ioi.templates import IOI, draw_ioi
 
-NAMES = [" Mary", " John", " Tom", " James", " Anna", " Sarah", " David", " Paul", " Emma", " Peter"]
-PLACES = [" store", " school", " park", " office"]
+TEMPLATE = "When{A} and{B} went to the big{PLACE},{S} gave a drink to"
 SEED = 0
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Clean prompts, with the same prompts corrupted in two ways."""
-
-    clean: list[list[int]]
-    s2_swapped: list[list[int]]
-    """The second subject is the indirect object, so that the answer changes sides."""
-    p_abc: list[list[int]]
-    """Three other names."""
-    answers: list[tuple[str, str]]
-
-
-def prompts(loaded: models.LoadedModel, n_prompts: int) -> Prompts:
-    chooser = random.Random(SEED)
-
-    def encode(first: str, second: str, subject: str, place: str) -> list[int]:
-        return loaded.encode(f"When{first} and{second} went to the big{place},{subject} gave a drink to")
-
-    made = Prompts([], [], [], [])
-    for i in range(n_prompts):
-        io, subject, *others = chooser.sample(NAMES, 5)
-        pair = (io, subject) if i % 2 else (subject, io)
-        place = chooser.choice(PLACES)
-        made.clean.append(encode(*pair, subject, place))
-        made.s2_swapped.append(encode(*pair, io, place))
-        made.p_abc.append(encode(*others, place))
-        made.answers.append((io, subject))
-    lengths = {len(row) for rows in (made.clean, made.s2_swapped, made.p_abc) for row in rows}
-    assert lengths == {15}, lengths
-    return made
 
 
 class Floor:
@@ -88,59 +55,47 @@ def first_difference(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]
 def rows(quick: bool) -> Iterator[Row]:
     """The table's lines; `quick` takes smaller samples of the peers and one pair each."""
     loaded, bridge = models.load(), models.load(backend="transformer_lens")
-    data = prompts(loaded, 32)
-    n_pairs = 1 if quick else 3
-    n_layers, length = loaded.n_layers, 15
+    data = draw_ioi(loaded, n_prompts=32, seed=SEED, templates=[TEMPLATE])
+    n_layers, length = loaded.n_layers, len(data.prompts[0])
     later = sum(n_layers - layer for layer in range(n_layers))
     floor = Floor(loaded, length)
-    for corruption, corrupted, targets in (
-        ("S2 swapped", data.s2_swapped, (40, 20, 6)),
-        ("p_ABC", data.p_abc, (None, 5, 2.5)),
-    ):
-        start = first_difference(data.clean, corrupted)
+    for kind, targets in (("S2_is_IO", (40, 20, 6)), ("p_ABC", (None, 5, 2.5))):
+        start = first_difference(data.prompts, data.corrupted(kind))
         suffixes = sum(length - position for position in range(start, length))
         for n_prompts, target in zip((1, 32), targets, strict=False):
             if target is not None:
-                clean, base, answers = (part[:n_prompts] for part in (data.clean, corrupted, data.answers))
                 yield _against_transformer_lens(
-                    f"residual patching, {n_layers} layers × {length} positions, {n_prompts} prompts, {corruption}",
-                    lambda c=clean, b=base, a=answers: patching.patch_positions(loaded, b, c, answers=a),
-                    _Peer(bridge, clean, base, patching.encode_answers(loaded, answers), "resid_pre"),
-                    unpatched=lambda c=clean, b=base, a=answers: patching.patch_sets(loaded, b, c, [], answers=a),
-                    n_patches=n_layers * length,
+                    f"residual patching, {n_layers} layers × {length} positions, {n_prompts} prompts, {kind}",
+                    patching.patch_positions,
+                    _Peer(bridge, data.first(n_prompts), kind, "resid_pre"),
+                    loaded,
                     sample=10 if quick else 30 if n_prompts == 1 else 15,
                     at_least=target,
                     n_pairs=1 if quick else 5 if n_prompts == 1 else 3,
                     floor=lambda n=n_prompts, s=suffixes: floor.layer_tokens(n * s * later),
                 )
         yield _against_transformer_lens(
-            f"head patching, {n_layers * loaded.n_heads} heads, 32 prompts, {corruption}",
-            lambda b=corrupted: patching.patch_heads(loaded, b, data.clean, answers=data.answers),
-            _Peer(bridge, data.clean, corrupted, patching.encode_answers(loaded, data.answers), "z"),
-            unpatched=lambda b=corrupted: patching.patch_sets(loaded, b, data.clean, [], answers=data.answers),
-            n_patches=n_layers * loaded.n_heads,
+            f"head patching, {n_layers * loaded.n_heads} heads, 32 prompts, {kind}",
+            patching.patch_heads,
+            _Peer(bridge, data, kind, "z"),
+            loaded,
             sample=8 if quick else 15,
             at_least=targets[-1],
-            n_pairs=n_pairs,
+            n_pairs=1 if quick else 3,
             floor=lambda s=length - start: floor.layer_tokens(32 * s * loaded.n_heads * later),
         )
-    yield _path_patching(loaded, data, floor, n_pairs=n_pairs, sample=2 if quick else 5)
+    yield _path_patching(loaded, data, floor, n_pairs=1 if quick else 3, sample=2 if quick else 5)
 
 
 class _Peer:
     """TransformerLens' sweep as its documentation calls it, on a random sample of its patches."""
 
-    def __init__(
-        self,
-        bridge: models.LoadedModel,
-        clean: Sequence[Sequence[int]],
-        corrupted: Sequence[Sequence[int]],
-        answers: torch.Tensor,
-        activation: str,
-    ) -> None:
-        self.model, self.activation = bridge.model, activation
-        self.clean, self.corrupted, self.answers = torch.tensor(clean), torch.tensor(corrupted), answers
-        self.n_heads = bridge.n_heads
+    def __init__(self, bridge: models.LoadedModel, data: IOI, kind: str, activation: str) -> None:
+        self.model, self.activation, self.data, self.kind = bridge.model, activation, data, kind
+        self.clean, self.corrupted = torch.tensor(data.prompts), torch.tensor(data.corrupted(kind))
+        self.answers = torch.tensor(data.answers)
+        self.width = self.clean.shape[1] if activation == "resid_pre" else bridge.n_heads
+        self.n_patches = bridge.n_layers * self.width
 
     def cache(self) -> None:
         with torch.inference_mode():
@@ -151,38 +106,37 @@ class _Peer:
         return (chosen[:, 0] - chosen[:, 1]).mean()
 
     def sweep(self, sample: pd.DataFrame) -> torch.Tensor:
-        setter = {"resid_pre": peers.layer_pos_patch_setter, "z": peers.layer_head_vector_patch_setter}
+        setter = {"resid_pre": peers.layer_pos_patch_setter, "z": peers.layer_head_vector_patch_setter}[self.activation]
+        options = {"patch_setter": setter, "activation_name": self.activation, "index_df": sample}
         with torch.inference_mode():
-            return peers.generic_activation_patch(
-                self.model,
-                self.corrupted,
-                self.clean_cache,
-                self.metric,
-                patch_setter=setter[self.activation],
-                activation_name=self.activation,
-                index_df=sample,
-            )
+            return peers.generic_activation_patch(self.model, self.corrupted, self.clean_cache, self.metric, **options)
 
-    def sample(self, n_patches: int, sample: int) -> pd.DataFrame:
-        width = self.clean.shape[1] if self.activation == "resid_pre" else self.n_heads
-        column = "pos" if self.activation == "resid_pre" else "head"
-        chosen = sorted(random.Random(SEED).sample(range(n_patches), sample))
-        return pd.DataFrame([divmod(i, width) for i in chosen], columns=["layer", column])
+    def sample(self, sample: int) -> pd.DataFrame:
+        chosen = sorted(random.Random(SEED).sample(range(self.n_patches), sample))
+        columns = ["layer", "pos" if self.activation == "resid_pre" else "head"]
+        return pd.DataFrame([divmod(i, self.width) for i in chosen], columns=columns)
 
 
 def _against_transformer_lens(
     work: str,
-    ours: Callable[[], patching.Effects],
+    sweep: Callable[..., patching.Effects],
     peer: _Peer,
+    loaded: models.LoadedModel,
     *,
-    unpatched: Callable[[], patching.Effects],
-    n_patches: int,
     sample: int,
     at_least: float,
     n_pairs: int,
     floor: Callable[[], float],
 ) -> Row:
-    chosen = peer.sample(n_patches, sample)
+    base, data = peer.data.corrupted(peer.kind), peer.data
+
+    def ours() -> patching.Effects:
+        return sweep(loaded, base, data.prompts, answers=data.answers)
+
+    def unpatched() -> patching.Effects:
+        return patching.patch_sets(loaded, base, data.prompts, [], answers=data.answers)
+
+    chosen = peer.sample(sample)
     peer.cache()
     theirs = torch.as_tensor(peer.sweep(chosen)).flatten()
     mine = ours().values.mean(-1)[tuple(torch.tensor(chosen.to_numpy()).T)]
@@ -196,50 +150,41 @@ def _against_transformer_lens(
         named=f"TransformerLens {name}",
         at_least=at_least,
         n_pairs=n_pairs,
-        scale=n_patches / sample,
+        scale=peer.n_patches / sample,
         once=peer.cache,
         floor=floor,
-        note=f"peer timed on {sample} of {n_patches} patches; largest difference of a mean {difference:.0e}; the two "
-        f"unpatched runs, {timed(unpatched):.2f} s of ours, are not in the floor",
+        note=f"peer timed on {sample} of {peer.n_patches} patches; largest difference of a mean {difference:.0e}; the "
+        f"two unpatched runs, {timed(unpatched):.2f} s of ours, are not in the floor",
     )
 
 
-def _path_patching(loaded: models.LoadedModel, data: Prompts, floor: Floor, *, n_pairs: int, sample: int) -> Row:
+def _path_patching(loaded: models.LoadedModel, data: IOI, floor: Floor, *, n_pairs: int, sample: int) -> Row:
     """All heads into the queries of one set of receivers at the last position."""
     receivers = [Node("q", 18, 6, -1), Node("q", 20, 0, -1), Node("q", 20, 4, -1)]
-    n_layers, n_heads, n_prompts = loaded.n_layers, loaded.n_heads, len(data.clean)
+    n_layers, n_heads, n_prompts = loaded.n_layers, loaded.n_heads, len(data.prompts)
+    p_abc, answers = data.corrupted("p_ABC"), torch.tensor(data.answers)
     heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     chosen = sorted(random.Random(SEED).sample([head for head in heads if head[0] < 20], sample))
-    frozen = hooks.capture(loaded, data.clean, "head_z", positions="all")["head_z"]
-    corrupted = hooks.capture(loaded, data.p_abc, "head_z", positions="all")["head_z"]
-    answers = patching.encode_answers(loaded, data.answers)
+    frozen = hooks.capture(loaded, data.prompts, "head_z", positions="all")["head_z"]
+    corrupted = hooks.capture(loaded, p_abc, "head_z", positions="all")["head_z"]
 
     def naive(sender: tuple[int, int]) -> torch.Tensor:
         number, head = sender
         edits = [Edit("head_z", layer, frozen[:, layer]) for layer in range(20)]
         edits.append(Edit("head_z", number, corrupted[:, number, :, head], head=head))
         with hooks.intervene(loaded, *edits):
-            queries = hooks.capture(loaded, data.clean, "q", layers=sorted({node.layer for node in receivers}))
-        edits = [
-            Edit(
-                "q",
-                node.layer,
-                queries["q"][:, queries.layers.index(node.layer), 0, node.head],
-                "replace",
-                node.head,
-                -1,
-            )
-            for node in receivers
-        ]
+            queries = hooks.capture(loaded, data.prompts, "q", layers=sorted({node.layer for node in receivers}))
+        found = {node: queries["q"][:, queries.layers.index(node.layer), 0, node.head] for node in receivers}
+        edits = [Edit("q", node.layer, value, head=node.head, position=-1) for node, value in found.items()]
         with hooks.intervene(loaded, *edits):
-            logits = hooks.capture(loaded, data.clean, "logits")["logits"][:, 0].gather(1, answers)
+            logits = hooks.capture(loaded, data.prompts, "logits")["logits"][:, 0].gather(1, answers)
         return logits[:, 0] - logits[:, 1]
 
     def ours() -> patching.Effects:
-        return patching.patch_paths(loaded, data.clean, data.p_abc, receivers, answers=data.answers)
+        return patching.patch_paths(loaded, data.prompts, p_abc, receivers, answers=data.answers)
 
     def unpatched() -> patching.Effects:
-        return patching.patch_sets(loaded, data.clean, data.p_abc, [], answers=data.answers)
+        return patching.patch_sets(loaded, data.prompts, p_abc, [], answers=data.answers)
 
     found = ours().values
     difference = max(float((found[sender] - naive(sender)).abs().max()) for sender in chosen)
