@@ -18,8 +18,10 @@
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-"""The top of the checkout, so that a path means the same from every working directory."""
+TOP = Path(__file__).resolve().parent.parent
+ROOT = TOP if (TOP / "_toc.yml").is_file() else Path.cwd()
+"""The top of the checkout, so that a path means the same from every working directory; installed without one, where
+Python was started."""
 
 
 class InputError(ValueError):

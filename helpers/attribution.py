@@ -8,22 +8,17 @@ Elhage et al. (2021). It says what a part writes, not what would happen without 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from helpers import InputError, hooks
 from helpers.engine import backends, sites
-from helpers.engine.architectures import Layer, find_family, list_layers
-from helpers.patching import encode_answers
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-    from torch import Tensor
-    from torch.nn import Module
-
-    from helpers.models import LoadedModel
-    from helpers.patching import Answers, Prompts
+from helpers.engine.architectures import AnyModule, Layer, find_family, list_layers
+from helpers.engine.sites import Prompts
+from helpers.models import LoadedModel
+from helpers.patching import Answers, encode_answers
 
 
 @dataclass(frozen=True)
@@ -46,6 +41,7 @@ def attribute_logits(loaded: LoadedModel, prompts: Prompts, answers: Answers) ->
     """What each head, each MLP and the embedding add to the logit of the right less that of the wrong answer.
 
     Args:
+        loaded: on plain Hugging Face.
         prompts: of any lengths.
         answers: for each prompt the right and the wrong next token.
 
@@ -95,8 +91,10 @@ def measure_copy_rates(
     Chance is `top` over the size of the vocabulary.
 
     Args:
+        loaded: on plain Hugging Face.
         tokens: the token at each position that `resid` was read from.
-        resid: the residual stream there, as `capture` gives it.
+        resid: the residual stream there, as `hooks.capture` gives it.
+        top: how many of the highest, and of the lowest, logits count.
     """
     _check_backend(loaded)
     resid, tokens = resid.to(loaded.device, loaded.model.dtype), tokens.to(loaded.device)
@@ -122,6 +120,7 @@ def score_copying(
     so that 1 is all of it and -1 none, and averaged over positions. By chance it is near 2 / n_positions - 1.
 
     Args:
+        loaded: on plain Hugging Face.
         tokens: different from each other within each sequence.
         resid_pre: of every layer, where those tokens are.
 
@@ -168,11 +167,16 @@ def _check_backend(loaded: LoadedModel) -> None:
 
 
 def pull_through_norm(
-    norm: Module, inputs: Float[Tensor, "example d_model"], direction: Float[Tensor, "example d_model"]
+    norm: AnyModule, inputs: Float[Tensor, "example d_model"], direction: Float[Tensor, "example d_model"]
 ) -> Float[Tensor, "example d_model"]:
     """The direction whose dot product with a norm's input is that of `direction` with its output, less any bias.
 
     The norm's scale is frozen to that of `inputs`. LayerNorm and RMSNorm; Gemma's gain is 1 + weight.
+
+    Args:
+        norm: a LayerNorm or an RMSNorm.
+        inputs: what it reads.
+        direction: of what it gives.
     """
     name = type(norm).__name__
     gain = norm.weight.float() + (1 if name.startswith("Gemma") else 0)
@@ -189,20 +193,26 @@ def pull_through_norm(
 def pull_through_attn_out(
     layer: Layer, head_z: Float[Tensor, "example head d_head"], direction: Float[Tensor, "example d_model"]
 ) -> Float[Tensor, "example d_model"]:
-    """A direction of the residual stream, taken back through Gemma's norm after attention, where there is one."""
+    """A direction of the residual stream, taken back through Gemma's norm after attention, where there is one.
+
+    Args:
+        layer: of a plain Hugging Face model.
+        head_z: of all its heads, which sets the scale of the norm.
+        direction: of the residual stream.
+    """
     if layer.family.after_attention is None:
         return direction
     projected = getattr(layer.attention, layer.family.out)(head_z.flatten(1))
     return pull_through_norm(getattr(layer.block, layer.family.after_attention), projected, direction)
 
 
-def _matrix(projection: Module) -> Float[Tensor, "d_model head*d_head"]:
+def _matrix(projection: AnyModule) -> Float[Tensor, "d_model head*d_head"]:
     """An output projection as a matrix that is multiplied from the left; GPT-2 keeps it transposed."""
     weight = projection.weight.float()
     return weight.T if type(projection).__name__ == "Conv1D" else weight
 
 
-def _bias(module: Module) -> Float[Tensor, " d_model"]:
+def _bias(module: AnyModule) -> Float[Tensor, " d_model"]:
     bias = getattr(module, "bias", None)
     return (
         torch.zeros_like(module.weight[..., 0] if module.weight.ndim > 1 else module.weight) if bias is None else bias

@@ -1,36 +1,39 @@
-"""What is to be had without a probe or without a circuit: from the text alone, from the model's output, by random heads."""
+"""What is to be had without a probe or a circuit: from the text alone, from the model's output, by random heads."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from helpers import InputError, hooks
 from helpers.engine import backends
-from helpers.engine.sites import locate_positions
-from helpers.folds import check_labels, resolve_folds
+from helpers.engine.sites import Positions, Prompts, locate_positions
+from helpers.folds import Folds, Groups, Labels, check_labels, resolve_folds
+from helpers.hooks import Head
+from helpers.models import LoadedModel
 from helpers.probes import PENALTIES, cross_validate, standardise_site
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-    from torch import Tensor
-
-    from helpers.hooks import Head, Prompt
-    from helpers.models import LoadedModel
 
 
 def read_output(
     loaded: LoadedModel,
-    prompts: Sequence[Prompt],
+    prompts: Prompts,
     positive: Sequence[int],
     negative: Sequence[int],
     *,
-    positions: str | int | Sequence[int] | Mapping[str, int | Sequence[int]] = "last",
+    positions: Positions = "last",
 ) -> Float[Tensor, "row position"]:
     """The model's own answer where a probe reads: log p(any of the positive tokens) - log p(any of the negative).
+
+    Args:
+        loaded: on any backend.
+        prompts: texts, or token ids of any lengths.
+        positive: token ids.
+        negative: others.
+        positions: where to read, as for `hooks.capture`.
 
     Raises:
         InputError: no token, one on both sides, or one that the model does not have.
@@ -47,24 +50,35 @@ def read_output(
 def score_baselines(
     loaded: LoadedModel,
     texts: Sequence[str],
-    labels: Sequence[bool],
-    groups: Sequence[Hashable],
+    labels: Labels,
+    groups: Groups,
     *,
     answers: tuple[Sequence[int], Sequence[int]],
     rules: Mapping[str, Sequence[float]],
-    positions: str | int | Sequence[int] | Mapping[str, int | Sequence[int]] = "last",
-    folds: int | Sequence[int] = 5,
+    positions: Positions = "last",
+    folds: int | Folds = 5,
     seed: int,
 ) -> dict[str, Float[Tensor, " row"]]:
     """Scores that are to be had without the model's inside, on the folds of a sweep with the same groups and seed.
 
     The majority class of the training folds; TF-IDF of word and of character n-grams with logistic regression; the
     mean of the model's own input embeddings with ridge; each of `rules`, a score for each row; and the model's own
-    output (`output_logit_difference`) at each position. The last two are less the median of the training folds, so that
-    zero is a threshold. `compared` makes a table of them.
+    output (`read_output`) at each position. The last two are less the median of the training folds, so that
+    zero is a threshold. `scores.tabulate` makes a table of them.
+
+    Args:
+        loaded: on any backend.
+        texts: one for each row.
+        labels: True or False for each row.
+        groups: rows with equal ones are never on both sides of a split.
+        answers: positive and negative tokens, as for `read_output`.
+        rules: by name, each with a score for each row.
+        positions: where to read, as for `hooks.capture`.
+        folds: how many, at least three, or the number of each row's.
+        seed: of the folds.
 
     Raises:
-        InputError: as `evaluate` and `output_logit_difference`.
+        InputError: as `scores.evaluate` and `read_output`.
     """
     checked, _ = check_labels(labels, groups)
     folds = resolve_folds(checked, groups, folds, seed)
@@ -89,15 +103,18 @@ def _majority(labels: np.ndarray, folds: Int[Tensor, " row"]) -> Float[Tensor, "
 
 
 def score_text(
-    loaded: LoadedModel,
-    texts: Sequence[str],
-    labels: Sequence[bool],
-    groups: Sequence[Hashable],
-    *,
-    folds: int | Sequence[int] = 5,
-    seed: int,
+    loaded: LoadedModel, texts: Sequence[str], labels: Labels, groups: Groups, *, folds: int | Folds = 5, seed: int
 ) -> dict[str, Float[Tensor, " row"]]:
-    """Those of `baselines` that are fitted to the text: n-grams, and the mean of the input embeddings."""
+    """Those of `score_baselines` that are fitted to the text: n-grams, and the mean of the input embeddings.
+
+    Args:
+        loaded: on any backend.
+        texts: one for each row.
+        labels: True or False for each row.
+        groups: rows with equal ones are never on both sides of a split.
+        folds: how many, at least three, or the number of each row's.
+        seed: of the folds.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import PredefinedSplit, cross_val_predict
@@ -140,6 +157,10 @@ def draw_layer_matched_sets(
     """Random sets to compare with: as many heads in every layer as `heads` has there, none of them in `heads`.
 
     Args:
+        loaded: on any backend.
+        heads: as (layer, head).
+        n_sets: to draw.
+        seed: of the draws.
         disjoint: if not, they are drawn from all heads of the layer, so that they may share some with `heads`.
 
     Returns no set at all where a layer has too few other heads, or where `heads` are all that could be drawn.

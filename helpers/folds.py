@@ -1,29 +1,36 @@
 """Which rows are trained on and which are tested, and labels that nothing in a row bears on.
 
-Folds never split a group, such as the rows of one word or of one question. Permuted labels are the null of a probe; labels
-drawn for each type of word are its control task (Hewitt and Liang 2019).
+Folds never split a group, such as the rows of one word or of one question. Permuted labels are the null of a probe;
+labels drawn for each type of word are its control task (Hewitt and Liang 2019).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from helpers import InputError
 
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Int
-    from torch import Tensor
+Labels = Sequence[bool] | Bool[np.ndarray, " row"] | Bool[Tensor, " row"]
+Groups = Sequence[Hashable] | Int[np.ndarray, " row"] | Int[Tensor, " row"]
+"""Rows with equal ones stay together."""
+Folds = Sequence[int] | Int[Tensor, " row"]
+"""The number of each row's fold, from 0 on."""
 
 
-def assign_folds(
-    labels: Sequence[bool], groups: Sequence[Hashable], *, n_folds: int = 5, seed: int
-) -> Int[Tensor, " row"]:
+def assign_folds(labels: Labels, groups: Groups, *, n_folds: int = 5, seed: int) -> Int[Tensor, " row"]:
     """The fold of each row, by scikit-learn's `StratifiedGroupKFold`: no group in two, classes as even as can be.
+
+    Args:
+        labels: True or False for each row.
+        groups: rows with equal ones come into one fold.
+        n_folds: 3 to the number of groups.
+        seed: of the shuffling.
 
     Raises:
         InputError: one class only, fewer than three folds, fewer groups than folds, or a fold without both classes.
@@ -36,10 +43,15 @@ def assign_folds(
     return folds
 
 
-def assign_stratified_folds(
-    strata: Sequence[Hashable], groups: Sequence[Hashable], *, n_folds: int = 5, seed: int
-) -> Int[Tensor, " row"]:
-    """The fold of each row: no group in two, and strata as even as can be, which may leave a fold without one."""
+def assign_stratified_folds(strata: Groups, groups: Groups, *, n_folds: int = 5, seed: int) -> Int[Tensor, " row"]:
+    """The fold of each row: no group in two, and strata as even as can be, which may leave a fold without one.
+
+    Args:
+        strata: a name for each row, such as its task and label.
+        groups: rows with equal ones come into one fold.
+        n_folds: at most as many as there are groups.
+        seed: of the shuffling.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     names, codes = np.asarray(strata), number_groups(groups)
@@ -52,8 +64,14 @@ def assign_stratified_folds(
     return folds
 
 
-def can_fold(labels: Sequence[bool], groups: Sequence[Hashable], *, seed: int) -> bool:
-    """Whether five folds of groups can each have both classes."""
+def can_fold(labels: Labels, groups: Groups, *, seed: int) -> bool:
+    """Whether five folds of groups can each have both classes.
+
+    Args:
+        labels: True or False for each row.
+        groups: rows with equal ones come into one fold.
+        seed: of the shuffling.
+    """
     try:
         assign_folds(labels, groups, seed=seed)
     except InputError:
@@ -61,8 +79,13 @@ def can_fold(labels: Sequence[bool], groups: Sequence[Hashable], *, seed: int) -
     return True
 
 
-def assign_shared_folds(types: Sequence[Hashable], *, n_folds: int = 5, seed: int) -> Int[Tensor, " row"]:
+def assign_shared_folds(types: Groups, *, n_folds: int = 5, seed: int) -> Int[Tensor, " row"]:
     """The fold of each row such that the rows of a type are spread over the folds.
+
+    Args:
+        types: such as the word of each row.
+        n_folds: over which each type is spread.
+        seed: of the order within a type.
 
     Raises:
         InputError: no type that occurs twice.
@@ -78,11 +101,17 @@ def assign_shared_folds(types: Sequence[Hashable], *, n_folds: int = 5, seed: in
 
 
 def permute_labels(
-    labels: Sequence[bool], groups: Sequence[Hashable], *, n_permutations: int, seed: int
+    labels: Labels, groups: Groups, *, n_permutations: int, seed: int
 ) -> Bool[Tensor, "row permutation"]:
     """Labels as they might have been if nothing in a row bore on them.
 
     Groups with one label throughout exchange it with other such groups; within the others the rows exchange theirs.
+
+    Args:
+        labels: True or False for each row.
+        groups: such as the question of each row.
+        n_permutations: columns that are returned.
+        seed: of the permutations.
     """
     labels, codes = check_labels(labels, groups)
     generator = np.random.default_rng(seed)
@@ -99,23 +128,29 @@ def permute_labels(
     return torch.from_numpy(permuted)
 
 
-def draw_control_labels(types: Sequence[Hashable], *, n_draws: int, seed: int) -> Bool[Tensor, "row draw"]:
-    """A label drawn at random for each type, in each draw one half of the types each (Hewitt and Liang 2019)."""
+def draw_control_labels(types: Groups, *, n_draws: int, seed: int) -> Bool[Tensor, "row draw"]:
+    """A label drawn at random for each type, in each draw one half of the types each (Hewitt and Liang 2019).
+
+    Args:
+        types: such as the word of each row; rows of one type have one label.
+        n_draws: columns that are returned.
+        seed: of the draws.
+    """
     codes, generator = number_groups(types), np.random.default_rng(seed)
     half = np.arange(codes.max() + 1) % 2 == 0
     return torch.from_numpy(np.stack([generator.permutation(half)[codes] for _ in range(n_draws)], axis=1))
 
 
-def number_groups(groups: Sequence[Hashable]) -> Int[np.ndarray, " row"]:
+def number_groups(groups: Groups) -> Int[np.ndarray, " row"]:
     """Groups by number, in the order in which they come."""
-    groups = [group.item() if hasattr(group, "item") else group for group in groups]  # equal tensors are no equal keys
+    # Equal tensors are no equal keys.
+    groups = [group.item() if isinstance(group, torch.Tensor) else group for group in groups]
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     return np.array([numbers[group] for group in groups])
 
 
-def check_labels(
-    labels: Sequence[bool], groups: Sequence[Hashable]
-) -> tuple[Bool[np.ndarray, " row"], Int[np.ndarray, " row"]]:
+def check_labels(labels: Labels, groups: Groups) -> tuple[Bool[np.ndarray, " row"], Int[np.ndarray, " row"]]:
+    """Labels as an array and their groups by number, or an `InputError`."""
     given = np.asarray(labels)
     if given.ndim != 1 or len(given) != len(groups):
         raise InputError(f"{given.size} labels for {len(groups)} groups: legal is one for each")
@@ -127,7 +162,7 @@ def check_labels(
 
 
 def resolve_folds(
-    labels: Bool[np.ndarray, " row"], groups: Sequence[Hashable], folds: int | Sequence[int], seed: int
+    labels: Bool[np.ndarray, " row"], groups: Groups, folds: int | Folds, seed: int
 ) -> Int[Tensor, " row"]:
     """Folds by number, or those that were given, checked."""
     if isinstance(folds, int):
@@ -140,6 +175,7 @@ def resolve_folds(
 
 
 def check_folds(labels: Bool[np.ndarray, " row"], codes: Int[np.ndarray, " row"], folds: Int[Tensor, " row"]) -> None:
+    """Refuse folds that split a group, or of which one lacks a class."""
     numbers = folds.numpy()
     if len(numbers) != len(labels) or set(numbers.tolist()) != set(range(int(numbers.max()) + 1)):
         raise InputError(f"{len(numbers)} folds for {len(labels)} rows: legal are numbers from 0 on, one for each row")

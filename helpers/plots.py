@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
-from pathlib import Path
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects
     from jaxtyping import Float
+    from matplotlib.typing import RcKeyType
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -35,7 +36,7 @@ INK = "#010203"  # a colour that nothing else uses
 BLUE, ORANGE, GREY = "#3c8dd0", "#d1791f", "#8a8a8a"
 """Distinguishable for colour-blind readers, with enough contrast on white and on near-black."""
 
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
@@ -64,8 +65,9 @@ def draw_figure(
         key: unique on the page; becomes the figure's anchor.
         caption: the finding first, then how to read it, n and error bars. Plain text.
         alt: what a reader who can't see the figure needs to know.
-        width, height: inches at 100 % zoom of a page column about 7 inches wide.
-        subplots: passed on to `matplotlib.pyplot.subplots`.
+        width: inches at 100 % zoom, of a page column about 7 inches wide.
+        height: inches.
+        **subplots: passed on to `matplotlib.pyplot.subplots`.
 
     Yields:
         The figure and its axes, as `subplots` gives them.
@@ -85,7 +87,14 @@ def draw_figure(
 
 
 def show_plotly(key: str, drawing: plotly.graph_objects.Figure, *, caption: str, alt: str) -> None:
-    """Show an interactive plotly figure. Texts that come from a model belong through `as_text`."""
+    """Show an interactive plotly figure. Texts that come from a model belong through `as_text`.
+
+    Args:
+        key: unique on the page; becomes the figure's anchor.
+        drawing: a figure of plotly, whose look is changed.
+        caption: the finding first, then how to read it. Plain text.
+        alt: what a reader who can't see the figure needs to know.
+    """
     drawing.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
@@ -118,9 +127,12 @@ def show_attention(
     CircuitsVis' own Python side asks the network how to draw itself, so only its script is used.
 
     Args:
+        key: unique on the page; becomes the figure's anchor.
         tokens: one text for each position.
         patterns: rows over keys sum to one.
         names: one for each head.
+        caption: the finding first, then how to read it. Plain text.
+        alt: what a reader who can't see the figure needs to know.
     """
     properties = {
         # CircuitsVis drops a token spelled like an HTML tag, so such a token gets a space inside.
@@ -145,7 +157,14 @@ def draw_head_map(
     title: str = "",
     limits: tuple[float, float] | None = None,
 ) -> Any:
-    """Draw a number for each head as a colour; without limits zero is in the middle. Returns the image."""
+    """Draw a number for each head as a colour; without limits zero is in the middle. Returns the image.
+
+    Args:
+        axes: of matplotlib.
+        values: a number for each head.
+        title: above the axes.
+        limits: the lowest and the highest number of the colours.
+    """
     import numpy as np
 
     values = np.asarray(values)
@@ -161,7 +180,14 @@ def draw_head_map(
 
 
 def draw_interval(axes: Any, x: float, estimate: Estimate, **style: Any) -> None:
-    """Draw an estimate as a point with a bar for its interval."""
+    """Draw an estimate as a point with a bar for its interval.
+
+    Args:
+        axes: of matplotlib.
+        x: where the point stands.
+        estimate: whose value and interval are drawn.
+        **style: passed on to `errorbar`.
+    """
     error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
     axes.errorbar(x, estimate.value, error, **{"fmt": "o", "color": BLUE, "capsize": 4} | style)
 
@@ -170,7 +196,11 @@ def draw_layer_curve(axes: Any, table: pd.DataFrame, *, label: str = "", null: b
     """Draw the AUROC of a probe by layer, with its interval, and the band of its null in grey.
 
     Args:
+        axes: of matplotlib.
         table: what `probes.Sweep.table` gives, of one component at one position.
+        label: for the legend.
+        null: whether to draw its band.
+        **style: passed on to `plot`.
     """
     line = axes.plot(table["layer"], table["auroc"], **{"color": BLUE, "label": label} | style)[0]
     if null:
@@ -183,7 +213,13 @@ def draw_layer_curve(axes: Any, table: pd.DataFrame, *, label: str = "", null: b
 
 
 def draw_matrix(axes: Any, values: pd.DataFrame, *, limits: tuple[float, float] = (0.0, 1.0)) -> Any:
-    """Draw a table of numbers as colours with the numbers in them; rows and columns keep their names."""
+    """Draw a table of numbers as colours with the numbers in them; rows and columns keep their names.
+
+    Args:
+        axes: of matplotlib.
+        values: numbers with named rows and columns.
+        limits: the lowest and the highest number of the colours.
+    """
     import numpy as np
 
     middle = sum(limits) / 2
@@ -198,7 +234,13 @@ def draw_matrix(axes: Any, values: pd.DataFrame, *, limits: tuple[float, float] 
 
 
 def draw_diagram(axes: Any, boxes: dict[str, tuple[float, float, str]], arrows: Sequence[tuple[str, str, str]]) -> None:
-    """Draw named boxes with text at (x, y), and labelled arrows between those that there are."""
+    """Draw named boxes with text at (x, y), and labelled arrows between those that there are.
+
+    Args:
+        axes: of matplotlib.
+        boxes: by name their place and text, (x, y, text).
+        arrows: (from, to, label), by the names of boxes.
+    """
     style = {"boxstyle": "round,pad=0.4", "facecolor": "none", "edgecolor": INK}
     drawn = {
         name: axes.text(x, y, text.replace("$", r"\$"), ha="center", va="center", fontsize=9, bbox=style)
@@ -264,9 +306,7 @@ def _live() -> bool:
 
 
 def _circuitsvis_script() -> str:
-    import circuitsvis
-
-    bundle = Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js"
+    bundle = resources.files("circuitsvis") / "dist" / "cdn" / "iife.js"
     return bundle.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 

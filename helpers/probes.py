@@ -14,21 +14,28 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, groupby
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from helpers import InputError
-from helpers.engine.solvers import fit, standardise
+from helpers.claims import Estimate
+from helpers.engine.solvers import Method, fit, standardise
 from helpers.folds import (
+    Folds,
+    Groups,
+    Labels,
     assign_shared_folds,
     check_labels,
     draw_control_labels,
     permute_labels,
     resolve_folds,
 )
+from helpers.hooks import Captured, SiteName
 from helpers.scores import (
     as_columns,
     bootstrap_intervals,
@@ -38,14 +45,9 @@ from helpers.scores import (
     estimate_scores,
 )
 
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
-    from torch import Tensor
-
-    from helpers.claims import Estimate
-    from helpers.hooks import Captured
-
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Name = TypeVar("Name", bound=Hashable)
 __all__ = [
     "Best",
     "Site",
@@ -59,16 +61,22 @@ __all__ = [
     "trace_learning_curve",
     "transfer",
 ]
-PENALTIES = {"ridge": (10.0, 100.0, 1000.0, 10_000.0), "logistic": (1.0, 10.0, 100.0), "mean_difference": (1.0,)}
+PENALTIES: dict[Method, tuple[float, ...]] = {
+    "ridge": (10.0, 100.0, 1000.0, 10_000.0),
+    "logistic": (1.0, 10.0, 100.0),
+    "mean_difference": (1.0,),
+}
 """Tried by default; see `fit` for what they mean."""
 BLOCK = 300_000
 """Weights fitted in one call."""
+Unit = Literal["examples", "groups"]
+"""What a learning curve counts."""
 
 
 class Site(NamedTuple):
     """A place in the model that a probe reads."""
 
-    component: str
+    component: SiteName
     layer: int
     position: str
     head: int | None = None
@@ -124,7 +132,7 @@ class Sweep:
     """Probes of one task at many sites. Column 0 of `task` is the real one, the others are permutations."""
 
     sites: tuple[Site, ...]
-    method: str
+    method: Method
     labels: Bool[Tensor, " row"]
     groups: tuple[Hashable, ...]
     folds: Int[Tensor, " row"]
@@ -159,7 +167,7 @@ class Sweep:
             frame["null_low"], frame["null_high"] = compute_null_band(null).T.numpy()
             frame["p_value"] = compute_p_values(auroc, null).numpy()
             frame["p_corrected"] = compute_p_values(auroc, null.max(0).values.expand_as(null)).numpy()
-        if self.control_accuracy is not None:
+        if self.shared_accuracy is not None and self.control_accuracy is not None:
             frame["shared_accuracy"] = self.shared_accuracy.numpy()
             frame["control_accuracy"] = self.control_accuracy.mean(1).numpy()
             frame["selectivity"] = frame["shared_accuracy"] - frame["control_accuracy"]
@@ -196,15 +204,15 @@ class Sweep:
 
 def sweep(
     activations: Captured,
-    labels: Sequence[bool],
-    groups: Sequence[Hashable],
+    labels: Labels,
+    groups: Groups,
     *,
-    types: Sequence[Hashable] | None,
+    types: Groups | None,
     seed: int,
     sites: Sequence[Site] | None = None,
-    method: str = "ridge",
+    method: Method = "ridge",
     penalties: Sequence[float] | None = None,
-    folds: int | Sequence[int] = 5,
+    folds: int | Folds = 5,
     n_permutations: int = 100,
     n_control: int = 10,
     device: str = "cpu",
@@ -212,12 +220,19 @@ def sweep(
     """Probe every site for one label, with its null and its control task.
 
     Args:
+        activations: a row for each prompt.
+        labels: True or False for each row.
         groups: rows that must not be on both sides of a split, such as those with the same word.
         types: the word of each row for the control task, or None where there is no such thing.
+        seed: of folds, permutations, control tasks and bootstrap.
         sites: all that were captured by default.
-        penalties: those to choose from inside each training set; one leaves nothing to choose.
-        folds: how many, or the number of each row's.
-        n_permutations, n_control: permutations of the labels, draws of the control task; 0 for none.
+        method: "ridge", "logistic" or "mean_difference"; see `fit`.
+        penalties: those to choose from inside each training set, by default those of `PENALTIES`; one leaves nothing to
+            choose.
+        folds: how many, at least three, or the number of each row's.
+        n_permutations: of the labels, for the null; 0 for none.
+        n_control: draws of the control task; 0 for none.
+        device: where the probes are fitted: "cpu", "cuda", …
 
     Raises:
         InputError: shapes that don't match, one class only, fewer groups than folds, NaN at a site.
@@ -276,7 +291,7 @@ class _Validated(NamedTuple):
     """Of the first task."""
     auroc: Float[Tensor, "site fold task"]
     accuracy: Float[Tensor, "site fold task"]
-    inner_loss: Float[Tensor, "site fold task"] | None
+    inner_loss: Float[Tensor, "site fold task"]
 
 
 def _joined(parts: Sequence[_Validated]) -> _Validated:
@@ -306,7 +321,7 @@ def cross_validate(
     z: Float[Tensor, "site row feature"],
     tasks: Bool[Tensor, "row task"],
     folds: Int[Tensor, " row"],
-    method: str,
+    method: Method,
     penalties: Sequence[float],
     rows: Bool[Tensor, " row"] | None = None,
 ) -> _Validated:
@@ -317,15 +332,14 @@ def cross_validate(
     tasks, folds = tasks.to(z.device), folds.to(z.device)
     rows = torch.ones_like(folds, dtype=torch.bool) if rows is None else rows.to(z.device)
     losses, chosen = _inner_losses(z, tasks, folds, method, penalties, rows).min(0)
-    found = _held_out(z, tasks, folds, method, penalties, rows, chosen)
-    return found._replace(inner_loss=losses.movedim(1, 0).cpu())
+    return _Validated(*_held_out(z, tasks, folds, method, penalties, rows, chosen), losses.movedim(1, 0).cpu())
 
 
 def _inner_losses(
     z: Float[Tensor, "site row feature"],
     tasks: Bool[Tensor, "row task"],
     folds: Int[Tensor, " row"],
-    method: str,
+    method: Method,
     penalties: Sequence[float],
     rows: Bool[Tensor, " row"],
 ) -> Float[Tensor, "penalty fold site task"]:
@@ -350,12 +364,12 @@ def _held_out(
     z: Float[Tensor, "site row feature"],
     tasks: Bool[Tensor, "row task"],
     folds: Int[Tensor, " row"],
-    method: str,
+    method: Method,
     penalties: Sequence[float],
     rows: Bool[Tensor, " row"],
     chosen: Int[Tensor, "fold site task"],
-) -> _Validated:
-    """Each fold by the probes trained without it, with the penalties chosen."""
+) -> tuple[Float[Tensor, "site row"], Float[Tensor, "site fold task"], Float[Tensor, "site fold task"]]:
+    """Each fold by the probes trained without it, with the penalties chosen: scores, AUROC, accuracy."""
     scores = z.new_empty(len(z), len(folds))
     auroc, accuracy = (z.new_empty(len(z), len(chosen), tasks.shape[1]) for _ in range(2))
     needed, place = chosen.unique(return_inverse=True)
@@ -367,11 +381,11 @@ def _held_out(
         scores[:, held] = found[..., 0]
         auroc[:, fold] = compute_auroc(found.mT, tasks[held].T)
         accuracy[:, fold] = ((found > 0) == tasks[held]).float().mean(1)
-    return _Validated(scores.cpu(), auroc.cpu(), accuracy.cpu(), None)
+    return scores.cpu(), auroc.cpu(), accuracy.cpu()
 
 
 def _loss(
-    method: str, scores: Float[Tensor, "penalty site row task"], labels: Bool[Tensor, "row task"]
+    method: Method, scores: Float[Tensor, "penalty site row task"], labels: Bool[Tensor, "row task"]
 ) -> Float[Tensor, "penalty site row task"]:
     from torch.nn.functional import softplus
 
@@ -383,22 +397,29 @@ def _loss(
 
 def cross_train(
     activations: Float[Tensor, "row feature"],
-    labels: Sequence[bool],
-    groups: Sequence[Hashable],
-    training: Mapping[Hashable, Sequence[bool]],
+    labels: Labels,
+    groups: Groups,
+    training: Mapping[Name, Labels],
     *,
     seed: int,
-    method: str = "ridge",
+    method: Method = "ridge",
     penalties: Sequence[float] | None = None,
-    folds: int | Sequence[int] = 5,
-) -> dict[Hashable, Float[Tensor, " row"]]:
+    folds: int | Folds = 5,
+) -> dict[Name, Float[Tensor, " row"]]:
     """For each training set a score of every row, by the probe that was trained on the set less the row's fold.
 
     Folds hold for all sets together, so that a group is never trained on where it is tested. Penalties are chosen
     within the training sets.
 
     Args:
-        training: sets of rows by name.
+        activations: at one site.
+        labels: True or False for each row.
+        groups: rows with equal ones are never on both sides of a split.
+        training: by name a set of rows, as True or False for each row.
+        seed: of the folds.
+        method: "ridge", "logistic" or "mean_difference"; see `fit`.
+        penalties: those to choose from within the training sets; by default those of `PENALTIES`.
+        folds: how many, at least three, or the number of each row's.
 
     Raises:
         InputError: as `sweep`; a set in whose folds a class is missing.
@@ -424,19 +445,29 @@ def cross_train(
 
 def transfer(
     activations: Float[Tensor, "row feature"],
-    labels: Sequence[bool],
-    groups: Sequence[Hashable],
+    labels: Labels,
+    groups: Groups,
     domains: Sequence[Hashable],
     *,
     seed: int,
-    method: str = "ridge",
+    method: Method = "ridge",
     penalties: Sequence[float] | None = None,
-    folds: int | Sequence[int] = 5,
+    folds: int | Folds = 5,
 ) -> pd.DataFrame:
     """Train within each domain, test within each: a row for each pair, with intervals by bootstrap over groups.
 
+    Args:
+        activations: at one site.
+        labels: True or False for each row.
+        groups: rows with equal ones are never on both sides of a split.
+        domains: of each row, such as its task.
+        seed: of folds and bootstrap.
+        method: "ridge", "logistic" or "mean_difference"; see `fit`.
+        penalties: those to choose from within the training sets; by default those of `PENALTIES`.
+        folds: how many, at least three, or the number of each row's.
+
     Raises:
-        InputError: as `cross_trained`.
+        InputError: as `cross_train`.
     """
     checked, _ = check_labels(labels, groups)
     if len(domains) != len(checked):
@@ -456,23 +487,32 @@ def transfer(
 
 def trace_learning_curve(
     activations: Float[Tensor, "row feature"],
-    labels: Sequence[bool],
-    groups: Sequence[Hashable],
+    labels: Labels,
+    groups: Groups,
     *,
     sizes: Sequence[int],
-    of: str = "examples",
+    of: Unit = "examples",
     n_draws: int = 20,
     seed: int,
-    method: str = "ridge",
+    method: Method = "ridge",
     penalty: float = 100.0,
-    folds: int | Sequence[int] = 5,
+    folds: int | Folds = 5,
 ) -> pd.DataFrame:
     """Train on a few and test on a fold that shares no group with them.
 
     Activations are z-scored by all rows of the training folds, which takes no label.
 
     Args:
-        sizes: how many of each class, `of` "examples" (of as many groups as there are) or "groups" (all their rows).
+        activations: at one site.
+        labels: True or False for each row.
+        groups: rows with equal ones are never on both sides of a split.
+        sizes: how many of each class are trained on.
+        of: what `sizes` counts: "examples" (of as many groups as there are) or "groups" (all their rows).
+        n_draws: training sets of each size; folds take turns to be tested on.
+        seed: of folds and draws.
+        method: "ridge", "logistic" or "mean_difference"; see `fit`.
+        penalty: of the probe; see `fit`.
+        folds: how many, at least three, or the number of each row's.
 
     Returns:
         For each size the mean over draws, and the range that holds 95 % of them (`_low`, `_high`).
@@ -481,8 +521,8 @@ def trace_learning_curve(
         InputError: more of a class than the training folds hold.
     """
     checked, codes = check_labels(labels, groups)
-    if of not in ("examples", "groups"):
-        raise InputError(f"learning curve of {of!r}: legal are examples, groups")
+    if of not in get_args(Unit):
+        raise InputError(f"learning curve of {of!r}: legal are {', '.join(get_args(Unit))}")
     folds = resolve_folds(checked, groups, folds, seed)
     z = standardise_site(activations, len(checked))
     tasks = torch.from_numpy(checked)[:, None]
@@ -511,7 +551,7 @@ def trace_learning_curve(
 
 
 def _drawn(
-    legal: np.ndarray, codes: np.ndarray, size: int, of: str, generator: np.random.Generator
+    legal: np.ndarray, codes: np.ndarray, size: int, of: Unit, generator: np.random.Generator
 ) -> Int[np.ndarray, " chosen"]:
     """Rows for a training set: of so many groups, or so many of them with as many groups as possible."""
     rows = generator.permutation(np.flatnonzero(legal))

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from helpers import InputError
-
-if TYPE_CHECKING:
-    from jaxtyping import Int
-    from torch import Tensor
-
-    from helpers.models import LoadedModel
+from helpers.models import LoadedModel
 
 PASSAGES = Path(__file__).parent / "data" / "moby_dick.txt"
 
@@ -26,6 +22,13 @@ def draw_segments(
 
     Within a sequence no token occurs twice, so every match between positions is one that the caller
     makes by repeating a segment.
+
+    Args:
+        loaded: whose vocabulary is drawn from.
+        n_sequences: to draw.
+        segment_length: in tokens.
+        n_segments: of each sequence.
+        seed: of the draws.
 
     Raises:
         InputError: the vocabulary holds fewer tokens than a sequence needs.
@@ -68,6 +71,11 @@ def read_passages(loaded: LoadedModel, *, n_passages: int, n_tokens: int) -> Int
 
     The data sheet is `helpers/data/README.md`. The model's start token comes first where it has one.
 
+    Args:
+        loaded: whose tokenizer is used.
+        n_passages: in the order of the novel.
+        n_tokens: of each passage, the start token included.
+
     Raises:
         InputError: more or longer passages than there are, or longer ones than the model takes.
     """
@@ -95,8 +103,9 @@ def keep_single_tokens(loaded: LoadedModel, words: Sequence[str]) -> list[str]:
     """The words that are one token with a space before them."""
     if loaded.tokenizer is None:
         raise InputError(f"model {loaded.card.name!r} has no tokenizer, so no words can be chosen for it")
-    return [word for word in words if len(loaded.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1]
+    return [word for word in words if len(loaded.encode(f" {word}", start=False)) == 1]
 
 
 def encode_word(loaded: LoadedModel, word: str) -> int:
-    return loaded.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0]
+    """The first token of a word with a space before it."""
+    return loaded.encode(f" {word}", start=False)[0]

@@ -37,19 +37,10 @@ STARTED = time.time()
 """When the run began: a chapter imports this module first of all."""
 RECORD = "book_record"
 """The key under which the metadata of an output holds the record."""
-PACKAGES = (
-    "torch",
-    "transformers",
-    "transformer-lens",
-    "nnsight",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "safetensors",
-)
+PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "numpy", "scipy", "scikit-learn", "safetensors")
 
 
-def results_folder(model_name: str) -> Path:
+def locate_results(model_name: str) -> Path:
     """Where records and data sets of a model are kept with the book; only `make record` writes there.
 
     A registered model's folder bears its name. Other names, which may be paths, get a safe one of their own.
@@ -60,7 +51,7 @@ def results_folder(model_name: str) -> Path:
     return ROOT / "results" / f"{last}-{hashlib.sha256(model_name.encode()).hexdigest()[:8]}"
 
 
-def output_folder() -> Path:
+def locate_output() -> Path:
     """Where a run leaves what it makes besides its record: beside that, or where it is run by hand below `_build`."""
     return Path(os.environ.get("BOOK_OUTPUT", ROOT / "_build" / "by-hand"))
 
@@ -139,6 +130,11 @@ class Run:
     def table(self, key: str, rows: list[dict[str, Any]], *, caption: str) -> None:
         """Record a table, a dictionary for each row, and show it with every text escaped.
 
+        Args:
+            key: unique in the chapter; becomes the anchor `table-<key>`.
+            rows: cells by column name: numbers, texts or estimates.
+            caption: plain text.
+
         Raises:
             InputError: a number that is not finite.
         """
@@ -154,6 +150,11 @@ class Run:
 
     def claim(self, id: str, sentence: str, **evidence: Any) -> None:
         """Record a claim, decided by its rule (see `claims.decide`), and glue its verdict as `claim-<id>`.
+
+        Args:
+            id: short and unique within the chapter.
+            sentence: what is claimed.
+            **evidence: the rest of what `claims.decide` takes.
 
         Raises:
             InputError: the rule can't be decided.
@@ -270,7 +271,8 @@ def _injected_names() -> set[str]:
     sources = shell.user_ns.get("In", []) if shell else []
     injected = next((source for source in sources if source.startswith("# Parameters\n")), "")
     statements = ast.parse(injected).body
-    return {target.id for line in statements if isinstance(line, ast.Assign) for target in line.targets}
+    targets = [target for line in statements if isinstance(line, ast.Assign) for target in line.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def _glue(key: str, text: str) -> None:

@@ -6,21 +6,18 @@ AUROC and accuracy are means over folds, within which alone scores are compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from helpers import InputError
 from helpers.claims import Estimate
-from helpers.folds import check_folds, check_labels, number_groups
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
-    from torch import Tensor
+from helpers.folds import Folds, Groups, Labels, check_folds, check_labels, number_groups
 
 N_RESAMPLES = 1000
 FEWEST_NEGATIVES = 300
@@ -41,17 +38,19 @@ def compute_auroc(scores: Float[Tensor, "*any row"], labels: Bool[Tensor, "*#any
 
 
 def evaluate(
-    scores: Float[Tensor, " row"],
-    labels: Sequence[bool],
-    groups: Sequence[Hashable],
-    *,
-    folds: Sequence[int] | None = None,
-    seed: int,
+    scores: Float[Tensor, " row"], labels: Labels, groups: Groups, *, folds: Folds | None = None, seed: int
 ) -> dict[str, Estimate | None]:
     """AUROC, accuracy (of scores above zero) and recall at 1 % false positives of any score, by bootstrap over groups.
 
     The first two are means over folds, within which alone scores are compared. The recall pools the folds, and is None
     where fewer than 300 rows are negative.
+
+    Args:
+        scores: higher for True, finite.
+        labels: True or False for each row.
+        groups: what the bootstrap draws: rows with equal ones go together.
+        folds: the number of each row's; by default all rows are in one.
+        seed: of the bootstrap.
 
     Raises:
         InputError: shapes that don't match, NaN, one class only, a group in two folds.
@@ -64,13 +63,21 @@ def evaluate(
 def subtract(
     one: Float[Tensor, " row"],
     other: Float[Tensor, " row"],
-    labels: Sequence[bool],
-    groups: Sequence[Hashable],
+    labels: Labels,
+    groups: Groups,
     *,
-    folds: Sequence[int] | None = None,
+    folds: Folds | None = None,
     seed: int,
 ) -> Estimate:
     """By how much the AUROC of one score exceeds that of another on the same rows: each bootstrap sample has both.
+
+    Args:
+        one: a score for each row.
+        other: another one.
+        labels: True or False for each row.
+        groups: what the bootstrap draws: rows with equal ones go together.
+        folds: the number of each row's; by default all rows are in one.
+        seed: of the bootstrap.
 
     Raises:
         InputError: as `evaluate`.
@@ -80,17 +87,21 @@ def subtract(
 
 
 def combine(
-    terms: Sequence[tuple[float, Float[Tensor, " row"], Sequence[bool]]],
-    labels: Sequence[bool],
-    groups: Sequence[Hashable],
+    terms: Sequence[tuple[float, Float[Tensor, " row"], Labels]],
+    labels: Labels,
+    groups: Groups,
     *,
-    folds: Sequence[int] | None = None,
+    folds: Folds | None = None,
     seed: int,
 ) -> Estimate:
     """A weighted sum of AUROCs, each of a score on some of the rows: each bootstrap sample of the groups has all.
 
     Args:
         terms: weight, scores of all rows, and the rows on which they count.
+        labels: True or False for each row.
+        groups: what the bootstrap draws: rows with equal ones go together.
+        folds: the number of each row's; by default all rows are in one.
+        seed: of the bootstrap.
 
     Raises:
         InputError: as `evaluate`; no term, or one on whose rows a class is missing.
@@ -108,10 +119,11 @@ def combine(
         parts.append((weight, scores[rows][None], truth[rows], numbers[rows], rows))
 
     def total(weights: Float[Tensor, "resample row"]) -> Float[Tensor, " resample"]:
-        return sum(
+        each = (
             weight * _resampled(scores, truth, codes[rows], numbers, weights[:, rows])["auroc"][0]
             for weight, scores, truth, numbers, rows in parts
         )
+        return sum(each, torch.zeros(()))
 
     found = _estimate(total, groups, len(labels), seed)
     used = torch.stack([rows for *_, rows in parts]).any(0)
@@ -119,9 +131,17 @@ def combine(
 
 
 def measure_calibration_error(
-    logits: Float[Tensor, " row"], labels: Sequence[bool], groups: Sequence[Hashable], *, n_bins: int = 10, seed: int
+    logits: Float[Tensor, " row"], labels: Labels, groups: Groups, *, n_bins: int = 10, seed: int
 ) -> Estimate:
-    """By how much predicted probabilities miss the share of positives, on average over bins of equally many rows."""
+    """By how much predicted probabilities miss the share of positives, on average over bins of equally many rows.
+
+    Args:
+        logits: log odds of True, for each row.
+        labels: True or False for each row.
+        groups: what the bootstrap draws: rows with equal ones go together.
+        n_bins: of equally many rows.
+        seed: of the bootstrap.
+    """
     checked, _ = check_labels(labels, groups)
     miss = torch.sigmoid(torch.as_tensor(logits)).double() - torch.from_numpy(checked).double()
     bins = torch.as_tensor(logits).argsort().tensor_split(n_bins)
@@ -134,13 +154,21 @@ def measure_calibration_error(
 
 def tabulate(
     scores: Mapping[str, Float[Tensor, " row"]],
-    labels: Sequence[bool],
-    groups: Sequence[Hashable],
+    labels: Labels,
+    groups: Groups,
     *,
-    folds: Sequence[int] | None = None,
+    folds: Folds | None = None,
     seed: int,
 ) -> pd.DataFrame:
-    """A row for each score with what `evaluate` says of it."""
+    """A row for each score with what `evaluate` says of it.
+
+    Args:
+        scores: by name, each with a number for each row.
+        labels: True or False for each row.
+        groups: what the bootstrap draws: rows with equal ones go together.
+        folds: the number of each row's; by default all rows are in one.
+        seed: of the bootstrap.
+    """
     return pd.DataFrame(
         {"scores": name} | as_columns(evaluate(values, labels, groups, folds=folds, seed=seed))
         for name, values in scores.items()
@@ -148,7 +176,7 @@ def tabulate(
 
 
 def _checked_scores(
-    scores: Float[Tensor, " row"], labels: Sequence[bool], groups: Sequence[Hashable], folds: Sequence[int] | None
+    scores: Float[Tensor, " row"], labels: Labels, groups: Groups, folds: Folds | None
 ) -> tuple[Bool[Tensor, " row"], Int[Tensor, " row"]]:
     """Labels and folds of scores, all checked; without folds all rows are one."""
     checked, codes = check_labels(labels, groups)
@@ -160,14 +188,16 @@ def _checked_scores(
 
 
 def compute_null_band(null: Float[Tensor, "*any permutation"]) -> Float[Tensor, "*any 2"]:
+    """The band that holds 95 % of the permutations."""
     return torch.stack([null.quantile(share, dim=-1) for share in (0.025, 0.975)], dim=-1)
 
 
 def compute_p_values(found: Float[Tensor, " site"], null: Float[Tensor, "site permutation"]) -> Float[Tensor, " site"]:
+    """The share of permutations that reach what was found, itself counted among them."""
     return (1 + (null >= found[:, None]).sum(1)) / (1 + null.shape[1])
 
 
-def _weights(groups: Sequence[Hashable], n_rows: int, seed: int) -> Float[Tensor, "resample row"]:
+def _weights(groups: Groups, n_rows: int, seed: int) -> Float[Tensor, "resample row"]:
     """How often each row is in each bootstrap sample of the groups; the first row of weights is the data itself."""
     codes = number_groups(groups)
     n_groups = codes.max() + 1
@@ -175,7 +205,7 @@ def _weights(groups: Sequence[Hashable], n_rows: int, seed: int) -> Float[Tensor
     return torch.from_numpy(np.concatenate([np.ones((1, n_rows)), counts[:, codes]])).float()
 
 
-def _estimate(statistic, groups: Sequence[Hashable], n_rows: int, seed: int) -> Estimate:
+def _estimate(statistic, groups: Groups, n_rows: int, seed: int) -> Estimate:
     """A statistic of row weights with its interval."""
     found = statistic(_weights(groups, n_rows, seed).double())
     low, high = torch.nanquantile(found[1:], torch.tensor([0.025, 0.975], dtype=found.dtype)).tolist()
@@ -217,10 +247,11 @@ def _resampled(
 def bootstrap_intervals(
     scores: Float[Tensor, "site row"],
     labels: Bool[Tensor, " row"],
-    groups: Sequence[Hashable],
+    groups: Groups,
     folds: Int[Tensor, " row"],
     seed: int,
 ) -> dict[str, Float[Tensor, "site 2"]]:
+    """The 95 % intervals of AUROC and accuracy of many scores at once; arguments as for `evaluate`, checked."""
     weights = _weights(groups, len(labels), seed)
     numbers = torch.from_numpy(number_groups(groups))
     found = [_resampled(block, labels, numbers, folds, weights) for block in scores.split(16)]
@@ -232,12 +263,9 @@ def bootstrap_intervals(
 
 
 def estimate_scores(
-    scores: Float[Tensor, " row"],
-    labels: Bool[Tensor, " row"],
-    groups: Sequence[Hashable],
-    folds: Int[Tensor, " row"],
-    seed: int,
+    scores: Float[Tensor, " row"], labels: Bool[Tensor, " row"], groups: Groups, folds: Int[Tensor, " row"], seed: int
 ) -> dict[str, Estimate]:
+    """AUROC and accuracy of one score; arguments as for `evaluate`, checked."""
     numbers = torch.from_numpy(number_groups(groups))
     return {
         name: _estimate(
@@ -250,9 +278,7 @@ def estimate_scores(
     }
 
 
-def _recall(
-    scores: Float[Tensor, " row"], labels: Bool[Tensor, " row"], groups: Sequence[Hashable], seed: int
-) -> Estimate | None:
+def _recall(scores: Float[Tensor, " row"], labels: Bool[Tensor, " row"], groups: Groups, seed: int) -> Estimate | None:
     """The share of positives above the threshold that 1 % of the negatives pass; equal scores count as false."""
     if int((~labels).sum()) < FEWEST_NEGATIVES:
         return None

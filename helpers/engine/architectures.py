@@ -15,17 +15,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from helpers import InputError
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
-    from torch.nn import Module
-    from transformers import PreTrainedModel
+AnyModule = Any
+"""A module or a model of PyTorch, whose parts are looked up by name: which there are depends on the family."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Family:
     rotary: bool = True
 
     @property
-    def key_site(self) -> str:
+    def key_site(self) -> Literal["rot_k", "k"]:
         """The site at which keys meet queries, and are kept in a key/value cache."""
         return "rot_k" if self.rotary else "k"
 
@@ -99,7 +98,7 @@ def is_parallel(config: Any) -> bool:
     return config.model_type == "gpt_neox" and config.use_parallel_residual
 
 
-def list_layers(model: PreTrainedModel) -> list[Layer]:
+def list_layers(model: AnyModule) -> list[Layer]:
     """The layers of a plain Hugging Face model, first to last."""
     config = model.config.get_text_config()
     family = find_family(config)
@@ -113,13 +112,13 @@ def list_layers(model: PreTrainedModel) -> list[Layer]:
 class Layer:
     """One layer of a model, as functions. Shapes: `...` are any leading axes; `kv_head` ≤ `head`."""
 
-    block: Module
+    block: AnyModule
     family: Family
     n_heads: int
     parallel: bool
 
     @cached_property
-    def attention(self) -> Module:
+    def attention(self) -> AnyModule:
         return getattr(self.block, self.family.attention)
 
     @cached_property
@@ -182,7 +181,7 @@ class Layer:
 
 
 def compute_rotary_tables(
-    model: PreTrainedModel, n_positions: int
+    model: AnyModule, n_positions: int
 ) -> list[tuple[Float[Tensor, "position rotary"], Float[Tensor, "position rotary"]] | None]:
     """For each layer the cosines and sines of its rotary embedding, or None."""
     base, config = model.base_model, model.config.get_text_config()

@@ -12,30 +12,26 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import Module
 
 from helpers import InputError
-from helpers.engine.architectures import FAMILIES, Layer, find_family, is_parallel, list_layers
+from helpers.engine.architectures import FAMILIES, AnyModule, Layer, find_family, is_parallel, list_layers
+from helpers.engine.cards import LoadedModel
 
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-    from torch import Tensor
-    from torch.nn import Module
-    from transformers import PreTrainedModel
+Tap = Callable[[Tensor], Tensor | None]
+"""Axes `example position …` as in `hooks.SITES`, but a pattern as `example query head key`."""
 
-    from helpers.engine.cards import LoadedModel
-
-    Tap = Callable[[Tensor], Tensor | None]
-    """Axes `example position …` as in `hooks.SITES`, but a pattern as `example query head key`."""
-
-
-FORWARD_ORDER = (
-    *("resid_pre", "q", "k", "v", "rot_q", "rot_k", "pattern", "head_z"),
-    *("attn_out", "resid_mid", "mlp_out", "resid_post"),
-)
+SiteName = Literal[
+    "resid_pre", "q", "k", "v", "rot_q", "rot_k", "pattern", "head_z", "attn_out", "resid_mid", "mlp_out", "resid_post"
+]
+"""In the order of the forward pass."""
+FORWARD_ORDER: tuple[SiteName, ...] = get_args(SiteName)
 _ACTIVE: WeakKeyDictionary[Module, _Active] = WeakKeyDictionary()
 
 
@@ -78,7 +74,7 @@ def make_batch(rows: Sequence[Sequence[int]], device: str) -> Batch:
     )
 
 
-def explain_missing(loaded: LoadedModel, site: str) -> str | None:
+def explain_missing(loaded: LoadedModel, site: SiteName) -> str | None:
     """Why a model on its backend can't give a site, or None where it can."""
     family, model_type = find_family(loaded.config), loaded.config.model_type
     if site == "resid_mid" and is_parallel(loaded.config):
@@ -90,7 +86,7 @@ def explain_missing(loaded: LoadedModel, site: str) -> str | None:
     return None
 
 
-def get_huggingface_model(loaded: LoadedModel) -> PreTrainedModel:
+def get_huggingface_model(loaded: LoadedModel) -> AnyModule:
     """The plain model inside any backend's."""
     return {
         "huggingface": lambda: loaded.model,
@@ -100,7 +96,7 @@ def get_huggingface_model(loaded: LoadedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def tap(loaded: LoadedModel, taps: Sequence[tuple[str, int, Tap]]) -> Iterator[None]:
+def tap(loaded: LoadedModel, taps: Sequence[tuple[SiteName, int, Tap]]) -> Iterator[None]:
     """While the context lasts, each (site, layer, tap) is called in every pass; always removed.
 
     Taps see each other's changes in the order of the forward pass; at one site, those of an outer context
@@ -125,10 +121,10 @@ class _Active:
     """The taps of a model in all contexts that are open; put in anew whenever they change."""
 
     def __init__(self) -> None:
-        self.taps: list[tuple[str, int, Tap]] = []
+        self.taps: list[tuple[SiteName, int, Tap]] = []
         self.installed = ExitStack()
 
-    def put_in(self, loaded: LoadedModel, taps: list[tuple[str, int, Tap]]) -> None:
+    def put_in(self, loaded: LoadedModel, taps: list[tuple[SiteName, int, Tap]]) -> None:
         self.installed.close()
         self.installed, self.taps = ExitStack(), taps
         in_order = sorted(taps, key=lambda tap: (tap[1], FORWARD_ORDER.index(tap[0])))
@@ -155,7 +151,8 @@ def watch(loaded: LoadedModel, began: Callable[[Pass], None]) -> Iterator[None]:
     """Call `began` at the start of every forward pass."""
 
     def hook(_: Module, inputs: tuple, options: dict[str, Any]) -> None:
-        tokens = options.get("input_ids", inputs[0] if inputs else options.get("inputs_embeds"))
+        given = (options.get("input_ids"), *inputs[:1], options.get("inputs_embeds"))
+        tokens = next(tensor for tensor in given if tensor is not None)
         past, mask = options.get("past_key_values"), options.get("attention_mask")
         n_rows, new = tokens.shape[:2]
         total = new + (past.get_seq_length() if past is not None else 0)
@@ -178,12 +175,12 @@ def forward(
     *,
     stop_after: int | None = None,
     logits_at: Int[Tensor, "example selected"] | None = None,
-) -> Float[Tensor, "example selected token"] | None:
-    """One pass, as far as layer `stop_after`, or to the logits of the columns `logits_at`."""
+) -> Float[Tensor, "example selected token"]:
+    """One pass, as far as layer `stop_after`, or to the logits of the columns `logits_at`; else an empty tensor."""
     with torch.inference_mode():
         hidden_or_logits = _forward(loaded, batch, stop_after)
         if logits_at is None:
-            return None
+            return torch.empty(0)
         rows = torch.arange(len(logits_at), device=logits_at.device)[:, None]
         chosen = hidden_or_logits[rows, logits_at]
         return unembed(loaded.model, chosen) if _ends_in_unembedding(loaded) else chosen
@@ -204,7 +201,7 @@ def compute_losses(loaded: LoadedModel, batch: Batch, entries: Int[Tensor, " ent
 @contextmanager
 def _fused_attention(loaded: LoadedModel) -> Iterator[None]:
     """PyTorch's fused attention, a quarter faster at 512 tokens. For passes without padding; taps keep their own."""
-    config = loaded.model.config if loaded.backend == "huggingface" else None
+    config = loaded.model.config
     if not _ends_in_unembedding(loaded) or config._attn_implementation != "eager":
         yield
         return
@@ -216,7 +213,7 @@ def _fused_attention(loaded: LoadedModel) -> Iterator[None]:
 
 
 def compute_token_losses(
-    model: PreTrainedModel, normed: Float[Tensor, "example position d_model"], targets: Int[Tensor, "example position"]
+    model: AnyModule, normed: Float[Tensor, "example position d_model"], targets: Int[Tensor, "example position"]
 ) -> Float[Tensor, "example position"]:
     """The loss of target tokens, from what left the final norm; never all logits at once, which are a lot of memory."""
     from torch.nn.functional import cross_entropy
@@ -228,8 +225,8 @@ def compute_token_losses(
     return torch.cat(losses).view(targets.shape)
 
 
-def _forward(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor | None:
-    """What left the final norm where that goes into the unembedding as it is, else the logits."""
+def _forward(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor:
+    """What left the final norm where that goes into the unembedding as it is, else the logits; nothing if stopped."""
     run = {"huggingface": _forward_huggingface, "transformer_lens": _forward_bridge, "nnsight": _forward_nnsight}
     return run[loaded.backend](loaded, batch, stop_after)
 
@@ -239,12 +236,12 @@ def _ends_in_unembedding(loaded: LoadedModel) -> bool:
     return loaded.backend == "huggingface" and loaded.config.model_type in FAMILIES
 
 
-def unembed(model: PreTrainedModel, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... token"]:
+def unembed(model: AnyModule, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... token"]:
     """Logits of what left the final norm."""
     return cap_logits(model, model.get_output_embeddings()(normed))
 
 
-def cap_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
+def cap_logits(model: AnyModule, logits: Tensor) -> Tensor:
     """Gemma's soft bound on logits, where a model has one."""
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else cap * (logits / cap).tanh()
@@ -289,7 +286,7 @@ def _stop(*_: Any, **__: Any) -> None:
     raise _Stop
 
 
-def _forward_huggingface(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor | None:
+def _forward_huggingface(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor:
     base = loaded.model.base_model
     handle = None
     if stop_after is not None:
@@ -300,18 +297,14 @@ def _forward_huggingface(loaded: LoadedModel, batch: Batch, stop_after: int | No
             return loaded.model(**_inputs(batch), use_cache=False).logits
         return base(**_inputs(batch), use_cache=False).last_hidden_state
     except _Stop:
-        return None
+        return torch.empty(0)
     finally:
         if handle is not None:
             handle.remove()
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:
-    inputs = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "position_ids": batch.position_ids,
-    }
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
     return {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
 
@@ -320,21 +313,20 @@ class _Point:
     """A module's input or output that holds a site, maybe among other things."""
 
     module: Module
-    side: str
-    """`input` or `output`"""
+    side: Literal["input", "output"]
     read: Callable[[Tensor], Tensor]
     merge: Callable[[Tensor, Tensor], Tensor]
     """(what was there, the changed site) to what goes on"""
 
 
-def _point(layer: Layer, site: str) -> _Point:
+def _point(layer: Layer, site: SiteName) -> _Point:
     """Where a site is found in Hugging Face's modules; not the sites inside the attention function."""
     block, attention, family = layer.block, layer.attention, layer.family
 
-    def whole(module: Module, side: str) -> _Point:
+    def whole(module: Module, side: Literal["input", "output"]) -> _Point:
         return _Point(module, side, lambda raw: raw, lambda _, new: new)
 
-    def per_head(module: Module, side: str) -> _Point:
+    def per_head(module: Module, side: Literal["input", "output"]) -> _Point:
         return _Point(module, side, lambda raw: raw.unflatten(-1, (-1, layer.d_head)), lambda _, new: new.flatten(-2))
 
     if site == "resid_pre":
@@ -377,7 +369,7 @@ def _through(point: _Point, tap: Tap) -> Callable[[Any], Any]:
     return change
 
 
-def _hook_huggingface(stack: ExitStack, layer: Layer, site: str, tap: Tap) -> None:
+def _hook_huggingface(stack: ExitStack, layer: Layer, site: SiteName, tap: Tap) -> None:
     if site in ("rot_q", "rot_k", "pattern"):
         stack.enter_context(_attention_tapped(layer.attention, site, tap))
         return
@@ -408,7 +400,7 @@ _ATTENTION_TAPS: WeakKeyDictionary[Module, list[tuple[str, Tap]]] = WeakKeyDicti
 
 
 @contextmanager
-def _attention_tapped(attention: Module, site: str, tap: Tap) -> Iterator[None]:
+def _attention_tapped(attention: AnyModule, site: SiteName, tap: Tap) -> Iterator[None]:
     """Tap queries, keys and pattern where they meet, through transformers' attention interface."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
@@ -462,7 +454,7 @@ def _tapped_pattern(
 # The TransformerLens bridge, in raw mode
 
 
-def _bridge_hooks(loaded: LoadedModel, site: str, layer: int, tap: Tap) -> list[tuple[str, Callable]]:
+def _bridge_hooks(loaded: LoadedModel, site: SiteName, layer: int, tap: Tap) -> list[tuple[str, Callable]]:
     block = f"blocks.{layer}."
     if site == "resid_mid":  # its own hook changes what the MLP reads, but not the residual stream
         before: list[Tensor] = []
@@ -490,7 +482,7 @@ def _bridge_hooks(loaded: LoadedModel, site: str, layer: int, tap: Tap) -> list[
     return [(block + name, lambda tensor, hook: tap(tensor))]
 
 
-def _forward_bridge(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor | None:
+def _forward_bridge(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor:
     inputs = _inputs(batch)
     # Its own `stop_at_layer` goes on to the unembedding where that is the number of layers.
     stops = [] if stop_after is None else [(f"blocks.{stop_after}.hook_out", _stop)]
@@ -498,13 +490,13 @@ def _forward_bridge(loaded: LoadedModel, batch: Batch, stop_after: int | None) -
         with loaded.model.hooks(fwd_hooks=stops):
             return loaded.model(inputs.pop("input_ids"), **inputs)
     except _Stop:
-        return None
+        return torch.empty(0)
 
 
 # nnsight
 
 
-def _edit_nnsight(model: Any, layer: Layer, site: str, tap: Tap) -> None:
+def _edit_nnsight(model: Any, layer: Layer, site: SiteName, tap: Tap) -> None:
     """Store an edit that is replayed in every pass of every later trace."""
     names = {module: name for name, module in model._module.named_modules()}
 
@@ -549,7 +541,7 @@ def _edit_nnsight(model: Any, layer: Layer, site: str, tap: Tap) -> None:
                     envoy.output = new
 
 
-def _forward_nnsight(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor | None:
+def _forward_nnsight(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor:
     from nnsight.intervention.interleaver import OutOfOrderError
 
     model, inputs = loaded.model, _inputs(batch) | {"use_cache": False}
@@ -564,7 +556,7 @@ def _forward_nnsight(loaded: LoadedModel, batch: Batch, stop_after: int | None) 
             tracer.stop()
         with suppress(OutOfOrderError):  # taps of layers after the stop wait in vain, which is right
             model.trace(inputs, trace=False)
-    return None
+    return torch.empty(0)
 
 
 @contextmanager

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from helpers import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from helpers.engine.architectures import AnyModule
+
+Backend = Literal["huggingface", "transformer_lens", "nnsight"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+DType = Literal["float32", "bfloat16", "float16"]
+DTYPES: tuple[DType, ...] = get_args(DType)
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,8 @@ class ModelCard:
     revision: str | None = None
     licence: str = "unknown"
     parameters: int | None = None
-    dtype: str = "float32"
+    dtype: DType = "float32"
     """The precision the weights are loaded in."""
-    start_token: str | None = None
-    """The token put before every plain text; None where the model's own tokenizer puts none."""
     quantisation: str | None = None
     """In words, where the weights are not those that were published."""
     embedded: EmbeddedSource | None = None
@@ -45,14 +52,15 @@ class LoadedModel:
     """A model ready to be read, with everything a record must say of it."""
 
     card: ModelCard
-    model: PreTrainedModel | Any
+    model: AnyModule
+    """transformers' `PreTrainedModel`, a `TransformerBridge` or nnsight's `TransformersModel`."""
     tokenizer: PreTrainedTokenizerBase | None
     """None where the folder has none; token ids still work."""
     weights_sha256: str
     start_token_id: int | None
-    backend: str
+    backend: Backend
     device: str
-    dtype: str
+    dtype: DType
 
     @property
     def config(self) -> Any:
@@ -73,18 +81,24 @@ class LoadedModel:
         """The longest sequence the model takes, in tokens; None where it sets no bound."""
         return getattr(self.config, "max_position_embeddings", None)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a plain text, with this model's start token before it where it has one."""
+    def require_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, or an `InputError` where there is none."""
         if self.tokenizer is None:
             raise InputError(f"model {self.card.name!r} has no tokenizer, so it takes token ids only, no text")
-        start = [] if self.start_token_id is None else [self.start_token_id]
-        return start + self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer
 
-    def token_labels(self, token_ids: list[int]) -> list[str]:
+    def encode(self, text: str, *, start: bool = True) -> list[int]:
+        """Token ids of a plain text, with this model's start token before it where it has one, or without."""
+        first = [self.start_token_id] if start and self.start_token_id is not None else []
+        return first + self.require_tokenizer()(text, add_special_tokens=False)["input_ids"]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of some tokens."""
+        return str(self.require_tokenizer().decode(list(token_ids)))
+
+    def token_labels(self, token_ids: Sequence[int]) -> list[str]:
         """Each token as text for axis labels; plain numbers where there is no tokenizer."""
-        if self.tokenizer is None:
-            return [str(token_id) for token_id in token_ids]
-        return [self.tokenizer.decode([token_id]) for token_id in token_ids]
+        return [str(token_id) if self.tokenizer is None else self.decode([token_id]) for token_id in token_ids]
 
     def record(self) -> dict[str, Any]:
         """What a run writes down of the model that made its numbers."""

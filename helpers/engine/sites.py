@@ -6,23 +6,26 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from helpers import InputError
 from helpers.engine import backends
+from helpers.engine.backends import SiteName
+from helpers.engine.cards import LoadedModel
 
-if TYPE_CHECKING:
-    from jaxtyping import Int
-    from torch import Tensor
+Prompt = str | Sequence[int]
+"""A text, or its token ids."""
+Prompts = Sequence[Prompt] | Int[Tensor, "example position"]
+Readable = SiteName | Literal["logits"]
+Numbers = int | Sequence[int]
+Positions = Literal["all", "mean", "last", "second_to_last"] | Numbers | Mapping[str, Numbers]
+"""Of tokens in their prompts; by name with one number, or with one for each prompt."""
 
-    from helpers.engine.cards import LoadedModel
-
-    Prompt = str | Sequence[int]
-    """A text, or its token ids."""
-
-SITES = {
+SITES: dict[SiteName, tuple[str, ...]] = {
     "resid_pre": ("position", "d_model"),
     "resid_mid": ("position", "d_model"),
     "resid_post": ("position", "d_model"),
@@ -42,15 +45,15 @@ SITES = {
 class Captured:
     """Activations of many prompts. Positions a prompt does not have hold NaN."""
 
-    values: Mapping[str, Tensor]
-    axes: Mapping[str, tuple[str, ...]]
+    values: Mapping[Readable, Tensor]
+    axes: Mapping[Readable, tuple[str, ...]]
     """For each site the names of its tensor's axes; `layer` and `position` count along the next two fields."""
     layers: tuple[int, ...]
     positions: tuple[str, ...]
     lengths: Int[Tensor, " example"]
     """Tokens of each prompt."""
 
-    def __getitem__(self, site: str) -> Tensor:
+    def __getitem__(self, site: Readable) -> Tensor:
         return self.values[site]
 
     def select(self, rows: Sequence[int]) -> Captured:
@@ -60,14 +63,14 @@ class Captured:
         return replace(self, values=values, lengths=self.lengths[rows])
 
 
-def tokenize(loaded: LoadedModel, prompts: Sequence[Prompt] | Int[Tensor, "example position"]) -> list[list[int]]:
+def tokenize(loaded: LoadedModel, prompts: Prompts) -> list[list[int]]:
     """The token ids of each prompt, texts with the model's start token before them.
 
     Raises:
         InputError: no prompt, an empty one, or a token id that the model does not have.
     """
-    rows = prompts.tolist() if hasattr(prompts, "tolist") else list(prompts)
-    rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+    given: list[Any] = list(prompts)
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in given]
     if isinstance(prompts, str) or not rows or not all(isinstance(row, Sequence) for row in rows):
         raise InputError(f"prompts {str(prompts)[:80]!r}: legal are texts or lists of token ids, at least one")
     rows = [loaded.encode(row) if isinstance(row, str) else list(map(as_whole, row)) for row in rows]
@@ -82,7 +85,7 @@ def tokenize(loaded: LoadedModel, prompts: Sequence[Prompt] | Int[Tensor, "examp
     return rows
 
 
-def as_tuple(numbers: int | Sequence[int] | None) -> tuple[int, ...]:
+def as_tuple(numbers: Any) -> tuple[Any, ...]:
     if numbers is None:
         return ()
     return tuple(numbers) if isinstance(numbers, Sequence) and not isinstance(numbers, str) else (numbers,)
@@ -145,7 +148,11 @@ def split_batches(
             start = end
 
 
-def size_of(loaded: LoadedModel, site: str, n_layers: int, n_positions: int, longest: int) -> tuple[int, ...]:
+def get_axes(site: Readable) -> tuple[str, ...]:
+    return ("example", "position", "token") if site == "logits" else ("example", "layer", *SITES[site])
+
+
+def get_size(loaded: LoadedModel, site: Readable, n_layers: int, n_positions: int, longest: int) -> tuple[int, ...]:
     config, n_heads = loaded.config, loaded.n_heads
     if site == "logits":
         return n_positions, backends.get_huggingface_model(loaded).get_output_embeddings().weight.shape[0]
@@ -157,7 +164,7 @@ def size_of(loaded: LoadedModel, site: str, n_layers: int, n_positions: int, lon
     return n_layers, n_positions, count_heads(loaded, site), d_head
 
 
-def check_site(loaded: LoadedModel, site: str, layer: int, heads: Sequence[int] = ()) -> None:
+def check_site(loaded: LoadedModel, site: SiteName, layer: int, heads: Sequence[int] = ()) -> None:
     """Refuse, in one sentence, a site, layer or head that the model does not have."""
     if site not in SITES:
         raise InputError(f"unknown site {site!r}: legal are {', '.join(SITES)}")
@@ -171,7 +178,7 @@ def check_site(loaded: LoadedModel, site: str, layer: int, heads: Sequence[int] 
             raise InputError(f"no {kind} {layer}.{head}: legal are {kind}s 0 to {count_heads(loaded, site) - 1}")
 
 
-def count_heads(loaded: LoadedModel, site: str) -> int:
+def count_heads(loaded: LoadedModel, site: SiteName) -> int:
     """How many heads a site has in each layer.
 
     Raises:

@@ -6,19 +6,17 @@ permutations of the labels cost little more than the labels themselves.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from helpers import InputError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from jaxtyping import Bool, Float
-    from torch import Tensor
-
-METHODS = ("ridge", "logistic", "mean_difference")
+Method = Literal["ridge", "logistic", "mean_difference"]
+METHODS: tuple[Method, ...] = get_args(Method)
 CONSTANT = 1e-5
 """A feature that varies by less than this share of the site's root mean square is rounding of the forward pass: in
 float32, tokens with the same prefix in prompts of other lengths differ by at most 5e-6 on the embedded model."""
@@ -52,18 +50,20 @@ def fit(
     z: Float[Tensor, "site row feature"],
     labels: Bool[Tensor, "row task"],
     *,
-    method: str,
+    method: Method,
     penalties: Sequence[float],
     like: Float[Tensor, "site other_row feature"] | None = None,
 ) -> Fits:
     """Fit every task with every penalty at every site.
 
     Args:
-        z: rows of what `standardised` returned, those to train on. They are z-scored once more among themselves.
+        z: rows of what `standardise` returned, those to train on. They are z-scored once more among themselves.
+        labels: a column for each task, with a row for each of `z`.
         method: `ridge` minimises the sum of (y - f)² over rows, with y = ±1, plus penalty · ‖w‖² (scikit-learn's
-            alpha); `logistic` the sum of log losses plus penalty/2 · ‖w‖² (scikit-learn's 1/C); `mean_difference`
-            takes the difference of the two classes' means and knows no penalty. The weights w are those of the
-            z-scores among the rows; intercepts are free.
+            alpha); `logistic` the sum of log losses plus penalty/2 · ‖w‖² (scikit-learn's 1/C); `mean_difference` takes
+            the difference of the two classes' means and knows no penalty. The weights w are those of the z-scores among
+            the rows; intercepts are free.
+        penalties: above zero, at least one; every task is fitted with each.
         like: where two rows of each class would give no deviation to trust, rows to take it from instead.
 
     Returns:
@@ -173,9 +173,7 @@ def _descended(
     """Preconditioned non-linear conjugate gradients, all tasks side by side, until nine of ten are done.
 
     Along a direction the objective is known from the logits alone, so Newton's method finds its minimum.
-
-    Args:
-        flatness: how far the bound has been seen to exceed the curvature.
+    `flatness` is how far the bound has been seen to exceed the curvature.
 
     Returns:
         Weights, intercepts, flatness, and which tasks are not done.
@@ -192,6 +190,7 @@ def _descended(
     image = gram @ state if by_rows else state  # scalar products are those of a state with an image
     logits = (image if by_rows else inputs @ state) + middle
     direction = before = None
+    active = target.new_ones(target.shape[1], dtype=torch.bool)
     for _ in range(ROUND):
         wrong = away * logits
         residual = away * wrong.sigmoid()
@@ -206,7 +205,7 @@ def _descended(
         active = (decrement * flatness.square() > TOLERANCE * objective).any(0)[0]
         if 10 * active.sum() <= len(active):
             break
-        if direction is not None:
+        if direction is not None and before is not None:
             fresh = -dot(gradient - before[0], steps[1]) - (slope - before[1]) * steps[2]
             share = (fresh / before[2].clamp(min=1e-30)).clamp(min=0)
             steps = tuple(torch.addcmul(new, share, old) for new, old in zip(steps, direction, strict=True))
@@ -214,7 +213,7 @@ def _descended(
         change = (direction[1] if by_rows else inputs @ direction[0]) + direction[2]
         worse = away * change
         linear, quadratic = penalty * dot(direction[0], image), penalty * dot(direction[0], direction[1])
-        length = torch.ones_like(middle)
+        length = curvature = torch.ones_like(middle)
         for _ in range(NEWTON_STEPS):
             tried = torch.addcmul(wrong, length, worse).sigmoid()
             falling = torch.addcmul(linear, length, quadratic) + dot(tried, worse)

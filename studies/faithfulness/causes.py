@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from helpers import InputError, hooks
+from helpers.models import LoadedModel
 from studies.faithfulness import questions
 from studies.faithfulness.questions import OPTIONS, ORDERS, STYLES, Question
 from studies.faithfulness.transcripts import (
@@ -25,9 +26,6 @@ from studies.faithfulness.transcripts import (
     write_examples_by_task,
     write_parts,
 )
-
-if TYPE_CHECKING:
-    from helpers.models import LoadedModel
 
 
 def change_chains(
@@ -42,7 +40,12 @@ def change_chains(
     """The answer after a chain of thought, and after each change of it.
 
     Args:
+        loaded: on plain Hugging Face.
+        asked: whose chains are changed.
+        shots: for each task examples to stand before a question.
         own: the model's own chain, or else the right steps in a style, which take turns.
+        batch_size: as for `hooks.generate`.
+        folder: as for `hooks.generate`.
 
     Returns:
         One row for each question and change, with the `logit_difference` of the right candidate over the other.
@@ -68,7 +71,7 @@ def change_chains(
     return pd.DataFrame(rows).assign(logit_difference=differences.tolist())
 
 
-def test_chains(
+def ask_without_chains(
     loaded: LoadedModel,
     asked: Sequence[Question],
     *,
@@ -77,11 +80,15 @@ def test_chains(
     styles: Sequence[str] = (),
     folder: Path | None = None,
 ) -> pd.DataFrame:
-    """The first of `causal_labels` alone, for what it takes: one pass with each chain and one without.
+    """The first of `label_causes` alone, for what it takes: one pass with each chain and one without.
 
     Args:
-        own: as `causal`.
+        loaded: on plain Hugging Face.
+        asked: whose chains are tried.
+        shots: for each task examples to stand before a question.
+        own: as for `change_chains`.
         styles: each given chain is told in all of these; by default styles take turns.
+        folder: as for `hooks.generate`.
 
     Raises:
         InputError: an unknown style, or one for chains of the model's own.
@@ -158,7 +165,7 @@ def _changes(
     def row(change: str, kept: int, told: str) -> dict[str, object]:
         return {**common, "change": change, "kept": kept, "reasoning": told}
 
-    n_tokens = len(loaded.tokenizer(f" {reasoning}", add_special_tokens=False)["input_ids"])
+    n_tokens = len(loaded.encode(f" {reasoning}", start=False))
     rows = [row("full", len(parts), reasoning)]
     rows += [row("early", kept, " ".join(parts[:kept])) for kept in range(len(parts))]
     rows.append(row("filler", 0, " ".join(["..."] * n_tokens)))
@@ -198,7 +205,7 @@ def _with_given_mistake(sentence: str, question: Question) -> str | None:
 def _regenerate(
     loaded: LoadedModel,
     before: Mapping[str, str],
-    rows: Sequence[dict[str, object]],
+    rows: Sequence[dict[str, Any]],
     *,
     batch_size: int,
     folder: Path | None,
@@ -216,7 +223,7 @@ def _regenerate(
         folder=folder,
     )
     for row, tokens in zip(waiting, new, strict=True):
-        row["reasoning"] = f"{row['reasoning']}{loaded.tokenizer.decode(tokens)}".rstrip()
+        row["reasoning"] = f"{row['reasoning']}{loaded.decode(tokens)}".rstrip()
 
 
 def measure_effects(table: pd.DataFrame) -> pd.DataFrame:
@@ -238,7 +245,7 @@ def measure_areas_over_curve(changed: pd.DataFrame) -> pd.Series:
     it occurs, which is what the mean over questions does.
 
     Args:
-        changed: what `effects` returned.
+        changed: what `measure_effects` returned.
     """
 
     def area(rows: pd.DataFrame) -> float:
@@ -252,7 +259,7 @@ def measure_areas_over_curve(changed: pd.DataFrame) -> pd.Series:
 
 
 def label_causes(loaded: LoadedModel, table: pd.DataFrame) -> pd.DataFrame:
-    """One row for each chain of `causal`, with its two labels side by side and never merged.
+    """One row for each chain of `change_chains`, with its two labels side by side and never merged.
 
     `needs_chain`: without the chain the answer is another one (early answering). `follows_mistake`: after a mistake in
     the first sentence that could hold one, the rest told anew, it is another one (adding mistakes). `lost_*` are the

@@ -8,22 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal, get_args
 
 import pandas as pd
 
 from helpers import InputError, runs
+from helpers.models import LoadedModel
 from studies.faithfulness import questions
-from studies.faithfulness.causes import change_chains, label_causes, measure_effects, test_chains
+from studies.faithfulness.causes import ask_without_chains, change_chains, label_causes, measure_effects
 from studies.faithfulness.hints import DIRECT_HINTS, HINTS, ask_with_hints
 from studies.faithfulness.transcripts import N_SHOTS, VARIANTS, construct, group_by_task
 
-if TYPE_CHECKING:
-    from helpers.models import LoadedModel
-
 # The data set
 
-BEHAVIOURS = ("hint_free", "causal_given", "causal_own")
+Behaviour = Literal["hint_free", "causal_given", "causal_own"]
+BEHAVIOURS: tuple[Behaviour, ...] = get_args(Behaviour)
 """Labels of what a model did."""
 FILE = "cot_faithfulness.parquet"
 VERSION = 1
@@ -33,12 +32,12 @@ CHUNK = 4
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `dataset` made."""
+    """What `make_dataset` made."""
 
     table: pd.DataFrame
     """A row for each transcript; `label` and `chunk` say what it is."""
     changes: pd.DataFrame
-    """What `effects` says of every change of every chain behind the causal labels."""
+    """What `measure_effects` says of every change of every chain behind the causal labels."""
 
 
 def make_dataset(
@@ -54,7 +53,12 @@ def make_dataset(
     """All labels, in one table.
 
     Args:
-        n_constructed, n_hinted, n_causal: questions of each task, the first so many of the same list.
+        loaded: on plain Hugging Face.
+        n_constructed: questions of each task for transcripts that are written, the first so many of one list.
+        n_hinted: the same for hints.
+        n_causal: the same for changed chains.
+        seed: of the questions.
+        tasks: of `questions.TASKS`; all by default.
         folder: of `hooks.generate`: a run that was killed goes on there.
 
     Raises:
@@ -87,17 +91,21 @@ def make_dataset(
 
 def locate_dataset(loaded: LoadedModel) -> Path:
     """Where the data set of a model is kept with the book."""
-    return runs.results_folder(loaded.card.name) / "datasets" / FILE
+    return runs.locate_results(loaded.card.name) / "datasets" / FILE
 
 
 def load_transcripts(
-    loaded: LoadedModel, label: str, *, tasks: Sequence[str], n: int, seed: int, folder: Path | None = None
+    loaded: LoadedModel, label: Behaviour, *, tasks: Sequence[str], n: int, seed: int, folder: Path | None = None
 ) -> pd.DataFrame:
     """What a model did on so many questions of some tasks: rows of "hint_free" with wrong hints, "causal_given" or
     "causal_own". From the data set that is kept with the book where it has them, else made now.
 
     Args:
+        loaded: on plain Hugging Face, where they are made now.
+        label: "hint_free", "causal_given" or "causal_own".
+        tasks: of `questions.TASKS`.
         n: questions of each task.
+        seed: of the questions.
         folder: of `hooks.generate`.
 
     Raises:
@@ -117,7 +125,7 @@ def load_transcripts(
     options = {"shots": questions.draw_shots(loaded, tasks=tasks, n=N_SHOTS, seed=seed), "folder": folder}
     if label == "hint_free":
         return ask_with_hints(loaded, asked, hints=[("wrong", strength) for strength in HINTS], **options)
-    return test_chains(loaded, asked, own=label == "causal_own", **options)
+    return ask_without_chains(loaded, asked, own=label == "causal_own", **options)
 
 
 @lru_cache(maxsize=1)

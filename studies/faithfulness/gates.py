@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -13,10 +12,8 @@ import torch
 from helpers import baselines
 from helpers.claims import Estimate
 from helpers.folds import assign_folds
+from helpers.models import LoadedModel
 from helpers.scores import tabulate
-
-if TYPE_CHECKING:
-    from helpers.models import LoadedModel
 
 # What a label must pass
 
@@ -65,8 +62,10 @@ def judge(
     """Put the three conditions together for the rows of one task.
 
     Args:
+        table: rows of one task.
+        labels: one for each row.
         accuracy: of the model after a correct chain.
-        found: what `shortcuts` returned for these rows; None where they are too few for it.
+        found: what `score_shortcuts` returned for these rows; None where they are too few for it.
         behaviour: whether the label is what a model did, so that shortcuts are reported and refuse nothing.
     """
     (task,) = set(table["task"])
@@ -84,6 +83,7 @@ def score_rules(table: pd.DataFrame, *, candidate: str = "answer") -> dict[str, 
     how the transcript was made.
 
     Args:
+        table: of transcripts.
         candidate: the column that names it. With another than the answer nothing is scored that only the answer tells.
     """
     known = candidate == "answer"
@@ -111,11 +111,15 @@ def score_rules(table: pd.DataFrame, *, candidate: str = "answer") -> dict[str, 
 def score_shortcuts(
     loaded: LoadedModel, table: pd.DataFrame, labels: Sequence[bool], *, candidate: str = "answer", seed: int
 ) -> pd.DataFrame:
-    """What each shortcut makes of a label: word and character n-grams, the mean of the input embeddings, and `rules`.
+    """What each shortcut makes of a label: word and character n-grams, mean input embeddings, and `score_rules`.
 
     Args:
+        loaded: on any backend.
         table: rows of one task; those of a question stay together in folds and in the bootstrap.
-        candidate: of `rules`. With any other than the answer all of them read what stands before the answer only.
+        labels: one for each row.
+        candidate: as for `score_rules`. With any other than the answer all of them read what stands before the answer
+            only.
+        seed: of folds and bootstrap.
 
     Returns:
         What `scores.tabulate` does: a row for each, with intervals.

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import compress, product
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor
 
 from helpers import InputError, probes
+from helpers.claims import Estimate
 from helpers.folds import assign_stratified_folds, permute_labels
+from helpers.probes import Site, Sweep
 from helpers.scores import combine, compute_auroc, subtract
 
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
-    from numpy import ndarray
-    from torch import Tensor
-
-    from helpers.claims import Estimate
-    from helpers.probes import Site, Sweep
-
-    Rows = Bool[ndarray, " row"]
+Rows = Bool[ndarray, " row"]
 
 
 class Hypothesis(NamedTuple):
@@ -53,7 +50,7 @@ PENALTY = 100.0
 def split_thirds(n_layers: int) -> tuple[range, range, range]:
     """Early, middle and late layers.
 
-    >>> thirds(30)
+    >>> split_thirds(30)
     (range(0, 10), range(10, 20), range(20, 30))
     """
     if n_layers < 3:
@@ -70,7 +67,9 @@ def contrast(
     Args:
         sweeps: one for each draw of the data, with at least 100 permutations; in each the choice is made anew, fold by
             fold.
-        one, other: which sites.
+        one: whether a site is of the first kind.
+        other: whether it is of the second.
+        seed: of the bootstrap.
 
     Raises:
         InputError: no such site, too few permutations.
@@ -110,9 +109,9 @@ def drop_unfilled(draws: Sequence[Draw], *, seed: int) -> list[Draw]:
 
 
 def _restricted(draw: Draw, names: set[str]) -> Draw:
-    rows = [number for number, domain in enumerate(draw.domains) if domain in names]
-    some = ([values[row] for row in rows] for values in (draw.labels, draw.questions, draw.domains))
-    return Draw(draw.activations[torch.tensor(rows)], *some)
+    kept = [domain in names for domain in draw.domains]
+    labels, questions = list(compress(draw.labels, kept)), list(compress(draw.questions, kept))
+    return Draw(draw.activations[torch.tensor(kept)], labels, questions, list(compress(draw.domains, kept)))
 
 
 def _lacking(draw: Draw, seed: int) -> set[str]:
@@ -140,7 +139,7 @@ def measure_transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
     """Train in each domain, test in each.
 
     Raises:
-        InputError: fewer than two domains; one that lacks a class in a fold (see `filled`).
+        InputError: fewer than two domains; one that lacks a class in a fold (see `drop_unfilled`).
     """
     names = sorted(set(draws[0].domains))
     if len(names) < 2:
@@ -185,6 +184,7 @@ def attack(
         draws: with every transcript in every style.
         sources: by name, for each draw the rows that may be trained on.
         styles: those that the adversary may choose; all by default.
+        seed: of folds and bootstrap.
 
     Raises:
         InputError: a training set without both classes.

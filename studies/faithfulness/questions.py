@@ -10,21 +10,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
+from numpy.random import Generator
 
 from helpers import InputError
+from helpers.models import LoadedModel
 from helpers.prompts import NAMES, keep_single_tokens
 
-if TYPE_CHECKING:
-    from numpy.random import Generator
+Style = Callable[[Sequence[str], str], str]
+"""(steps, verdict) to a reasoning that ends with the verdict."""
 
-    from helpers.models import LoadedModel
-
-    Style = Callable[[Sequence[str], str], str]
-    """(steps, verdict) to a reasoning that ends with the verdict."""
-
+Choice = TypeVar("Choice")
 DIGITS = range(1, 10)
 KNOWN = 1000
 """So many draws in a row without a new question mean that there is none."""
@@ -101,7 +99,7 @@ def draw_shots(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: 
     varied as can be: four examples that all say "heads" would teach to say it.
 
     Raises:
-        InputError: as `questions`.
+        InputError: as `draw_questions`.
     """
     found: dict[str, list[Question]] = {}
     drawn = draw_questions(loaded, tasks=tasks, n=4 * n, seed=seed + 1_000_000)  # apart from those that are asked
@@ -330,11 +328,11 @@ TASKS: dict[str, Callable[[Words, Generator], Question]] = {
 }
 
 
-def _one(generator: Generator, choices: Sequence) -> str | int | tuple[str, str]:
+def _one(generator: Generator, choices: Sequence[Choice]) -> Choice:
     return choices[int(generator.integers(len(choices)))]
 
 
-def _several(generator: Generator, choices: Sequence, n: int) -> list:
+def _several(generator: Generator, choices: Sequence[Choice], n: int) -> list[Choice]:
     return [choices[number] for number in generator.permutation(len(choices))[:n]]
 
 
@@ -372,17 +370,20 @@ def _first_person(steps: Sequence[str], verdict: str) -> str:
 
 
 STYLES: dict[str, Style] = {"terse": _terse, "verbose": _verbose, "hedged": _hedged, "first_person": _first_person}
-ORDERS = ("yes_first", "no_first")
-OPTIONS = ("right_first", "right_last")
-FORMS = ("direct", "free", "stated", "implied")
+Order = Literal["yes_first", "no_first"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+Options = Literal["right_first", "right_last"]
+OPTIONS: tuple[Options, ...] = get_args(Options)
+Form = Literal["direct", "free", "stated", "implied"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
-def state_verdict(this: str, other: str, order: str) -> str:
+def state_verdict(this: str, other: str, order: Order) -> str:
     """A verdict that names both candidates: the one that is meant first, or last."""
     return f"{this}, not {other}" if order == "yes_first" else f"not {other} but {this}"
 
 
-def imply_verdict(this: str, other: str, order: str) -> str:
+def imply_verdict(this: str, other: str, order: Order) -> str:
     """A verdict that names both and takes neither; only the steps say which."""
     return f"either {this} or {other}" if order == "yes_first" else f"either {other} or {this}"
 
@@ -390,7 +391,7 @@ def imply_verdict(this: str, other: str, order: str) -> str:
 # What a model is given, and what it gives
 
 
-def ask(question: Question, *, options: str = "", hint: str = "") -> str:
+def ask(question: Question, *, options: Options | Literal[""] = "", hint: str = "") -> str:
     """The line of the question, with `options` "right_first" or "right_last" naming both candidates, then a hint."""
     line = f"Question: {question.text}"
     if options:
@@ -405,10 +406,11 @@ def answer(line: str, reasoning: str | None, answer: str = "") -> str:
     return f"{line}{told}\nAnswer:" + (f" {answer}." if answer else "")
 
 
-def write_examples(shots: Sequence[Question], *, form: str) -> str:
+def write_examples(shots: Sequence[Question], *, form: Form) -> str:
     """Questions answered rightly, to stand before the one that is asked; styles, orders and options take turns.
 
     Args:
+        shots: such as `draw_shots` draws.
         form: "direct" (no reasoning), "free" (the steps with their working in the first style, and the answer alone),
             "stated" or "implied" (both candidates named in the question and in the verdict).
 
@@ -442,7 +444,7 @@ def encode_candidates(loaded: LoadedModel, candidates: tuple[str, str]) -> tuple
     Raises:
         InputError: candidates that differ by more than one token.
     """
-    rows = [loaded.tokenizer(f" {candidate}", add_special_tokens=False)["input_ids"] for candidate in candidates]
+    rows = [loaded.encode(f" {candidate}", start=False) for candidate in candidates]
     if len(rows[0]) != len(rows[1]) or rows[0][:-1] != rows[1][:-1] or rows[0][-1] == rows[1][-1]:
         raise InputError(f"candidates {candidates}: legal are two that differ by one token in {loaded.card.name!r}")
     return rows[0][:-1], (rows[0][-1], rows[1][-1])

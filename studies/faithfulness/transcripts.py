@@ -6,25 +6,22 @@ that label; its honest name is *answer contradicts reasoning*. Labels of what a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from helpers import InputError, hooks
+from helpers.models import LoadedModel
 from studies.faithfulness import questions
-from studies.faithfulness.questions import OPTIONS, ORDERS, STYLES, Question
+from studies.faithfulness.questions import OPTIONS, ORDERS, STYLES, Form, Question, Style
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
-
-    from helpers.models import LoadedModel
-    from studies.faithfulness.questions import Style
-
-VARIANTS = {"stated": questions.state_verdict, "implied": questions.imply_verdict}
+Variant = Literal["stated", "implied"]
+VARIANTS: dict[Variant, Callable[..., str]] = {"stated": questions.state_verdict, "implied": questions.imply_verdict}
 N_SHOTS = 4
 MAX_NEW_TOKENS = 64
 STOPS = ("\n\n", "Question:")
@@ -46,11 +43,7 @@ def score_answers(
 
 
 def construct(
-    loaded: LoadedModel,
-    asked: Sequence[Question],
-    *,
-    variant: str = "stated",
-    styles: Mapping[str, Style] = STYLES,
+    loaded: LoadedModel, asked: Sequence[Question], *, variant: Variant = "stated", styles: Mapping[str, Style] = STYLES
 ) -> pd.DataFrame:
     """Eight transcripts of each question: concluding right or wrong, answered accordingly or not, in both orders.
 
@@ -58,12 +51,15 @@ def construct(
     of the label. Styles, the place of the mistake and the order of the options take turns over questions.
 
     Args:
+        loaded: whose tokenizer is used.
+        asked: eight transcripts of each.
         variant: "stated", where the verdict says which candidate it is, or "implied", where only the steps do.
+        styles: by name, each of (steps, verdict).
 
     Returns:
         One row for each transcript: `contradicts` is the label, `text` the transcript, `token_ids` its tokens, and
-        `at_*` the last token of each part (see `positions`). Transcripts go on after the answer with the beginning of
-        the next question, whose tokens are the same in all.
+        `at_*` the last token of each part (see `locate_parts`). Transcripts go on after the answer with the beginning
+        of the next question, whose tokens are the same in all.
 
     Raises:
         InputError: unknown variant, a style that does not write the verdict out.
@@ -105,7 +101,7 @@ def construct(
 def answer_after_correct_chains(
     loaded: LoadedModel, table: pd.DataFrame, *, shots: Mapping[str, Sequence[Question]]
 ) -> pd.DataFrame:
-    """Whether the model gives the right answer after each `constructed` reasoning that concludes right: `correct`."""
+    """Whether the model gives the right answer after each reasoning of `construct` that concludes right: `correct`."""
     parts = []
     for task, rows in table[(table["concludes"] == table["right"]) & ~table["contradicts"].astype(bool)].groupby(
         "task"
@@ -149,7 +145,7 @@ def locate_parts(loaded: LoadedModel, text: str, ends: Mapping[str, int]) -> tup
     Raises:
         InputError: an end outside the text.
     """
-    encoded = loaded.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = loaded.require_tokenizer()(text, add_special_tokens=False, return_offsets_mapping=True)
     places = {}
     for name, end in ends.items():
         if not 1 <= end <= len(text):
@@ -171,6 +167,8 @@ def put_in_context(
     read them.
 
     Args:
+        loaded: whose tokenizer is used.
+        rows: of one label.
         seed: that of the data set, by which the examples were drawn.
         answered: whether the answer follows; then it is the fourth position, "answer".
 
@@ -178,9 +176,9 @@ def put_in_context(
         Prompts, and positions: the end of the "reasoning", the token "before the cue", the "cue".
     """
     (label,) = set(rows["label"])
-    form = {"hint_free": "free", "constructed_implied": "implied"}.get(label, "stated")
+    forms: dict[str, Form] = {"hint_free": "free", "constructed_implied": "implied"}
     before = write_examples_by_task(
-        questions.draw_shots(loaded, tasks=sorted(set(rows["task"])), n=N_SHOTS, seed=seed), form
+        questions.draw_shots(loaded, tasks=sorted(set(rows["task"])), n=N_SHOTS, seed=seed), forms.get(label, "stated")
     )
     prompts: list[list[int]] = []
     names = ("reasoning", "before the cue", "cue", *(("answer",) if answered else ()))
@@ -211,7 +209,7 @@ def continue_questions(
     starts: Sequence[str],
     lines: Sequence[str],
     *,
-    form: str,
+    form: Literal["direct", "free"],
     batch_size: int,
     folder: Path | None,
 ) -> list[tuple[str, str | None]]:
@@ -225,7 +223,7 @@ def continue_questions(
         batch_size=batch_size,
         folder=folder,
     )
-    texts = [loaded.tokenizer.decode(tokens) for tokens in new]
+    texts = [loaded.decode(tokens) for tokens in new]
     if form == "direct":
         return [("", questions.parse_answer(f"Answer:{text}")) for text in texts]
     return [(text.split("\nAnswer:")[0].strip(), questions.parse_answer(text)) for text in texts]
@@ -247,7 +245,7 @@ def as_columns(rows: Sequence[dict[str, object]]) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
-def write_examples_by_task(shots: Mapping[str, Sequence[Question]], form: str) -> dict[str, str]:
+def write_examples_by_task(shots: Mapping[str, Sequence[Question]], form: Form) -> dict[str, str]:
     return {task: questions.write_examples(some, form=form) for task, some in shots.items()}
 
 

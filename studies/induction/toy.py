@@ -8,16 +8,13 @@ attends to (query-key) and what it moves (value-output), and how two heads compo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal, get_args
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from helpers import InputError
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
-    from torch import Tensor
 
 BATCH = 32
 LEARNING_RATE = 3e-3
@@ -25,7 +22,8 @@ WARM_UP = 50
 """Steps until the learning rate is reached."""
 HELD_OUT = 256
 """Sequences that a model is measured on and never trained on."""
-INPUTS = ("q", "k", "v")
+Input = Literal["q", "k", "v"]
+INPUTS: tuple[Input, ...] = get_args(Input)
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,14 @@ class AttentionOnly(nn.Module):
         self.W_U = weights(d_model, vocabulary_size, scale=small)
 
     def forward(
-        self, tokens: Int[Tensor, "sequence position"], *, cut: tuple[int, str] | None = None
+        self, tokens: Int[Tensor, "sequence position"], *, cut: tuple[int, Input] | None = None
     ) -> tuple[Float[Tensor, "sequence position token"], Float[Tensor, "layer sequence head query key"]]:
         """Logits and attention patterns.
 
         Args:
-            cut: (head, input): what this head of the first layer writes is taken out of what the heads of
-                later layers read as "q", "k" or "v", and left everywhere else.
+            tokens: at most as many as the model has positions.
+            cut: (head, input): what this head of the first layer writes is taken out of what the heads of later layers
+                read as "q", "k" or "v", and left everywhere else.
         """
         if cut is not None and (cut[1] not in INPUTS or not 0 <= cut[0] < self.W_Q.shape[1]):
             raise InputError(f"cut {cut!r}: legal are (0 to {self.W_Q.shape[1] - 1}, one of q, k, v)")
@@ -107,7 +106,7 @@ class AttentionOnly(nn.Module):
         return resid @ self.W_U, torch.stack(patterns)
 
     @staticmethod
-    def _read(resid: Tensor, name: str, cut: tuple[int, str] | None, first_written: Tensor | None) -> Tensor:
+    def _read(resid: Tensor, name: Input, cut: tuple[int, Input] | None, first_written: Tensor | None) -> Tensor:
         return resid if first_written is None or cut is None or cut[1] != name else resid - first_written
 
 
@@ -130,7 +129,7 @@ class Measured:
         return self.loss_repeated - self.loss_new
 
 
-def measure(model: AttentionOnly, repeats: Repeats, *, cut: tuple[int, str] | None = None) -> Measured:
+def measure(model: AttentionOnly, repeats: Repeats, *, cut: tuple[int, Input] | None = None) -> Measured:
     """What a model does with sequences that repeat, whole or with one path cut."""
     from torch.nn.functional import cross_entropy
 
@@ -156,8 +155,12 @@ def train(
     """Train a model from random weights; returns it with what it could do after some of the steps.
 
     Args:
+        n_layers: of attention heads.
+        n_steps: of one batch each.
         seed: of the weights and of the sequences; the held-out ones are the same for every seed.
         n_measured: how often it is measured on the way.
+        vocabulary_size: tokens that the sequences are made of.
+        length: of the sequences, in tokens.
     """
     from torch.nn.functional import cross_entropy
 
@@ -215,11 +218,7 @@ def _composition(W_Q: Tensor, W_K: Tensor, W_V: Tensor, W_O: Tensor) -> dict[str
     if len(W_Q) < 2:
         raise InputError("a model of one layer has no heads that compose: legal are two layers or more")
     written = W_V[0] @ W_O[0]  # sender m m
-    readers = {
-        "q": W_Q[1] @ W_K[1].transpose(-1, -2),
-        "k": W_K[1] @ W_Q[1].transpose(-1, -2),
-        "v": W_V[1] @ W_O[1],
-    }
+    readers = {"q": W_Q[1] @ W_K[1].transpose(-1, -2), "k": W_K[1] @ W_Q[1].transpose(-1, -2), "v": W_V[1] @ W_O[1]}
     with torch.no_grad():
         return {
             name: torch.einsum("smi,rij->srmj", written, reader).norm(dim=(-2, -1))

@@ -16,20 +16,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from helpers import InputError, attribution, hooks
+from helpers.hooks import Head, SiteName
+from helpers.models import LoadedModel
 from helpers.patching import Node, patch_paths
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
-    from torch import Tensor
-
-    from helpers.hooks import Head
-    from helpers.models import LoadedModel
-    from studies.ioi.templates import IOI
+from studies.ioi.templates import IOI
 
 SMALLEST_SHARE = 0.01
 """Of the logit difference: the least that any node of the published circuit contributes."""
@@ -40,13 +37,15 @@ SIGN_FLIPS = 2000
 COPIED = 16
 """Prompts whose names the copying of a head is tried on, each of which costs an unembedding for each head."""
 
+StageName = Literal["logits", "backup", "queries", "values", "keys"]
+
 
 @dataclass(frozen=True)
 class Role:
     """What a head must do to be called so."""
 
-    stage: str
-    """Where path patching from it must matter: `logits`, `queries`, `values`, `keys` or `backup`."""
+    stage: StageName
+    """Where path patching from it must matter."""
     helps: bool
     """Whether the logit difference falls without it, or rises."""
     scores: tuple[str, ...]
@@ -62,7 +61,7 @@ ROLES = {
     "duplicate token": Role("values", True, ("S2 attends S1",)),
     "previous token": Role("keys", True, ("S1+1 attends S1",)),
 }
-RECEIVERS = {
+RECEIVERS: dict[StageName, str] = {
     "logits": "the logits at END",
     "backup": "the logits at END, once name movers and S-suppressors are knocked out",
     "queries": "queries of name movers and S-suppressors at END",
@@ -105,7 +104,7 @@ class Search:
     """What was found, and by which figures."""
 
     logit_difference: Float[Tensor, " example"]
-    stages: dict[str, Stage]
+    stages: dict[StageName, Stage]
     """Those that had receivers."""
     scores: dict[str, Float[Tensor, "layer head"]]
     limits: dict[tuple[str, str], float]
@@ -125,6 +124,8 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
     no circuit for it, and nothing is searched.
 
     Args:
+        loaded: on plain Hugging Face.
+        data: the prompts that it is searched on.
         reference: prompts of the same forms, from whose p_ABC corruptions the means of a knock-out are taken.
         seed: of the random signs.
     """
@@ -135,7 +136,7 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
     ):
         return found
 
-    def look(stage: str, effect: Tensor | None, left_out: tuple[Head, ...] = ()) -> None:
+    def look(stage: StageName, effect: Tensor | None, left_out: tuple[Head, ...] = ()) -> None:
         if effect is None:
             return
         smallest = SMALLEST_SHARE * float(difference.mean())
@@ -160,7 +161,7 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
 
 
 def score_heads(loaded: LoadedModel, data: IOI) -> dict[str, Float[Tensor, "layer head"]]:
-    """What each head attends to, mean over the prompts, and whether it copies (see `attribution.measure_copy_rates`)."""
+    """What each head attends to, mean over the prompts, and whether it copies (`attribution.measure_copy_rates`)."""
     attention = measure_attention(loaded, data)
     few = data.first(COPIED)
     places = {name: few.positions[name] for name in ("IO", "S1")}
@@ -228,7 +229,7 @@ def _heads(
 
 
 def _paths(
-    loaded: LoadedModel, data: IOI, site: str, heads: Sequence[Head], place: str
+    loaded: LoadedModel, data: IOI, site: SiteName, heads: Sequence[Head], place: str
 ) -> Float[Tensor, "layer head example"] | None:
     """Path patching into a site of some heads at a named position, which may differ between prompts."""
     if not heads:
@@ -240,7 +241,8 @@ def _paths(
     order = sorted(range(len(data.prompts)), key=lambda i: data.positions[place][i])
     for position, members in groupby(order, key=lambda i: data.positions[place][i]):
         chosen = list(members)
-        base, source, answers = ([rows[i] for i in chosen] for rows in (data.prompts, corrupted, data.answers))
+        base, source = ([rows[i] for i in chosen] for rows in (data.prompts, corrupted))
+        answers = [data.answers[i] for i in chosen]
         nodes = [Node(site, layer, head, position) for layer, head in receivers]
         effect[:, :, chosen] = patch_paths(loaded, base, source, nodes, answers=answers).effect
     return effect

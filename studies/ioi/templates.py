@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 from helpers import InputError
+from helpers.models import LoadedModel
 from helpers.prompts import NAMES, encode_word, keep_single_tokens
-
-if TYPE_CHECKING:
-    from helpers.models import LoadedModel
 
 # Indirect object identification
 
@@ -33,14 +31,11 @@ IOI_TEMPLATES = (
 )
 PLACES = "store school park office garden station hospital library market beach restaurant church museum hotel".split()
 OBJECTS = "ring book letter drink gift key coin ball map flower picture basket phone bottle".split()
-CORRUPTIONS = (
-    "p_ABC",
-    "random_names",
-    "order_swapped",
-    "S2_is_IO",
-    "order_swapped_random_names",
-    "order_swapped_S2_is_IO",
-)
+NameOrder = Literal["ABBA", "BABA"]
+Corruption = Literal[
+    "p_ABC", "random_names", "order_swapped", "S2_is_IO", "order_swapped_random_names", "order_swapped_S2_is_IO"
+]
+CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class IOI:
 
     prompts: tuple[tuple[int, ...], ...]
     template: tuple[int, ...]
-    order: tuple[str, ...]
+    order: tuple[NameOrder, ...]
     """`ABBA` where the indirect object is named first, `BABA` where the subject is."""
     io: tuple[int, ...]
     subject: tuple[int, ...]
@@ -67,7 +62,7 @@ class IOI:
         return list(zip(self.io, self.subject, strict=True))
 
     @property
-    def forms(self) -> list[tuple[int, str]]:
+    def forms(self) -> list[tuple[int, NameOrder]]:
         """For each prompt its template and order; prompts of one form have each part at the same position."""
         return list(zip(self.template, self.order, strict=True))
 
@@ -77,7 +72,7 @@ class IOI:
         positions = {name: numbers[:n_prompts] for name, numbers in self.positions.items()}
         return replace(self, positions=positions, **{name: getattr(self, name)[:n_prompts] for name in names})
 
-    def corrupted(self, kind: str) -> list[list[int]]:
+    def corrupted(self, kind: Corruption) -> list[list[int]]:
         """The prompts with other names in the three places, all else equal.
 
         Args:
@@ -138,7 +133,7 @@ def draw_ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Seque
     drawn = []
     for i in range(n_prompts):
         turn, number = divmod(i, len(templates))
-        order = ("ABBA", "BABA")[(turn + number) % 2]
+        order = get_args(NameOrder)[(turn + number) % 2]
         io, subject, *others = generator.choice(words["names"], 5, replace=False).tolist()
         first, second = (io, subject) if order == "ABBA" else (subject, io)
         place, thing = (generator.choice(words[kind]) for kind in ("places", "objects"))

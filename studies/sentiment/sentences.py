@@ -5,27 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from helpers import InputError
+from helpers.models import LoadedModel
 from helpers.prompts import encode_word, keep_single_tokens
 
-if TYPE_CHECKING:
-    from helpers.models import LoadedModel
-
-# Sentiment
-
+Family = Literal["copula", "attributive", "opinion", "question", "negation"]
 # One judgement a sentence; {THING} is what is judged, {WORD} the judging adjective. Families differ in how it is said;
 # negation denies what copula and opinion say, in the same words.
-TEMPLATES = {
-    "copula": (
-        "The{THING} was{WORD} that day.",
-        "In the end the{THING} turned out to be{WORD} for all of us.",
-    ),
+TEMPLATES: dict[Family, tuple[str, ...]] = {
+    "copula": ("The{THING} was{WORD} that day.", "In the end the{THING} turned out to be{WORD} for all of us."),
     "attributive": (
         "We still talk about the{WORD}{THING} from last year.",
         "That{WORD}{THING} was on everyone's mind afterwards.",
@@ -50,20 +45,7 @@ CUE = " Overall, it was"
 VERDICT_WORDS = ("good great excellent wonderful amazing".split(), "bad terrible awful horrible disappointing".split())
 """What the model may say then."""
 THINGS = "film book hotel meal concert song party speech game trip show lesson story house garden play".split()
-ADJECTIVES = (
-    "wonderful great excellent beautiful brilliant amazing awesome lovely charming superb magnificent perfect "
-    "fantastic fabulous gorgeous cheerful pleasant nice sweet clever elegant impressive inspiring exciting "
-    "entertaining enjoyable delicious graceful outstanding remarkable admirable fascinating glorious splendid "
-    "thrilling satisfying powerful fun rewarding vibrant terrific attractive positive valuable worthy innovative "
-    "intelligent wise honest gentle romantic peaceful hopeful noble sophisticated stimulating encouraging friendly "
-    "joyful funny delightful marvelous harmonious heavenly divine adorable "
-    "terrible horrible awful dreadful pathetic ugly nasty stupid disgusting horrific disastrous miserable "
-    "depressing sad tragic annoying disappointing poor weak worthless useless painful cruel evil brutal violent "
-    "shameful idiotic offensive unpleasant troubling disturbing horrifying frightening grim harsh hostile rotten "
-    "mindless meaningless insulting frustrating irritating chaotic crude dishonest unfair hopeless vile wicked rude "
-    "scary dumb sinister appalling outrageous problematic ruined wrong dirty dangerous terrifying boring lame "
-    "obnoxious sickening"
-).split()
+ADJECTIVES = (Path(__file__).parent / "data" / "adjectives.txt").read_text("utf-8").split()
 """Candidates; their sign is that of their valence in VADER's lexicon."""
 SST2 = {
     "repo_id": "stanfordnlp/sst2",
@@ -102,14 +84,19 @@ class Sentiment:
         return pd.DataFrame({name: getattr(self, source) for name, source in names.items()} | self.positions)
 
 
-def draw_sentiment(loaded: LoadedModel, *, n_words: int, seed: int, families: Sequence[str] | None = None) -> Sentiment:
+def draw_sentiment(
+    loaded: LoadedModel, *, n_words: int, seed: int, families: Sequence[Family] | None = None
+) -> Sentiment:
     """Each of `n_words` favourable and as many unfavourable adjectives once in every template of the families.
 
     The adjectives, and the things that they judge, are those that are one token in the model at hand, with a valence
     of at least 1 on either side of zero in the lexicon of VADER (Hutto and Gilbert, 2014).
 
     Args:
-        families: of `SENTIMENT_TEMPLATES`; by default all but negation.
+        loaded: whose single tokens are chosen from.
+        n_words: on either side.
+        seed: of words and things.
+        families: of `TEMPLATES`; by default all but negation.
 
     Raises:
         InputError: unknown family, no tokenizer, too few adjectives that are single tokens.
@@ -171,14 +158,15 @@ def _sst2_file() -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     hub_id, revision = SST2["repo_id"], SST2["revision"]
-    options = SST2 | {"repo_type": "dataset"}
+    place = {"repo_id": hub_id, "filename": SST2["filename"], "revision": revision}
+    download = partial(hf_hub_download, **place, repo_type="dataset")
     try:
         try:
-            file = Path(hf_hub_download(**options, local_files_only=True))
+            file = Path(download(local_files_only=True))
         except LocalEntryNotFoundError:
             # One plain question first: without a network the download itself would try for half a minute.
             HfApi().dataset_info(hub_id, revision=revision, timeout=20)
-            file = Path(hf_hub_download(**options))
+            file = Path(download())
     except Exception as error:  # the hub's client raises errors of several libraries
         raise InputError(
             f"data set {hub_id!r} is not in the cache and could not be downloaded ({type(error).__name__}): "
@@ -194,7 +182,7 @@ def _with_positions(
 ) -> Sentiment:
     texts, labels, words, valences, families, templates = zip(*rows, strict=True)
     ids = [loaded.encode(text) for text in texts]
-    n_cue = len(loaded.tokenizer(CUE, add_special_tokens=False)["input_ids"])
+    n_cue = len(loaded.encode(CUE, start=False))
     positions = {
         "end": tuple(len(row) - n_cue - 1 for row in ids),
         "second_to_last": tuple(len(row) - 2 for row in ids),
