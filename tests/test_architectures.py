@@ -1,12 +1,12 @@
 import dataclasses
 
-import by_hand
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import by_hand
+from shared.tiny import FAMILIES, tiny_config
 
 from helpers import hooks
 from helpers.engine import architectures, backends

@@ -3,12 +3,13 @@
 import copy
 import dataclasses
 
-import by_hand
 import pytest
 import torch
-from conftest import VOCABULARY
+from shared import by_hand
+from shared.tiny import VOCABULARY
 
-from helpers import attribution, hooks, models
+from helpers import attribution, hooks, models, patching
+from helpers.engine.architectures import find_family, list_layers
 from studies.ioi import templates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,10 +39,10 @@ def test_a_part_is_what_is_missing_when_the_norm_stays_and_the_part_goes(tiny, d
     """The second way: take a head's output out of the last residual stream, and leave the norm's scale."""
     rows, answers = data
     parts = attribution.attribute_logits(tiny, rows, answers)
-    layer = attribution.layers(tiny.model)[1]
+    layer = list_layers(tiny.model)[1]
     captured = hooks.capture(tiny, rows, ["head_z", "resid_post"])
     z, resid = captured["head_z"][:, 1, 0], captured["resid_post"][:, 1, 0]
-    norm = getattr(tiny.model.base_model, attribution.family_of(tiny.config).final_norm)
+    norm = getattr(tiny.model.base_model, find_family(tiny.config).final_norm)
     unembed = tiny.model.get_output_embeddings().weight
     direction = torch.stack([unembed[a] - unembed[b] for a, b in answers])
     for head in range(4):
@@ -61,7 +62,7 @@ def test_the_parts_of_the_real_model_sum_and_single_out_few_heads(embedded):
     names = [(" Mary", " John"), (" Tom", " Anna")]
     texts = [f"When{a} and{b} went to the store,{b} gave a drink to" for a, b in names]
     parts = attribution.attribute_logits(embedded, texts, names)
-    tokens = attribution.answer_tokens(embedded, names).tolist()
+    tokens = patching.encode_answers(embedded, names).tolist()
     torch.testing.assert_close(parts.total, difference(embedded, texts, tokens), atol=1e-3, rtol=1e-4)
     largest = parts.heads.mean(-1).flatten().sort(descending=True).values
     assert largest[:5].sum() > 3 * largest[5:50].mean() * 5
@@ -152,7 +153,7 @@ def test_copying_scores_are_those_computed_by_hand(tiny):
     resid = torch.randn(3, 2, 6, 16, generator=generator)
     kind, base = tiny.config.model_type, tiny.model.base_model
     d_head, plus = 8 if kind == "gemma3_text" else 4, float(kind == "gemma3_text")
-    final = getattr(base, attribution.family_of(tiny.config).final_norm)
+    final = getattr(base, find_family(tiny.config).final_norm)
     bias = final.bias if isinstance(final, torch.nn.LayerNorm) else 0
     unembed = tiny.model.get_output_embeddings().weight
     scores = attribution.score_copying(tiny, tokens, resid)

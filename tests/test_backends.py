@@ -1,40 +1,30 @@
 import pytest
 import torch
-from conftest import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
+from shared.five_prompts import pad_left
+from shared.tiny import FAMILIES
 
 from helpers import InputError, hooks, models
 from helpers.engine import backends
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ABSENT = {
-    "gpt2": {"rot_q": "rotary", "rot_k": "rotary"},
-    "gpt_neox": {"resid_mid": "parallel"},
-}
+ABSENT = {"gpt2": {"rot_q": "rotary", "rot_k": "rotary"}, "gpt_neox": {"resid_mid": "parallel"}}
 NO_HOOK = {("gpt_neox", "transformer_lens"): {"rot_q": "TransformerLens", "rot_k": "TransformerLens"}}
 
 
-@given(
-    rows=st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=9), min_size=1, max_size=6),
-    side=st.sampled_from(["left", "right"]),
-)
-def test_a_batch_holds_every_prompt_at_its_place_and_masks_the_rest(rows, side):
-    batch = backends.make_batch(rows, "cpu", side)
+@given(rows=st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=9), min_size=1, max_size=6))
+def test_a_batch_holds_every_prompt_at_its_place_and_masks_the_rest(rows):
+    batch = backends.make_batch(rows, "cpu")
     longest = max(map(len, rows))
     assert batch.input_ids.shape == (len(rows), longest)
     assert (batch.attention_mask is None) == all(len(row) == longest for row in rows)
-    assert (batch.position_ids is None) == (side == "right" or batch.attention_mask is None)
+    assert batch.position_ids is None and not batch.pads.any()
     for i, row in enumerate(rows):
-        start = longest - len(row) if side == "left" else 0
-        place = slice(start, start + len(row))
-        assert int(batch.pads[i]) == start
-        assert batch.input_ids[i, place].tolist() == row
+        assert batch.input_ids[i, : len(row)].tolist() == row
         if batch.attention_mask is not None:
-            assert batch.attention_mask[i, place].all() and batch.attention_mask[i].sum() == len(row)
-        if batch.position_ids is not None:
-            assert batch.position_ids[i, place].tolist() == list(range(len(row)))
+            assert batch.attention_mask[i, : len(row)].all() and batch.attention_mask[i].sum() == len(row)
 
 
 @pytest.mark.parametrize("backend", models.BACKENDS)
@@ -84,8 +74,8 @@ def test_watching_tells_of_each_pass_how_much_is_new(backend, load_tiny):
 
 def test_watching_counts_padding_from_the_attention_mask(load_tiny):
     loaded, passes = load_tiny("llama"), []
-    for side, pads in (("left", [2, 0]), ("right", [0, 0])):
-        batch = backends.make_batch([[5], [7, 6, 5]], "cpu", side)
+    rows = [[5], [7, 6, 5]]
+    for batch, pads in ((pad_left(rows), [2, 0]), (backends.make_batch(rows, "cpu"), [0, 0])):
         with backends.watch(loaded, passes.append):
             backends.forward(loaded, batch)
         assert passes[-1].pads.tolist() == pads

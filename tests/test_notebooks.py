@@ -5,16 +5,18 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
+from types import SimpleNamespace
 
-import nbformat
 import pytest
 import tokenizers
 import transformers
 import yaml
-from conftest import save_tiny
+from shared.notebooks import check_pair, check_sizes, read_notebook
+from shared.tiny import save_tiny
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from helpers import ROOT, prompts
+from helpers import ROOT, claims, prompts, runs
 from studies.ioi import templates
 from workflow import book, chapters
 
@@ -22,12 +24,8 @@ CHAPTERS = chapters.all_chapters()
 every_chapter = pytest.mark.parametrize("chapter", CHAPTERS)
 
 
-def notebook(chapter):
-    return nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4)
-
-
 def code_cells(chapter):
-    return [cell for cell in notebook(chapter).cells if cell.cell_type == "code"]
+    return [cell for cell in read_notebook(chapter).cells if cell.cell_type == "code"]
 
 
 def test_the_contents_list_every_page_once_and_only_pages_that_exist():
@@ -40,8 +38,7 @@ def test_the_contents_list_every_page_once_and_only_pages_that_exist():
 
 @every_chapter
 def test_the_ipynb_is_what_its_py_says(chapter):
-    text = (ROOT / "book" / f"{chapter}.ipynb").read_text(encoding="utf-8")
-    assert text == book.paired(chapter), "run `make pair`"
+    check_pair(chapter)
 
 
 def test_nbstripout_finds_nothing_to_strip():
@@ -53,9 +50,7 @@ def test_nbstripout_finds_nothing_to_strip():
 
 
 def test_no_notebook_is_larger_than_five_megabytes():
-    notebooks = [*(ROOT / "book").rglob("*.ipynb"), *(ROOT / "_build" / "runs").rglob("*.ipynb")]
-    assert notebooks
-    assert not [path for path in notebooks if path.stat().st_size > 5e6]
+    check_sizes()
 
 
 @every_chapter
@@ -89,7 +84,7 @@ def test_profiles_name_only_chapters_that_exist():
 def test_the_summary_cites_every_claim_and_no_other(chapter):
     source = "\n".join(cell.source for cell in code_cells(chapter))
     made = set(re.findall(r'run\.claim\(\s*"([\w-]+)"', source))
-    texts = [cell.source for cell in notebook(chapter).cells if cell.cell_type == "markdown"]
+    texts = [cell.source for cell in read_notebook(chapter).cells if cell.cell_type == "markdown"]
     summary = next(text for text in texts if "## Summary" in text).split("## Summary")[1]
     assert made and made == set(re.findall(r"`claim-([\w-]+)`", summary))
 
@@ -103,7 +98,7 @@ def test_no_key_is_recorded_twice(chapter):
 
 @every_chapter
 def test_the_chapter_has_the_sections_and_exercises_of_the_house_style(chapter):
-    text = "\n".join(cell.source for cell in notebook(chapter).cells if cell.cell_type == "markdown")
+    text = "\n".join(cell.source for cell in read_notebook(chapter).cells if cell.cell_type == "markdown")
     assert len(re.findall(r"^# .", text, re.MULTILINE)) == 1, "one title"
     for heading in ("## Check it", "## Where this breaks", "## Summary", "## Exercises", "## References"):
         assert heading in text
@@ -126,7 +121,7 @@ def sentences(page):
     """The prose of a page, less code, mathematics, links' targets and what is glued."""
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".py":
-        text = "\n\n".join(cell.source for cell in notebook(name_of(page)).cells if cell.cell_type == "markdown")
+        text = "\n\n".join(cell.source for cell in read_notebook(name_of(page)).cells if cell.cell_type == "markdown")
     text = re.sub(r"```(?!{dropdown).*?```|\$\$.*?\$\$|\$[^$\n]+\$", "", text, flags=re.DOTALL)
     text = re.sub(r"{cite:\w+}`[^`]*`", "CITED", text)
     text = re.sub(r"{[\w:]+}`[^`]*`|`[^`]*`|\]\([^)]*\)|<[^>]+>", "", text)
@@ -134,38 +129,77 @@ def sentences(page):
     return [line for part in re.split(r"\n\s*\n|\n- ", text) for line in re.split(r"(?<=[.!?])\s+(?=[A-Z*\[(])", part)]
 
 
-def constants(page):
-    """The numbers in the code that a page rests on: its own with its helpers', or all; and in profiles and versions."""
-    code = [file.read_text(encoding="utf-8") for file in (*chapters.PROFILES.glob("*.yaml"), ROOT / "pyproject.toml")]
-    helpers = [*(ROOT / "helpers").glob("*.py")]
-    if page.suffix == ".py":
-        code += [cell.source for cell in code_cells(name_of(page))]
-        files = chapters.input_files(name_of(page), "embedded")
-        helpers = [ROOT / file for file in files if file.endswith(".py")]
-    code += [file.read_text(encoding="utf-8") for file in helpers]
-    found = re.findall(r"(?<![\w.])\d[\d_]*\.?\d*(?:e-?\d+)?", "\n".join(code))
+TYPED = yaml.safe_load((ROOT / "tests" / "typed_numbers.yaml").read_text(encoding="utf-8"))
+"""For each page the numbers that stand typed in its prose, and what each is: see the file's head."""
+
+
+def numbers_of(text):
+    """Numbers of two digits or more, decimals and shares, as floats."""
+    found = re.findall(r"(?<![\w.])\d[\d_]*\.?\d*(?:e-?\d+)?", text)
     return {float(number.replace("_", "")) for number in found}
 
 
+def typed_numbers(page):
+    """(number as it is typed, its sentence)"""
+    pattern = r"(?<![\w.,-])(\d*\.\d+|\d{2,}(?:,\d{3})*|\d+(?= %))( %)?(?![\w.]*\w)"
+    return [("".join(found), line) for line in sentences(page) for found in re.findall(pattern, line)]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_no_number_is_typed_in_prose(page):
-    # What is measured is glued, and what is quoted is cited. A number of the code is a definition.
-    known = constants(page)
-    found = [
-        (number + share, sentence)
-        for sentence in sentences(page)
-        if "CITED" not in sentence
-        for number, share in re.findall(
-            r"(?<![\w.,-])(\d*\.\d+|\d{2,}(?:,\d{3})*|\d+(?= %))( %)?(?![\w.]*\w)", sentence
-        )
-        if not {value := float(number.replace(",", "")), round(value / 100, 9) if share else value} & known
-    ]
-    assert not found
+def test_no_number_is_typed_in_prose_but_those_that_are_listed(page):
+    # What is measured is glued. What is left is cited, or defined in a file, or a fact; a list names each occurrence.
+    listed = {number: kinds.split(", ") for number, kinds in TYPED.get(name_of(page), {}).items()}
+    found = typed_numbers(page)
+    assert Counter(number for number, _ in found) == {number: len(kinds) for number, kinds in listed.items()}, (
+        "glue it, or name it in tests/typed_numbers.yaml"
+    )
+    for number, line in found:
+        kind = listed[number].pop(0)
+        if kind == "cited":
+            assert "CITED" in line, f"{number} is listed as cited, but not cited in {line!r}"
+        elif kind != "fact":
+            assert stands_in(number, kind), f"{number} does not stand in {kind}"
+
+
+def stands_in(number, file):
+    """Whether a file, or the code of a chapter, has the number."""
+    code = (ROOT / file).read_text(encoding="utf-8")
+    if file.startswith("book/"):
+        code = "\n".join(cell.source for cell in code_cells(file.removeprefix("book/").removesuffix(".py")))
+    value = float(number.removesuffix(" %").replace(",", ""))
+    return bool(({value, round(value / 100, 9)} if number.endswith("%") else {value}) & numbers_of(code))
+
+
+LONG = yaml.safe_load((ROOT / "tests" / "long_cells.yaml").read_text(encoding="utf-8"))
+"""Visible cells of more than fifteen lines by chapter: first line → lines. The list may only shrink."""
+
+
+@every_chapter
+def test_no_visible_cell_is_longer_than_fifteen_lines_but_those_that_are_listed(chapter):
+    cells = [cell for cell in code_cells(chapter)[2:] if "hide-input" not in cell.metadata.get("tags", [])]
+    lines = {cell.source.split("\n")[0]: sum(map(bool, map(str.strip, cell.source.split("\n")))) for cell in cells}
+    assert {first: n for first, n in lines.items() if n > 15} == LONG.get(chapter, {}), "shorten the cell, or the list"
+
+
+def test_only_make_record_writes_below_results(tmp_path, monkeypatch):
+    """The cell that keeps the data set, run by hand with `save`: it writes where the run's own things go."""
+    monkeypatch.setenv("BOOK_OUTPUT", str(tmp_path))
+    (cell,) = [cell for cell in code_cells(chapters.find_chapter("day12-14_cot_dataset")) if "if save:" in cell.source]
+    written = []
+    kept = SimpleNamespace(
+        FILE="cot_faithfulness.parquet",
+        locate_dataset=lambda _: ROOT / "results" / "a-model" / "datasets" / "cot_faithfulness.parquet",
+        save_dataset=lambda table, path, about: written.append(path),
+    )
+    data, model = SimpleNamespace(table=[]), SimpleNamespace(record=dict)
+    names = {"dataset": kept, "data": data, "model": model, "runs": runs, "claims": claims}
+    exec(cell.source, names | {"parameters": {}, "passed": {}, "save": True, "seed": 0, "n_tasks": 1})
+    assert written == [tmp_path / "cot_faithfulness.parquet"]
 
 
 @every_chapter
 def test_the_readme_lists_the_chapter_with_its_question_time_and_memory(chapter):
-    title = notebook(chapter).cells[0].source.splitlines()[0].removeprefix("# ")
+    title = read_notebook(chapter).cells[0].source.splitlines()[0].removeprefix("# ")
     (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if f"(book/{chapter}.py)" in line]
     measured = r"\| (\d+ s|–) \| (\d\.\d GB|–) \|"  # a dash stands for what has not been measured yet
     assert re.fullmatch(rf"\| \[.+\]\(.+\) \| {re.escape(title)} {measured}", line)
@@ -215,8 +249,21 @@ def know_nothing(tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
-@pytest.mark.parametrize("name", ["induction_heads_notebook", "IOI_notebook"])
+RARE = pytest.mark.rare  # one family a chapter in full is enough for the inner loop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("induction_heads_notebook", "gpt2"),
+        ("IOI_notebook", "llama"),
+        pytest.param("induction_heads_notebook", "llama", marks=RARE),
+        pytest.param("induction_heads_notebook", "qwen2", marks=RARE),
+        pytest.param("IOI_notebook", "gpt2", marks=RARE),
+        pytest.param("IOI_notebook", "qwen2", marks=RARE),
+    ],
+)
 def test_a_replication_runs_to_its_end_on_a_model_that_knows_nothing(name, family, know_nothing, tmp_path):
     chapter = chapters.find_chapter(name)
     parameters = chapters.profile_parameters("ci", chapter) | {"model_name": str(know_nothing[family])}

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared.tiny import FAMILIES
 from transformer_lens import patching as transformer_lens
 from transformer_lens.utilities.statistics import bootstrap_ci, sign_flip_permutation_pvalue
 
@@ -220,10 +220,17 @@ def test_path_patching_equals_the_two_hooked_passes(family, receivers, load_tiny
             close(effects.values[layer, head], torch.tensor(expected))
 
 
+def ablation(reference, node, how):
+    """The edit of a head that an ablation is: of two prompts each is the other's only donor."""
+    old = reference["head_z"][:, node.layer, :, node.head]
+    value = {"zero": 0.0, "mean": old.mean((0, 1)), "resample": old.flip(0)}[how]
+    return Edit("head_z", node.layer, value, head=node.head)
+
+
 @pytest.mark.parametrize("how", ["zero", "mean", "resample"])
 def test_an_ablation_equals_the_edit_of_that_name(how, tiny):
     generator = torch.Generator().manual_seed(5)
-    prompts = torch.randint(250, (2, 7), generator=generator).tolist()  # two: each is the other's only donor
+    prompts = torch.randint(250, (2, 7), generator=generator).tolist()
     answers = [(3, 4), (5, 6)]
     effects = patching.ablate(tiny, prompts, how=how, answers=answers)
     assert effects.axes == ("layer", "head", "example")
@@ -232,9 +239,31 @@ def test_an_ablation_equals_the_edit_of_that_name(how, tiny):
     reference = hooks.capture(tiny, prompts, "head_z", positions="all")
     for layer in range(2):
         for head in range(4):
-            edit = hooks.ablation(tiny, "head_z", layer, head=head, how=how, reference=reference)
-            with hooks.intervene(tiny, edit):
+            with hooks.intervene(tiny, ablation(reference, Node("head_z", layer, head), how)):
                 close(effects.values[layer, head], difference(tiny, prompts, answers))
+
+
+def test_what_is_resampled_is_of_another_prompt_of_the_length_by_the_seed(load_tiny):
+    loaded, generator = load_tiny("llama"), torch.Generator().manual_seed(5)
+    prompts = [torch.randint(250, (length,), generator=generator).tolist() for length in (7, 5, 7, 7, 5, 7)]
+    answers, node = [(3, 4)] * 6, Node("head_z", 0, 1)
+    captured = hooks.capture(loaded, prompts, "head_z", positions="all")
+    from_donor = torch.full((6, 6), torch.nan)
+    for i, row in enumerate(prompts):
+        for donor in (j for j in range(6) if j != i and len(prompts[j]) == len(row)):
+            with hooks.intervene(loaded, as_edit(node, captured, donor, len(row))):
+                from_donor[i, donor] = difference(loaded, [row], answers[:1])
+    drawn = set()
+    for seed in range(8):
+        found, again = (
+            patching.ablate(loaded, prompts, [[node]], how="resample", seed=seed, answers=answers).values[0]
+            for _ in range(2)
+        )
+        assert torch.equal(found, again)
+        gap = (from_donor - found[:, None]).abs().nan_to_num(torch.inf)
+        assert gap.min(1).values.max() < 1e-4
+        drawn.add(tuple(gap.argmin(1).tolist()))
+    assert len(drawn) > 2
 
 
 def test_the_mean_of_an_ablation_counts_every_token_once(load_tiny):
@@ -257,10 +286,7 @@ def test_the_losses_of_an_ablated_run_are_those_of_a_hooked_pass(how, tiny):
     close(effects.base, hooks.measure_losses(tiny, prompts))
     reference = hooks.capture(tiny, prompts, "head_z", positions="all")
     for heads, found in zip(sets, effects.values, strict=True):
-        edits = [
-            hooks.ablation(tiny, "head_z", node.layer, head=node.head, how=how, reference=reference) for node in heads
-        ]
-        with hooks.intervene(tiny, *edits):
+        with hooks.intervene(tiny, *(ablation(reference, node, how) for node in heads)):
             close(found, hooks.measure_losses(tiny, prompts))
 
 

@@ -1,3 +1,5 @@
+"""Probes find what was planted where it was planted, and nothing where there is nothing."""
+
 import dataclasses
 from itertools import combinations
 
@@ -6,110 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared.planted import activations, words
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from helpers import baselines, hooks, probes
-from helpers.folds import assign_folds, assign_shared_folds, can_fold, draw_control_labels, permute_labels
-from helpers.scores import combine, compute_auroc, evaluate, measure_calibration_error, subtract, tabulate
+from helpers import probes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-N_WORDS, PER_WORD = 40, 4
-
-
-def words(n_words=N_WORDS, per_word=PER_WORD):
-    """Rows as in a data set of words in sentences: the label is that of the word."""
-    groups = np.repeat(np.arange(n_words), per_word)
-    return (groups % 2).astype(bool), groups.tolist()
-
-
-def activations(labels, *, planted=(), n_layers=3, n_heads=0, n_features=8, strength=2.0, seed=0):
-    """Noise of every word and row, with the label planted at some (layer, head or None)."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (n_heads, n_features) if n_heads else (n_features,)
-    values = torch.randn(len(labels), n_layers, 1, *shape, generator=generator)
-    direction = torch.randn(n_features, generator=generator)
-    push = torch.as_tensor(labels)[:, None] * strength * direction / direction.norm()
-    for layer, head in planted:
-        values[(slice(None), layer, 0, *(() if head is None else (head,)))] += push
-    site = "head_z" if n_heads else "resid_post"
-    return hooks.Captured(
-        {site: values},
-        {site: ("example", "layer", *hooks.SITES[site])},
-        tuple(range(n_layers)),
-        ("last",),
-        torch.full((len(labels),), 5),
-    )
 
 
 def swept(captured, labels, groups, **options):
     defaults = {"types": None, "seed": 0, "n_permutations": 20, "folds": 4}
     return probes.sweep(captured, labels, groups, **defaults | options)
-
-
-# Splits
-
-
-@given(seed=st.integers(0, 1000), n_folds=st.integers(3, 8))
-def test_grouped_folds_split_no_group_and_hold_both_classes(seed, n_folds):
-    labels, groups = words()
-    folds = assign_folds(labels, groups, n_folds=n_folds, seed=seed).numpy()
-    assert set(folds) == set(range(n_folds))
-    assert len(set(zip(groups, folds, strict=True))) == N_WORDS
-    for fold in range(n_folds):
-        assert abs(labels[folds == fold].mean() - 0.5) < 0.2
-
-
-@given(seed=st.integers(0, 1000), sizes=st.lists(st.integers(2, 9), min_size=2, max_size=20))
-def test_shared_folds_spread_every_type(seed, sizes):
-    types = [number for number, size in enumerate(sizes) for _ in range(size)]
-    folds = assign_shared_folds(types, n_folds=4, seed=seed).numpy()
-    for number, size in enumerate(sizes):
-        own = folds[np.array(types) == number]
-        assert len(set(own)) == min(size, 4)
-        assert np.bincount(own, minlength=4).max() <= -(-size // 4)
-
-
-@given(seed=st.integers(0, 1000))
-def test_labels_are_permuted_between_groups_that_have_one_and_within_the_others(seed):
-    groups = [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
-    labels = [1] * 4 + [0] * 4 + [1, 0, 0, 0] + [1, 1, 0, 0]
-    columns = permute_labels(labels, groups, n_permutations=30, seed=seed).T.int()
-    for column in columns:
-        assert sorted({tuple(column[:4].tolist()), tuple(column[4:8].tolist())}) == [(0,) * 4, (1,) * 4]
-        assert column[8:12].sum() == 1
-        assert column[12:].sum() == 2
-    assert len({tuple(column.tolist()) for column in columns}) > 5
-
-
-def test_control_labels_are_one_for_each_type_and_half_of_each():
-    _, groups = words()
-    control = draw_control_labels(groups, n_draws=30, seed=0)
-    for column in control.T.numpy():
-        per_type = {group: set(column[np.array(groups) == group]) for group in groups}
-        assert all(len(values) == 1 for values in per_type.values())
-        assert column.mean() == 0.5
-    assert 0.3 < float((control[:, 0] == control[:, 1]).float().mean()) < 0.7
-
-
-# The area under the curve
-
-
-@given(seed=st.integers(0, 1000), n_values=st.integers(1, 30))
-def test_areas_are_those_of_scikit_learn_also_with_ties(seed, n_values):
-    generator = np.random.default_rng(seed)
-    scores = generator.integers(n_values, size=(3, 40)) / 7
-    labels = generator.random((3, 40)) < 0.4
-    labels[:, :2] = [True, False]
-    found = compute_auroc(torch.tensor(scores), torch.tensor(labels))
-    expected = [roc_auc_score(truth, row) for row, truth in zip(scores, labels, strict=True)]
-    assert found.tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_an_area_without_one_class_is_not_a_number():
-    assert compute_auroc(torch.arange(3.0), torch.ones(3, dtype=torch.bool)).isnan()
 
 
 # The sweep
@@ -234,6 +145,24 @@ def test_some_sites_are_those_of_the_whole_sweep():
     assert whole.best(some).sites == found.best().sites
 
 
+@settings(max_examples=10)
+@given(seed=st.integers(0, 1000))
+def test_leaving_out_two_folds_serves_both(seed):
+    """The inner loss of fold k uses no row of fold k, whatever its label."""
+    labels, groups = words(20, 2)
+    captured = activations(labels, seed=seed, planted=[(1, None)])
+    before = swept(captured, labels, groups, n_permutations=0, seed=seed)
+    for fold in range(4):
+        changed = captured["resid_post"].clone()
+        changed[before.folds == fold] = changed[before.folds == fold].flip(-1)
+        other = dataclasses.replace(captured, values={"resid_post": changed})
+        after = swept(other, labels, groups, n_permutations=0, folds=before.folds, seed=seed)
+        assert torch.allclose(after.inner_loss[:, fold], before.inner_loss[:, fold], atol=1e-4)
+        others = [number for number in range(4) if number != fold]
+        assert not torch.allclose(after.inner_loss[:, others], before.inner_loss[:, others], atol=1e-4)
+    assert len(list(combinations(range(4), 2))) == 6
+
+
 # The control task
 
 
@@ -257,101 +186,7 @@ def test_without_types_there_is_no_control_task():
     assert "selectivity" not in swept(activations(labels), labels, groups).table()
 
 
-# Scores
-
-
-def test_evaluate_gives_what_was_planted_with_intervals_that_know_groups():
-    generator = np.random.default_rng(0)
-    labels, groups = words(200, 4)
-    of_word = generator.normal(size=200)[groups]
-    scores = torch.tensor(np.where(labels, 1, -1) + of_word).float()
-    found = evaluate(scores, labels, groups, seed=0)
-    assert found["auroc"].value == pytest.approx(roc_auc_score(labels, scores.numpy()))
-    assert found["accuracy"].value == pytest.approx(((scores > 0).numpy() == labels).mean())
-    assert found["auroc"].n == 200 and found["auroc"].of == "groups"
-    alone = evaluate(scores, labels, list(range(800)), seed=0)
-    width = {name: one["auroc"].high - one["auroc"].low for name, one in (("words", found), ("rows", alone))}
-    assert width["words"] > 1.5 * width["rows"]  # four rows of a word say no more than one
-
-
-def test_an_interval_lies_about_its_value_also_with_few_groups_in_a_fold():
-    """Rows of a group share an offset, so that pairs within groups are told apart more easily."""
-    outside, shifts = 0, []
-    for seed in range(20):
-        generator = torch.Generator().manual_seed(seed)
-        groups = torch.arange(30).repeat_interleave(4)
-        labels = torch.arange(120) % 2 == 0
-        scores = labels + 3 * torch.randn(30, generator=generator)[groups] + 0.5 * torch.randn(120, generator=generator)
-        found = evaluate(scores, labels.tolist(), groups.tolist(), folds=(groups % 10).tolist(), seed=seed)
-        area = found["auroc"]
-        outside += not area.low <= area.value <= area.high
-        shifts.append((area.low + area.high) / 2 - area.value)
-    assert outside == 0 and abs(sum(shifts) / len(shifts)) < 0.02, (outside, shifts)
-
-
-def test_groups_may_be_a_tensor():
-    labels, groups = words(30, 4)
-    scores = torch.linspace(0, 1, 120)
-    expected = evaluate(scores, labels, groups, seed=0)
-    assert evaluate(scores, labels, torch.tensor(groups), seed=0) == expected
-
-
-def test_recall_at_one_percent_needs_300_negatives():
-    labels = [True] * 200 + [False] * 300
-    scores = torch.cat([torch.linspace(0, 1, 200), torch.linspace(-1, 0.5, 300)])
-    found = evaluate(scores, labels, list(range(500)), seed=0)["recall"]
-    threshold = np.sort(scores[200:].numpy())[-4]  # three of 300 may pass
-    assert found.value == pytest.approx(float((scores[:200] > threshold).float().mean()), abs=0.006)
-    assert evaluate(scores[:-1], labels[:-1], list(range(499)), seed=0)["recall"] is None
-
-
-def test_calibration_error_is_small_for_true_probabilities_and_large_for_bold_ones():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(4000, generator=generator)
-    labels = torch.rand(4000, generator=generator) < torch.sigmoid(logits)
-    groups = list(range(4000))
-    honest = measure_calibration_error(logits, labels.numpy(), groups, seed=0)
-    bold = measure_calibration_error(5 * logits, labels.numpy(), groups, seed=0)
-    assert honest.value < 0.04 < 0.15 < bold.value
-    assert bold.low < bold.value < bold.high
-
-
-def test_a_difference_knows_that_both_scores_are_of_the_same_rows():
-    generator = np.random.default_rng(0)
-    labels, groups = words(100, 4)
-    shared = generator.normal(size=100)[groups]
-    one, other = (torch.tensor(np.where(labels, lift, -lift) + shared) for lift in (0.8, 0.6))
-    gap = subtract(one, other, labels, groups, seed=0)
-    apart = [evaluate(score, labels, groups, seed=0)["auroc"] for score in (one, other)]
-    assert gap.value == pytest.approx(apart[0].value - apart[1].value, abs=1e-6)
-    assert gap.high - gap.low < 0.7 * (apart[0].high - apart[0].low)
-    assert gap.low > 0
-    none = subtract(one, one, labels, groups, seed=0)
-    assert (none.value, none.low, none.high) == (0, 0, 0)
-
-
 # Transfer and learning curves
-
-
-def test_areas_are_combined_on_their_own_rows():
-    generator = torch.Generator().manual_seed(0)
-    labels, groups = [True, False] * 20, [number // 2 for number in range(40)]
-    one, other = torch.randn(2, 40, generator=generator)
-    first = torch.arange(40) < 20
-    found = combine([(2.0, one, first), (-0.5, other, ~first)], labels, groups, seed=0)
-    truth = torch.tensor(labels)
-    by_hand = 2 * compute_auroc(one[first], truth[first]) - 0.5 * compute_auroc(other[~first], truth[~first])
-    assert found.value == pytest.approx(float(by_hand), abs=1e-6) and found.low < found.value < found.high
-    whole = combine([(1.0, one, [True] * 40)], labels, groups, seed=0)
-    assert whole.value == pytest.approx(evaluate(one, labels, groups, seed=0)["auroc"].value)
-
-
-def test_five_folds_need_five_groups_of_each_class():
-    labels, groups = [True, False] * 5, list(range(10))
-    assert can_fold(labels, groups, seed=0)
-    assert not can_fold([True, *[False] * 9], groups, seed=0)
-    assert not can_fold([False] * 10, groups, seed=0)
-    assert not can_fold(labels, [number // 4 for number in groups], seed=0)
 
 
 def test_transfer_finds_which_domains_share_a_direction():
@@ -404,46 +239,6 @@ def test_few_examples_come_from_as_many_groups_as_there_are():
     assert len(rows) == 10 and len(set(codes[rows])) == 2
 
 
-# Without a probe
-
-
-def test_a_confound_planted_in_the_text_is_caught_by_the_text_baseline(load_tiny):
-    loaded = load_tiny("llama")
-    labels, groups = words(20, 4)
-    fillers = ["a cat", "the mat", "some tea", "my hat"]
-    texts = [
-        f"{fillers[i % 4]} w{group} {'sat' if label else 'lay'}"
-        for i, (label, group) in enumerate(zip(labels, groups, strict=True))
-    ]
-    clean = [text.rsplit(" ", 1)[0] for text in texts]
-    options = {"answers": ([65], [66]), "rules": {"length": [len(text) for text in texts]}, "seed": 0, "folds": 4}
-    folds = assign_folds(labels, groups, n_folds=4, seed=0)
-
-    def table(texts):
-        scores = baselines.score_baselines(loaded, texts, labels, groups, **options)
-        return tabulate(scores, labels, groups, folds=folds, seed=0).set_index("scores")
-
-    caught, missed = table(texts), table(clean)
-    assert caught["auroc"]["word n-grams"] > 0.95 and caught["auroc"]["character n-grams"] > 0.95
-    assert caught["auroc"]["mean of the input embeddings"] > 0.95
-    assert abs(missed["auroc"]["word n-grams"] - 0.5) < 0.25
-    for table in (caught, missed):
-        assert table["auroc"]["majority class"] == 0.5
-        assert table["auroc"]["rule: length"] == pytest.approx(0.5, abs=0.15)
-        assert "the model's output at last" in table.index
-
-
-def test_the_output_baseline_is_the_difference_of_log_probabilities(load_tiny):
-    loaded = load_tiny("gpt2")
-    texts = ["the cat sat", "on the mat", "the the the"]
-    found = baselines.read_output(loaded, texts, [40, 41], [50], positions={"end": -1, "before": -2})
-    for row, text in enumerate(texts):
-        logits = loaded.model(torch.tensor([loaded.encode(text)])).logits[0].log_softmax(-1).exp()
-        for column, place in enumerate((-1, -2)):
-            expected = (logits[place, [40, 41]].sum() / logits[place, 50]).log()
-            assert float(found[row, column]) == pytest.approx(float(expected), abs=1e-4)
-
-
 # Bad input
 
 
@@ -475,8 +270,6 @@ def test_a_group_on_both_sides_is_refused(refused):
     leaking = [0, 0, 0, 1, 1, 1, 1, 0, 2, 2, 2, 2]
     with refused("a group is in two folds"):
         swept(activations(labels), labels, groups, folds=leaking)
-    with refused("a group is in two folds"):
-        evaluate(torch.zeros(12), labels, groups, folds=leaking, seed=0)
     with refused("fold 0 has 2 rows of one class"):
         swept(activations(labels), labels, groups, folds=[0, 0, 1, 1, 2, 2, 2, 2, 1, 1, 2, 2])
     with refused("legal are at least three"):
@@ -498,53 +291,18 @@ def test_activations_that_are_not_there_are_refused_by_name(refused):
         probes.list_sites(pattern)
 
 
-def test_bad_input_to_the_smaller_functions_is_refused(refused, load_tiny):
+def test_bad_input_to_transfer_and_learning_curves_is_refused(refused):
     labels, groups = words(12, 2)
     x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
-    with refused("[23]", "24 finite"):
-        evaluate(torch.zeros(23), labels, groups, seed=0)
-    with refused("[23]", "24 finite"):
-        subtract(torch.zeros(23), torch.zeros(23), labels, groups, seed=0)
     with refused("activations of shape [24, 3, 1]", "row feature"):
         probes.transfer(x[..., None], labels, groups, ["a"] * 24, seed=0, folds=3)
     with refused("the activations hold NaN"):
         probes.transfer(x.log(), labels, groups, ["a"] * 24, seed=0, folds=3)
     with refused("23 domains for 24 labels"):
         probes.transfer(x, labels, groups, ["a"] * 23, seed=0, folds=3)
-    with refused("no AUROC", "at least one"):
-        combine([], [True, False], [0, 1], seed=0)
-    with refused("rows of one class"):
-        combine([(1.0, torch.zeros(2), [True, False])], [True, False], [0, 1], seed=0)
     with refused("of 'b'", "no row of one class"):
         probes.transfer(x, labels, groups, ["b"] * 2 + ["a"] * 22, seed=0, folds=3)
     with refused("500 examples of a class", "1 to"):
         probes.trace_learning_curve(x, labels, groups, sizes=[500], seed=0, folds=3)
     with refused("learning curve of 'words'", "examples, groups"):
         probes.trace_learning_curve(x, labels, groups, sizes=[1], of="words", seed=0, folds=3)
-    loaded = load_tiny("llama")
-    texts = ["the cat"] * 24
-    for positive, negative, message in (([], [1], "at least one"), ([1], [1], "on both sides"), ([1], [9999], "9999")):
-        with refused(message):
-            baselines.read_output(loaded, texts, positive, negative)
-    with refused("23 texts for 24 labels"):
-        baselines.score_baselines(loaded, texts[:-1], labels, groups, answers=([1], [2]), rules={}, seed=0)
-    with refused("rule: short", "3 scores for 24 labels"):
-        baselines.score_baselines(loaded, texts, labels, groups, answers=([1], [2]), rules={"short": [1, 2, 3]}, seed=0)
-
-
-@settings(max_examples=10)
-@given(seed=st.integers(0, 1000))
-def test_leaving_out_two_folds_serves_both(seed):
-    """The inner loss of fold k uses no row of fold k, whatever its label."""
-    labels, groups = words(20, 2)
-    captured = activations(labels, seed=seed, planted=[(1, None)])
-    before = swept(captured, labels, groups, n_permutations=0, seed=seed)
-    for fold in range(4):
-        changed = captured["resid_post"].clone()
-        changed[before.folds == fold] = changed[before.folds == fold].flip(-1)
-        other = dataclasses.replace(captured, values={"resid_post": changed})
-        after = swept(other, labels, groups, n_permutations=0, folds=before.folds, seed=seed)
-        assert torch.allclose(after.inner_loss[:, fold], before.inner_loss[:, fold], atol=1e-4)
-        others = [number for number in range(4) if number != fold]
-        assert not torch.allclose(after.inner_loss[:, others], before.inner_loss[:, others], atol=1e-4)
-    assert len(list(combinations(range(4), 2))) == 6

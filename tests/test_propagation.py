@@ -48,7 +48,7 @@ def test_only_layers_and_positions_after_a_patch_are_computed(tiny, prompts):
     assert found == [unpatched + 4 * 3 * 5, unpatched + 2 * 4 * 3]
     receiver = [Node("q", 1, 0, -1)]
     found = count_tokens(tiny, lambda: patching.patch_paths(tiny, *prompts, receiver, answers=ANSWERS))
-    # First pass: the last position through the MLP of layer 0; second: through that of layer 1. Four senders.
+    # First pass: the last position through the MLP of layer 0; second: through that of layer 1. Four run_senders.
     assert found == [unpatched + 4 * 3, unpatched + 4 * 3]
 
 

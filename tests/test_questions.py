@@ -77,8 +77,10 @@ def test_the_first_candidate_is_right_and_steps_lead_where_they_should(drawn, n=
 
 
 def test_invariants_hold_over_thousands_of_seeds(embedded, drawn, monkeypatch):
-    known = {word: True for word in questions.single_tokens(embedded, questions.NAMES + questions.CONTAINERS)}
-    monkeypatch.setattr(questions, "single_tokens", lambda _, words: [w for w in words if w in known or len(w) == 1])
+    known = {word: True for word in questions.keep_single_tokens(embedded, questions.NAMES + questions.CONTAINERS)}
+    monkeypatch.setattr(
+        questions, "keep_single_tokens", lambda _, words: [w for w in words if w in known or len(w) == 1]
+    )
     for seed in range(2000):
         found = questions.draw_questions(embedded, n=1, seed=seed)
         assert [question.task for question in found] == list(TASKS)

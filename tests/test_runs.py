@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import ROOT, claims, runs
+from helpers import ROOT, claims, models, runs
 
 EVIL = "<script>alert('&amp;')</script>\"><b>"
 
@@ -278,10 +279,46 @@ def test_progress_gives_every_item_and_writes_to_standard_error_alone(capsys):
     assert "sweep" in captured.err
 
 
-def test_importing_the_helpers_does_not_import_torch():
-    code = "import sys; from helpers import claims, hooks, models, plots, prompts, runs; print('torch' in sys.modules)"
+def test_importing_what_can_work_without_torch_does_not_import_it():
+    code = "import sys; from helpers import claims, models, plots, runs; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "False\n", result.stderr
+
+
+# Where things are kept
+
+
+def test_a_registered_name_is_its_folder():
+    for name in models.REGISTRY:
+        assert runs.locate_results(name) == ROOT / "results" / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "..", ".", "", "/", "/tmp/a model", "~/model", "./model", "org/name", "org/name@v1", "a\\b", "a\0b", "-a"],
+)
+def test_a_path_or_a_hub_id_gets_a_folder_that_does_not_leave_the_results(name):
+    folder = runs.locate_results(name)
+    assert folder.parent == ROOT / "results" and folder.resolve().parent == (ROOT / "results").resolve()
+    assert re.fullmatch(r"[\w.-]*-[0-9a-f]{8}", folder.name) and not folder.name.startswith(".")
+
+
+NAMES = st.text(max_size=300) | st.text("ab./-_~@ ", max_size=60)
+
+
+@given(names=st.lists(NAMES, min_size=2, max_size=6, unique=True))
+def test_no_two_names_have_one_folder(names):
+    folders = [runs.locate_results(name) for name in names]
+    assert len(set(folders)) == len(names)
+    assert all(folder.parent == ROOT / "results" for folder in folders)
+    assert not {folder.name for folder in folders} & {"", ".", ".."}
+
+
+def test_what_a_run_makes_goes_beside_its_record_or_below_the_build(monkeypatch, tmp_path):
+    monkeypatch.setenv("BOOK_OUTPUT", str(tmp_path))
+    assert runs.locate_output() == tmp_path
+    monkeypatch.delenv("BOOK_OUTPUT")
+    assert runs.locate_output().is_relative_to(ROOT / "_build")
 
 
 # A notebook executed by papermill
@@ -295,7 +332,7 @@ model = SimpleNamespace(card=SimpleNamespace(name="fake"), record=lambda: {
     "name": "fake", "title": "Fake", "quantisation": None, "weights_sha256": 64 * "a", "dtype": "float32",
     "device": "cpu", "backend": "huggingface"})
 run = runs.start("a/chapter", parameters, model)
-estimate = claims.mean([1.0, 2.0, 4.0], seed=0)
+estimate = claims.average([1.0, 2.0, 4.0], seed=0)
 run.value("loss", estimate)
 run.table("rows", [{"layer": 1, "loss": estimate, "token": "</td>é"}], caption="A table")
 run.claim("falls", "It falls.", rule="value > baseline", estimate=estimate, baseline=0.5)""",

@@ -3,9 +3,7 @@
 import copy
 import importlib
 import json
-import os
 import re
-import shutil
 from collections import defaultdict
 from functools import cache, partial
 from html.parser import HTMLParser
@@ -15,16 +13,15 @@ from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from shared.browser import open_browser
 
 from helpers import ROOT, claims, models
 from workflow import chapters
 
+pytestmark = pytest.mark.site
+
 SITE = ROOT / "_build" / "html"
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html") if "_static" not in path.parts)
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# Without the last three a browser looks for updates of its own, which are no requests of the page.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SCREENS = {"desktop": 1300, "phone": 390}
 SCREENSHOTS = ROOT / "_build" / "screenshots"
 # Contrast is that of a theme's colours, not of those on their way there. Waiting for the end of a transition is no
@@ -38,15 +35,8 @@ def test_there_is_a_site():
 
 @pytest.fixture(scope="module")
 def browser():
-    if BROWSER is None:
-        assert not os.environ.get("CI"), "continuous integration must have a browser"
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -225,7 +215,8 @@ def test_a_build_of_the_records_size_is_told_to_be_the_same(monkeypatch):
                 run["parameters"]["seed"] += 1
         monkeypatch.setattr(from_runs, "run_of", runs.get)
         told[name] = from_runs.Scoreboard.compared(None)
-    assert f"Same as on record: {n_claims} of {n_claims}, largest difference 0.00" in told["same"]
+    same = f"Same as on record: {n_claims} of {n_claims}; the largest difference is 0.00 of its claim's tolerance"
+    assert same in told["same"]
     assert f"Same as on record: {n_claims - 1} of {n_claims}" in told["other claim"]
     assert "none of its numbers is compared" in told["other size"]
 

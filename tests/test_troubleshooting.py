@@ -14,12 +14,12 @@ import nnsight
 import numpy as np
 import plotly.graph_objects
 import pytest
-import test_notebooks
-import test_site
 import torch
-from conftest import tiny_tokenizer
 from huggingface_hub.errors import GatedRepoError
 from nnsight.intervention.interleaver import OutOfOrderError
+from shared.browser import open_browser
+from shared.notebooks import check_pair, check_sizes
+from shared.tiny import tiny_tokenizer
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import roc_auc_score
@@ -34,10 +34,7 @@ from workflow import book, chapters, set_up
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PAGE = (ROOT / "book" / "reference" / "troubleshooting.md").read_text(encoding="utf-8")
-NOT_PROVOKED = {
-    "CUDA out of memory": "needs a GPU",
-    "on an Apple GPU": "needs a Mac",
-}
+NOT_PROVOKED = {"CUDA out of memory": "needs a GPU", "on an Apple GPU": "needs a Mac"}
 PROVOKED = []
 IDS = torch.tensor([[5, 6, 7, 8, 5, 6], [9, 6, 7, 8, 5, 6]])
 
@@ -158,10 +155,9 @@ def test_a_damaged_file(entry, copy_of):
 
 @provokes("the browser tests are skipped")
 def test_no_browser(entry, monkeypatch):
-    monkeypatch.setattr(test_site, "BROWSER", None)
     monkeypatch.delenv("CI", raising=False)
-    with entry.raised(pytest.skip.Exception):
-        next(test_site.browser.__wrapped__())
+    with entry.raised(pytest.skip.Exception), open_browser(None):
+        pass
 
 
 # Models and memory, CUDA and Colab
@@ -338,8 +334,7 @@ HEAD = """# ---
 @pytest.fixture
 def small_book(monkeypatch, tmp_path):
     """A book in an empty folder; writes its chapter `x` with the cells that are given."""
-    for module in (book, test_notebooks):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(book, "ROOT", tmp_path)
     monkeypatch.setattr(book, "BUILD", tmp_path / "_build")
     monkeypatch.setattr(chapters, "all_chapters", lambda: ["x"])
     for name in ("BOOK_PROFILE", "PYTHONWARNINGS"):  # which a run sets
@@ -360,26 +355,24 @@ def small_book(monkeypatch, tmp_path):
 @provokes("a notebook is over 5 MB")
 def test_a_notebook_with_scripts_in_it(entry, small_book):
     figure = plotly.graph_objects.Figure()
-    check = test_notebooks.test_no_notebook_is_larger_than_five_megabytes
-    assert entry.is_said(check.__name__)
     for brings_script in (False, True):
         html = figure.to_html(include_plotlyjs=brings_script)
         (book.ROOT / "book" / "x.ipynb").write_text(2 * html)
         if brings_script:
             assert 4.5e6 < len(html) < 5e6
             with pytest.raises(AssertionError):
-                check()
+                check_sizes()
         else:
-            check()
+            check_sizes()
 
 
 @provokes("run `make pair`")
 def test_a_pair_that_differs(entry, small_book, capsys):
     (book.ROOT / "book" / "x.ipynb").write_text("an edit")
     with entry.raised(AssertionError):
-        test_notebooks.test_the_ipynb_is_what_its_py_says("x")
+        check_pair("x")
     book.pair()
-    test_notebooks.test_the_ipynb_is_what_its_py_says("x")
+    check_pair("x")
     assert "an edit" not in (book.ROOT / "book" / "x.ipynb").read_text()
 
 

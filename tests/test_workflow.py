@@ -13,6 +13,8 @@ from helpers import ROOT, InputError, models, runs
 from helpers.claims import shorten
 from workflow import book, chapters
 
+pytestmark = pytest.mark.slow
+
 CHAPTER = """# ---
 # jupyter:
 #   jupytext:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parents[2]
+# For the extensions that follow: `workflow` is no installed package.
+sys.path.insert(0, str(ROOT))
 LOG = logging.getLogger(__name__)
 SCRIPTS = {  # name in the site: file in site-packages, and what a page that needs it holds
     "plotly.min.js": ("plotly/package_data/plotly.min.js", "Plotly.newPlot"),
@@ -36,26 +39,19 @@ NOT_RUN = """
 def executed_copy(chapter: str) -> Path | None:
     """The executed notebook of a chapter (its path below `book/`, without suffix), if there is one."""
     shown = ROOT / "_build" / "profile"
-    profile = (
-        shown.read_text(encoding="utf-8") if shown.is_file() else "embedded"
-    )
+    profile = shown.read_text(encoding="utf-8") if shown.is_file() else "embedded"
     folders = [os.environ.get("BOOK_CUSTOM_RUN", ""), f"_build/runs/{profile}"]
-    copies = [
-        ROOT / folder / f"{chapter}.ipynb" for folder in folders if folder
-    ]
+    copies = [ROOT / folder / f"{chapter}.ipynb" for folder in folders if folder]
     return next((copy for copy in copies if copy.is_file()), None)
 
 
-def with_outputs(
-    source: nbformat.NotebookNode, executed: nbformat.NotebookNode
-) -> nbformat.NotebookNode | None:
+def with_outputs(source: nbformat.NotebookNode, executed: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
     """`source` with the outputs of the same code cells in `executed`; None where these differ."""
     ours = [cell for cell in source.cells if cell.cell_type == "code"]
     theirs = [
         cell
         for cell in executed.cells
-        if cell.cell_type == "code"
-        and "injected-parameters" not in cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
     ]
     if [cell.source for cell in ours] != [cell.source for cell in theirs]:
         return None
@@ -75,20 +71,13 @@ def read_chapter(app: Sphinx, docname: str, content: list[str]) -> None:
         app.env.note_dependency(str(copy))
         page = with_outputs(source, nbformat.read(copy, as_version=4))
         if page is None:
-            LOG.warning(
-                "%s: its code has changed since it was run; `make book` runs it again",
-                docname,
-            )
+            LOG.warning("%s: its code has changed since it was run; `make book` runs it again", docname)
     if page is None:
-        page = nbformat.v4.new_notebook(
-            cells=[nbformat.v4.new_markdown_cell(f"{heading}\n{NOT_RUN}")]
-        )
+        page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"{heading}\n{NOT_RUN}")])
     content[0] = nbformat.writes(page)
 
 
-def add_page_scripts(
-    app: Sphinx, pagename: str, template: str, context: dict, doctree: object
-) -> None:
+def add_page_scripts(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
     """Load a figure's script on the pages that show such a figure, and on no other."""
     for name, (_, mark) in SCRIPTS.items():
         if mark and mark in context.get("body", ""):
@@ -112,10 +101,7 @@ def finish_site(app: Sphinx, error: Exception | None) -> None:
             '<summary aria-label="Show or hide the pages below"><span class="toctree-toggle"',
         )
         # A list whose entries are no list items is none to a screen reader.
-        text = text.replace(
-            '<div role="list" class="citation-list">',
-            '<div class="citation-list">',
-        )
+        text = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
         page.write_text(text, encoding="utf-8")
 
 

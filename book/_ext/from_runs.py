@@ -21,13 +21,13 @@ from typing import Any
 import nbformat
 from docutils import nodes
 from executed_pages import ROOT, executed_copy
-from helpers import claims, models
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
+from helpers import claims, models
 from workflow import chapters
 
 NOT_RUN = "This chapter has not been run in this build: `make book` runs it."
-VERDICTS = ("holds", "fails", "depends", "not comparable", "not run")
 DASH = "–"
 
 
@@ -47,14 +47,10 @@ def records_of(chapter: str) -> dict[str, dict[str, Any]]:
 @cache
 def planned_models() -> dict[str, set[str]]:
     """The models that a profile names, each with the chapters that it would run on them."""
-    planned: dict[str, set[str]] = {
-        models.DEFAULT_MODEL: set(chapters.all_chapters())
-    }
+    planned: dict[str, set[str]] = {models.DEFAULT_MODEL: set(chapters.all_chapters())}
     for profile in chapters.profiles():
         for chapter in chapters.all_chapters():
-            name = chapters.profile_parameters(profile, chapter).get(
-                "model_name"
-            )
+            name = chapters.profile_parameters(profile, chapter).get("model_name")
             if name:
                 planned.setdefault(name, set()).add(chapter)
     return planned
@@ -91,26 +87,17 @@ def output_with(notebook: Path, anchor: str) -> str | None:
 class RunDirective(SphinxDirective):
     """What the directives below share: small docutils nodes, and links to chapters."""
 
-    def link(
-        self, chapter: str, text: str, anchor: str = ""
-    ) -> nodes.reference:
-        uri = self.env.app.builder.get_relative_uri(
-            self.env.docname, f"book/{chapter}"
-        )
+    def link(self, chapter: str, text: str, anchor: str = "") -> nodes.reference:
+        uri = self.env.app.builder.get_relative_uri(self.env.docname, f"book/{chapter}")
         uri += f"#{anchor}" if anchor else ""
         return nodes.reference("", text, internal=True, refuri=uri)
 
     def paragraph(self, *parts: str | nodes.Node) -> nodes.paragraph:
         found = nodes.paragraph()
-        found += [
-            nodes.Text(part) if isinstance(part, str) else part
-            for part in parts
-        ]
+        found += [nodes.Text(part) if isinstance(part, str) else part for part in parts]
         return found
 
-    def table(
-        self, head: list[str], rows: list[nodes.row], *, classes: list[str]
-    ) -> nodes.Node:
+    def table(self, head: list[str], rows: list[nodes.row], *, classes: list[str]) -> nodes.Node:
         """A table that scrolls in its own box; rows are those of `row`."""
         table = nodes.table(classes=classes)
         group = nodes.tgroup(cols=len(head))
@@ -120,9 +107,7 @@ class RunDirective(SphinxDirective):
         table += group
         return nodes.container("", table, classes=["wide-table"])
 
-    def row(
-        self, cells: list[list[str | nodes.Node]], classes: tuple[str, ...] = ()
-    ) -> nodes.row:
+    def row(self, cells: list[list[str | nodes.Node]], classes: tuple[str, ...] = ()) -> nodes.row:
         row = nodes.row(classes=list(classes))
         row += [nodes.entry("", self.paragraph(*cell)) for cell in cells]
         return row
@@ -144,11 +129,7 @@ class RunOutput(RunDirective):
 
 class LastRun(RunDirective):
     def run(self) -> list[nodes.Node]:
-        found = {
-            chapter: run
-            for chapter in chapters.all_chapters()
-            if (run := run_of(chapter))
-        }
+        found = {chapter: run for chapter in chapters.all_chapters() if (run := run_of(chapter))}
         if not found:
             return [self.paragraph(NOT_RUN)]
         origins = [run["provenance"] for run in found.values()]
@@ -173,10 +154,7 @@ class LastRun(RunDirective):
             f" ({hardware['system']}, {hardware['machine']}), in {minutes:.0f} minutes together."
         )
         head = ["chapter", "time", "memory at its peak"]
-        return [
-            self.paragraph(text),
-            self.table(head, rows, classes=["last-run"]),
-        ]
+        return [self.paragraph(text), self.table(head, rows, classes=["last-run"])]
 
 
 class Scoreboard(RunDirective):
@@ -185,14 +163,8 @@ class Scoreboard(RunDirective):
     def run(self) -> list[nodes.Node]:
         if self.arguments == ["summary"]:
             return [self.paragraph(self.on_record())]
-        form = (
-            Path(__file__).parent.parent / "_static" / "scoreboard-filters.html"
-        ).read_text(encoding="utf-8")
-        sections = [
-            section
-            for chapter in chapters.all_chapters()
-            if (section := self.section(chapter))
-        ]
+        form = (Path(__file__).parent.parent / "_static" / "scoreboard-filters.html").read_text(encoding="utf-8")
+        sections = [section for chapter in chapters.all_chapters() if (section := self.section(chapter))]
         return [
             self.paragraph(self.on_record()),
             self.paragraph(self.compared()),
@@ -205,42 +177,27 @@ class Scoreboard(RunDirective):
         counts: dict[str, Counter] = {}
         for chapter in chapters.all_chapters():
             for model, record in records_of(chapter).items():
-                counts.setdefault(model, Counter()).update(
-                    claim["verdict"] for claim in record["claims"]
-                )
+                counts.setdefault(model, Counter()).update(claim["verdict"] for claim in record["claims"])
         told = [
             f"On record for {model} are {count.total()} claims: "
-            + ", ".join(
-                f"{count[verdict]} {verdict}"
-                for verdict in VERDICTS
-                if count[verdict]
-            )
+            + ", ".join(f"{count[verdict]} {verdict}" for verdict in claims.VERDICTS if count[verdict])
             + "."
             for model, count in counts.items()
         ]
-        never = [
-            model_title(name) for name in planned_models() if name not in counts
-        ]
-        return " ".join(
-            told + ([f"Never run: {', '.join(never)}."] if never else [])
-        )
+        never = [model_title(name) for name in planned_models() if name not in counts]
+        return " ".join(told + ([f"Never run: {', '.join(never)}."] if never else []))
 
     def compared(self) -> str:
         """This build beside the record, over all chapters of equal size."""
-        compared = [
-            comparison_of(chapter) for chapter in chapters.all_chapters()
-        ]
+        compared = [comparison_of(chapter) for chapter in chapters.all_chapters()]
         equal = [one for one in compared if one and not one.why_not]
         if not equal:
             return "This build was run at other sizes than the record, so none of its numbers is compared with it."
-        same, others = (
-            sum(len(getattr(one, name)) for one in equal)
-            for name in ("same", "others")
-        )
+        same, others = (sum(len(getattr(one, name)) for one in equal) for name in ("same", "others"))
         largest = claims.shorten(max(one.largest for one in equal))
         return (
             f"{len(equal)} chapters of this build were run at the size of the record. Same as on record: {same} of"
-            f" {same + others}, largest difference {largest}."
+            f" {same + others}; the largest difference is {largest} of its claim's tolerance."
         )
 
     def section(self, chapter: str) -> nodes.section | None:
@@ -253,66 +210,38 @@ class Scoreboard(RunDirective):
         others = [
             name
             for name, planned in planned_models().items()
-            if name != models.DEFAULT_MODEL
-            and (chapter in planned or name in records)
+            if name != models.DEFAULT_MODEL and (chapter in planned or name in records)
         ]
         head = ["claim", "on record", "this build", "published", "other models"]
-        ours, on_record = (
-            {claim["id"]: claim for claim in one["claims"]} if one else {}
-            for one in (run, record)
-        )
+        ours, on_record = ({claim["id"]: claim for claim in one["claims"]} if one else {} for one in (run, record))
         rows = []
         for id, claim in (ours | on_record).items():
             same = bool(comparison) and id in comparison.same
             anchor = f"claim-{id}" if id in ours else ""
             cells = [
-                [
-                    self.link(chapter, claim["sentence"], anchor),
-                    small(f"Decided by: {claim['rule']}"),
-                ],
-                [*told(claim), *against(claim)]
-                if id in on_record
-                else ["not run"],
-                [*told(ours[id]), " (as on record)" if same else ""]
-                if id in ours
-                else ["not run"],
+                [self.link(chapter, claim["sentence"], anchor), small(f"Decided by: {claim['rule']}")],
+                [*told(claim), *against(claim)] if id in on_record else ["not run"],
+                [*told(ours[id]), " (as on record)" if same else ""] if id in ours else ["not run"],
                 self.published(claim),
                 self.other_models(id, others, records),
             ]
             verdict = claim["verdict"] if id in on_record else "not run"
-            rows.append(
-                self.row(cells, (f"verdict-{verdict.replace(' ', '-')}",))
-            )
-        section = nodes.section(
-            ids=[nodes.make_id(chapter.rsplit("/", 1)[-1])],
-            classes=["scoreboard"],
-        )
+            rows.append(self.row(cells, (f"verdict-{verdict.replace(' ', '-')}",)))
+        section = nodes.section(ids=[nodes.make_id(chapter.rsplit("/", 1)[-1])], classes=["scoreboard"])
         section += nodes.title("", title_of(chapter))
         section += self.paragraph(self.heading(run, record, comparison))
         section += self.table(head, rows, classes=["scoreboard"])
         return section
 
-    def other_models(
-        self, id: str, names: list[str], records: dict[str, Any]
-    ) -> list[str | nodes.Node]:
+    def other_models(self, id: str, names: list[str], records: dict[str, Any]) -> list[str | nodes.Node]:
         """The verdicts of other models on a claim: on record, or not run."""
         cell: list[str | nodes.Node] = []
         for name in names:
-            found = [
-                one
-                for one in records.get(name, {}).get("claims", [])
-                if one["id"] == id
-            ]
-            cell += [
-                f"{model_title(name)}: ",
-                *(told(found[0]) if found else ["not run"]),
-                ". ",
-            ]
+            found = [one for one in records.get(name, {}).get("claims", []) if one["id"] == id]
+            cell += [f"{model_title(name)}: ", *(told(found[0]) if found else ["not run"]), ". "]
         return cell or [DASH]
 
-    def heading(
-        self, run: Any, record: Any, comparison: claims.Comparison | None
-    ) -> str:
+    def heading(self, run: Any, record: Any, comparison: claims.Comparison | None) -> str:
         """What the chapter's record and its run in this build were made with."""
         parts = []
         if record:
@@ -324,9 +253,7 @@ class Scoreboard(RunDirective):
         else:
             parts.append("No record is committed.")
         if run:
-            parts.append(
-                f"This build: profile {run['provenance']['profile']}, {run['model']['name']}."
-            )
+            parts.append(f"This build: profile {run['provenance']['profile']}, {run['model']['name']}.")
         if comparison and comparison.why_not:
             parts.append(f"Not compared: {comparison.why_not}.")
         elif comparison:
@@ -334,11 +261,7 @@ class Scoreboard(RunDirective):
             parts.append(
                 f"Same as on record: {len(comparison.same)} of {total}, largest difference"
                 f" {claims.shorten(comparison.largest)}."
-                + (
-                    f" Not the same: {', '.join(comparison.others)}."
-                    if comparison.others
-                    else ""
-                )
+                + (f" Not the same: {', '.join(comparison.others)}." if comparison.others else "")
             )
         return " ".join(parts)
 
@@ -346,9 +269,7 @@ class Scoreboard(RunDirective):
         figure = claim["published"]
         if not figure:
             return [DASH]
-        cited, _ = self.state.inline_text(
-            f"{{cite:t}}`{figure['citation']}`", self.lineno
-        )
+        cited, _ = self.state.inline_text(f"{{cite:t}}`{figure['citation']}`", self.lineno)
         return [
             f"{claims.shorten(figure['value'])} for {model_title(figure['model'])} ",
             *cited,
@@ -359,11 +280,7 @@ class Scoreboard(RunDirective):
 def told(claim: dict[str, Any]) -> list[str | nodes.Node]:
     """A verdict with the number behind it."""
     estimate = claim["estimate"] and claims.Estimate(**claim["estimate"])
-    number = (
-        f" {estimate.brief()}, n = {estimate.n} {estimate.of}"
-        if estimate
-        else ""
-    )
+    number = f" {estimate.brief()}, n = {estimate.n} {estimate.of}" if estimate else ""
     return [nodes.strong("", claim["verdict"]), number]
 
 
@@ -371,20 +288,14 @@ def against(claim: dict[str, Any]) -> list[nodes.Node]:
     """What a claim's number is compared with."""
     if claim["baseline"] is None:
         return []
-    return [
-        small(
-            f"Baseline {claims.shorten(claim['baseline'])}: {claim['baseline_is']}"
-        )
-    ]
+    return [small(f"Baseline {claims.shorten(claim['baseline'])}: {claim['baseline_is']}")]
 
 
 def small(text: str) -> nodes.raw:
     return nodes.raw("", f"<br><small>{escape(text)}</small>", format="html")
 
 
-def add_filters(
-    app: Sphinx, pagename: str, template: str, context: dict, doctree: object
-) -> None:
+def add_filters(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
     """Load the script of the filters where there are any."""
     if 'id="scoreboard-filters"' in context.get("body", ""):
         app.add_js_file("scoreboard.js", loading_method="defer")

@@ -15,34 +15,20 @@ from sphinx.application import Sphinx
 
 GLOSSARY = "book/reference/glossary"
 CHAPTERS = ("book/replications/", "book/projects/")
-NOT_PROSE = (
-    nodes.title,
-    nodes.reference,
-    nodes.literal,
-    nodes.raw,
-    nodes.math,
-    nodes.FixedTextElement,
-)
+NOT_PROSE = (nodes.title, nodes.reference, nodes.literal, nodes.raw, nodes.math, nodes.FixedTextElement)
 
 
 def definitions(app: Sphinx) -> dict[str, tuple[str, str]]:
     """For each term, in lower case, its anchor and its definition in plain text."""
     found = {}
-    for item in app.env.get_doctree(GLOSSARY).findall(
-        nodes.definition_list_item
-    ):
+    for item in app.env.get_doctree(GLOSSARY).findall(nodes.definition_list_item):
         definition = item[-1].deepcopy()
         for citation in list(definition.findall(addnodes.pending_xref)):
             citation.parent.remove(citation)
-        text = re.sub(
-            r"\s+([.,;:])", r"\1", " ".join(definition.astext().split())
-        )
+        text = re.sub(r"\s+([.,;:])", r"\1", " ".join(definition.astext().split()))
         for term in item.findall(nodes.term):
             # All names of an entry share one anchor, so that an entry is linked once.
-            found[term.astext().split("\n")[0].lower()] = (
-                item[0]["ids"][0],
-                text,
-            )
+            found[term.astext().split("\n")[0].lower()] = (item[0]["ids"][0], text)
     return found
 
 
@@ -50,9 +36,7 @@ def link_first_uses(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     if not docname.startswith(CHAPTERS) or GLOSSARY not in app.env.all_docs:
         return
     terms, seen = definitions(app), set()
-    names = "|".join(
-        map(re.escape, sorted(terms, key=lambda name: (-len(name), name)))
-    )
+    names = "|".join(map(re.escape, sorted(terms, key=lambda name: (-len(name), name))))
     pattern = re.compile(rf"(?<![\w-])({names})(s?)(?![\w-])", re.IGNORECASE)
     page = app.builder.get_relative_uri(docname, GLOSSARY)
     for text in list(doctree.findall(nodes.Text)):
@@ -66,10 +50,7 @@ def link_first_uses(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                         f'<a class="term" href="{page}#{anchor}" data-definition="{escape(definition)}">'
                         f"{escape(match[0])}</a>"
                     )
-                    parts += [
-                        nodes.Text(text[end : match.start()]),
-                        nodes.raw("", link, format="html"),
-                    ]
+                    parts += [nodes.Text(text[end : match.start()]), nodes.raw("", link, format="html")]
                     end = match.end()
             if parts:
                 text.parent.replace(text, [*parts, nodes.Text(text[end:])])

@@ -12,12 +12,8 @@ from sphinx.config import Config
 def add_buttons(app: Sphinx, config: Config) -> None:
     options = config.html_theme_options
     if options.get("repository_url"):
-        options["use_repository_button"] = options["use_edit_page_button"] = (
-            True
-        )
-        options.setdefault("launch_buttons", {})["colab_url"] = (
-            "https://colab.research.google.com"
-        )
+        options["use_repository_button"] = options["use_edit_page_button"] = True
+        options.setdefault("launch_buttons", {})["colab_url"] = "https://colab.research.google.com"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

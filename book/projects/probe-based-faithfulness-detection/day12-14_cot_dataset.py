@@ -37,9 +37,7 @@ n_constructed: int = 8  # questions a task, for transcripts; 8 to 800 by 4
 n_hinted: int = 8  # questions a task, with hints; 4 to 800 by 4
 n_causal: int = 4  # questions a task, with changed chains; 4 to 800 by 4
 n_tasks: int = 10  # of the ten tasks, the first so many, 2 to 10
-save: bool = (
-    False  # whether to keep the data set, beside the record of this run
-)
+save: bool = False  # whether to keep the data set, with this run's record
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 
@@ -357,10 +355,7 @@ def shift(kind, base, form="free"):
     """How much oftener hints of one kind are followed than of another, by question."""
     rows = hinted[form]
     wide = rows.pivot_table(
-        index="question",
-        columns="hint is",
-        values="follows",
-        aggfunc="mean",
+        index="question", columns="hint is", values="follows", aggfunc="mean"
     )
     apart = (wide[kind] - wide[base]).dropna()
     return claims.average(
@@ -690,7 +685,7 @@ path = dataset.locate_dataset(model)
 about = {"model": model.record(), "parameters": parameters, "passed": passed}
 same = None
 if save:
-    file = runs.output_folder() / dataset.FILE
+    file = runs.locate_output() / dataset.FILE
     dataset.save_dataset(data.table, file, about=about)
 elif path.exists():
     known = dataset.read_dataset(path)

@@ -97,10 +97,7 @@ run = runs.start(
 
 # %%
 both = sentences.draw_sentiment(
-    model,
-    n_words=n_words,
-    seed=seed,
-    families=list(sentences.TEMPLATES),
+    model, n_words=n_words, seed=seed, families=list(sentences.TEMPLATES)
 )
 plain = [i for i, family in enumerate(both.families) if family != "negation"]
 data = both.select(plain)
@@ -824,10 +821,7 @@ run.value("check_auroc", float(pooled))
 again = []
 for other in range(seed + 1, seed + n_data_seeds):
     drawn = sentences.draw_sentiment(
-        model,
-        n_words=n_words,
-        seed=other,
-        families=list(sentences.TEMPLATES),
+        model, n_words=n_words, seed=other, families=list(sentences.TEMPLATES)
     )
     others = hooks.capture(
         model, drawn.texts, "resid_post", layers=[early, middle, late]

@@ -391,8 +391,7 @@ def nn_mlp():
 # %%
 def tl_every():
     _, cache = bridge.run_with_cache(
-        ids,
-        names_filter=lambda site: site.endswith("hook_resid_post"),
+        ids, names_filter=lambda site: site.endswith("hook_resid_post")
     )
     return cache.stack_activation("resid_post")
 

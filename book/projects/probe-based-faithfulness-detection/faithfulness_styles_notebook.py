@@ -227,9 +227,7 @@ def mixture(draw, numbers):
     familiar = np.isin(np.array(draw.domains), list(FAMILIAR))
     chosen = np.zeros(len(familiar), dtype=bool)
     chosen[familiar] = hypotheses.draw_one_style_each(
-        np.array(numbers)[familiar],
-        np.array(draw.domains)[familiar],
-        seed=seed,
+        np.array(numbers)[familiar], np.array(draw.domains)[familiar], seed=seed
     )
     return chosen
 
@@ -337,7 +335,7 @@ def chains(seed):
     asked = questions.draw_questions(model, tasks=of_tasks, n=n_own, seed=seed)
     n_shots = N_SHOTS
     shots = questions.draw_shots(model, tasks=of_tasks, n=n_shots, seed=seed)
-    return causes.test_chains(
+    return causes.ask_without_chains(
         model, asked, shots=shots, own=False, styles=list(FAMILIAR)
     )
 
@@ -536,10 +534,7 @@ by_rule = {
         [(1.0, rule, both)], draw.labels, draw.questions, **fixed
     ).value,
     "reversed": scores.combine(
-        [(1.0, rule, reversed_tie & both)],
-        draw.labels,
-        draw.questions,
-        **fixed,
+        [(1.0, rule, reversed_tie & both)], draw.labels, draw.questions, **fixed
     ).value,
 }
 assert by_rule == {"no tie": 0.5, "reversed": 0.0}

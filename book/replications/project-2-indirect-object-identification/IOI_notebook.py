@@ -264,9 +264,7 @@ with plots.draw_figure(
         label="logits",
     )
     axes[1].bar(
-        range(model.n_layers),
-        parts.mlps.mean(-1).numpy(),
-        color=plots.GREY,
+        range(model.n_layers), parts.mlps.mean(-1).numpy(), color=plots.GREY
     )
     axes[1].axhline(0, color=plots.INK, linewidth=0.6)
     axes[1].set(xlabel="layer", ylabel="logits", title="MLPs")

@@ -1,0 +1,72 @@
+"""The API pages: one for each public module, each with an example that prints what its page says."""
+
+import contextlib
+import io
+import re
+
+import pytest
+
+import helpers
+from helpers import ROOT, models
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+API = ROOT / "book" / "reference" / "api"
+PUBLIC = sorted(path.stem for path in (ROOT / "helpers").glob("*.py") if path.stem != "__init__")
+PAGES = sorted(path.stem for path in API.glob("*.md") if path.stem != "index")
+
+
+def blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def run(code):
+    """What code prints, in a namespace of its own."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "example", "exec"), {})
+    return printed.getvalue().rstrip()
+
+
+def test_helpers_say_which_public_modules_there_are():
+    listed = re.findall(r"^- `(\w+)`: \w", helpers.__doc__, re.MULTILINE)
+    assert sorted(listed) == PUBLIC and len(PUBLIC) <= 12
+    assert {path.parent.name for path in (ROOT / "helpers").glob("*/__init__.py")} == {"engine"}
+    assert "`engine` is private" in helpers.__doc__
+
+
+def test_every_public_module_and_every_module_of_the_studies_has_its_entries_on_one_page():
+    assert PAGES == sorted([*PUBLIC, "studies"])
+    studies = [path for path in (ROOT / "studies").glob("*/*.py") if path.stem != "__init__"]
+    wanted = [(f"helpers.{name}", name) for name in PUBLIC]
+    wanted += [(f"studies.{path.parent.name}.{path.stem}", "studies") for path in studies]
+    shown = [
+        (module, page)
+        for page in PAGES
+        for module in re.findall(r"automodule:: (\S+)\n   :members:", (API / f"{page}.md").read_text(encoding="utf-8"))
+    ]
+    assert sorted(shown) == sorted(wanted)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_example_is_short_and_prints_what_its_page_says(page, monkeypatch, embedded, shown):
+    monkeypatch.setattr(models, "load", lambda: embedded)
+    (code,) = blocks(API / f"{page}.md", "python")
+    (printed,) = blocks(API / f"{page}.md", "text")
+    assert len(code.splitlines()) <= 10 and page in code
+    assert run(code) == printed.rstrip() != ""
+    assert len(shown) == (page == "plots")  # a figure is displayed
+
+
+def test_twenty_lines_work_on_a_model_of_ones_own(tiny_folders, embedded, monkeypatch):
+    (code,) = blocks(ROOT / "book" / "reference" / "use-it-in-your-own-notebook.md", "python")
+    assert len(code.splitlines()) <= 20
+    shape, head, table = run(code.replace("models.DEFAULT_MODEL", repr(str(tiny_folders["llama"])))).split("\n", 2)
+    assert shape == "{'example': 20, 'layer': 2, 'position': 1, 'd_model': 16}"
+    assert re.fullmatch(r"head [01]\.[0-3]: -?\d\S*", head)
+    assert len(table.splitlines()) == 1 + 2
+    monkeypatch.setattr(models, "load", {models.DEFAULT_MODEL: embedded}.get)
+    _, head, *rows = run(code).splitlines()
+    assert 0.2 < float(head.split()[-1]) < 1
+    aurocs = [float(row.split()[2]) for row in rows[1:]]
+    assert aurocs[0] < 0.8 and aurocs[-1] > 0.95  # the first layer reads the word, the last one the judgement
