@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers import InputError
 from helpers.engine.cards import BACKENDS, DTYPES, Backend, DType, EmbeddedSource, LoadedModel, ModelCard
-from helpers.engine.embedded import fetch_embedded, first_line, hash_file, locate_embedded, quiet_transformers
+from helpers.engine.embedded import fetch_embedded, get_first_line, hash_file, locate_embedded, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def find(name: str) -> ModelCard:
         try:
             validate_repo_id(hub_id)
         except HFValidationError as error:
-            raise InputError(f"{name!r} can be no hub id ({first_line(error)})") from None
+            raise InputError(f"{name!r} can be no hub id ({get_first_line(error)})") from None
         return ModelCard(name=name, title=hub_id, hub_id=hub_id, revision=revision)
     near = difflib.get_close_matches(name, REGISTRY, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -116,7 +116,9 @@ def load(
             raise RuntimeError("legal are cpu, cuda, cuda:1 and so on, mps")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} can't be used here ({first_line(error)}); 'cpu' always works") from None
+        raise InputError(
+            f"device {device!r} can't be used here ({get_first_line(error)}); 'cpu' always works"
+        ) from None
     folder = fetch(name)
     if card.hub_id and not card.embedded:
         card = replace(card, revision=folder.name)  # the commit, also where none was pinned
@@ -202,7 +204,7 @@ def verify(card: ModelCard, folder: Path) -> str:
             with safe_open(folder / file, "pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise InputError(f"file {folder / file} is no intact safetensors file ({first_line(error)})") from None
+            raise InputError(f"file {folder / file} is no intact safetensors file ({get_first_line(error)})") from None
     if len(weights) == 1:
         return next(iter(weights.values()))
     listing = "".join(f"{file} {digest}\n" for file, digest in sorted(weights.items()))
@@ -360,7 +362,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise InputError(
-            f"the tokenizer in {folder} can't be loaded ({type(error).__name__}: {first_line(error)})"
+            f"the tokenizer in {folder} can't be loaded ({type(error).__name__}: {get_first_line(error)})"
         ) from None
 
 
@@ -378,7 +380,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"model folder {path.parent} has no {path.name}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"file {path} can't be read as JSON ({first_line(error)})") from None
+        raise InputError(f"file {path} can't be read as JSON ({get_first_line(error)})") from None
     if not isinstance(content, dict):
         raise InputError(f"file {path} holds no JSON object")
     return content

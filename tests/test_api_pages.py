@@ -1,5 +1,6 @@
 """The API pages: one for each public module, each with an example that prints what its page says."""
 
+import ast
 import contextlib
 import io
 import re
@@ -8,6 +9,7 @@ import pytest
 
 import helpers
 from helpers import ROOT, models
+from workflow import chapters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,3 +72,35 @@ def test_twenty_lines_work_on_a_model_of_ones_own(tiny_folders, embedded, monkey
     assert 0.2 < float(head.split()[-1]) < 1
     aurocs = [float(row.split()[2]) for row in rows[1:]]
     assert aurocs[0] < 0.8 and aurocs[-1] > 0.95  # the first layer reads the word, the last one the judgement
+
+
+# The built pages
+
+SITE = ROOT / "_build" / "html"
+
+
+@pytest.mark.site
+@pytest.mark.parametrize("chapter", chapters.all_chapters())
+def test_what_a_chapter_calls_leads_to_its_entry_at_the_first_use(chapter):
+    tree = ast.parse((ROOT / "book" / f"{chapter}.py").read_text(encoding="utf-8"))
+    imported = {
+        name.asname or name.name: f"{node.module}.{name.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("helpers", "studies")
+        for name in node.names
+    }
+    called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    parts = [name.split(".") for name in called if re.fullmatch(r"[\w.]+", name)]
+    wanted = {".".join([imported[first], *rest]) for first, *rest in parts if first in imported and len(rest) < 2}
+    html = (SITE / "book" / f"{chapter}.html").read_text(encoding="utf-8")
+    linked = re.findall(r'<a class="api" href="[^"#]+/reference/api/\w+\.html#([^"]+)"', html)
+    assert len(wanted) > 5 and wanted <= set(linked)
+    assert all(linked.count(name) == 1 + (name in imported.values()) for name in wanted)
+
+
+@pytest.mark.site
+def test_the_search_knows_every_public_module():
+    index = (SITE / "searchindex.js").read_text(encoding="utf-8")
+    assert [
+        name for name in PUBLIC if f'"helpers.{name}": [[' not in index and f'"helpers.{name}":[[' not in index
+    ] == []

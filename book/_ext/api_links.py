@@ -16,7 +16,9 @@ from sphinx.application import Sphinx
 
 BLOCK = re.compile(r'<div class="highlight-i?python3?\b.+?</pre>', re.DOTALL)
 DOT = '<span class="o">.</span>'
-NAME = re.compile(rf'(?<!{DOT})<span class="n">\w+</span>(?:{DOT}<span class="n">\w+</span>)*')
+NAME = re.compile(
+    r'(?<!DOT)<span class="n">\w+</span>(?:DOT<span class="n">\w+</span>)*'.replace("DOT", re.escape(DOT))
+)
 
 
 def find_imports(page: nodes.document) -> dict[str, str]:

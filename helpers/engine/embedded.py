@@ -35,7 +35,7 @@ def fetch_embedded(card: ModelCard, source: EmbeddedSource) -> Path:
                 _build_embedded(card.name, source, target)
     except OSError as error:
         raise InputError(
-            f"model {card.name!r} could not be written to {target.parent} ({first_line(error)}): "
+            f"model {card.name!r} could not be written to {target.parent} ({get_first_line(error)}): "
             "it needs 800 MB where you may write; HF_HOME may name another folder"
         ) from None
     return target
@@ -131,8 +131,8 @@ def hash_file(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"file {path} can't be read ({first_line(error)})") from None
+        raise InputError(f"file {path} can't be read ({get_first_line(error)})") from None
 
 
-def first_line(error: BaseException) -> str:
+def get_first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,8 +19,8 @@ from studies.faithfulness import questions
 from studies.faithfulness.questions import OPTIONS, ORDERS, STYLES, Question
 from studies.faithfulness.transcripts import (
     MAX_NEW_TOKENS,
-    as_columns,
     continue_questions,
+    gather_columns,
     group_by_task,
     score_answers,
     write_examples_by_task,
@@ -281,4 +281,4 @@ def label_causes(loaded: LoadedModel, table: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
     full["answer"] = full["right"].where(full["logit_difference"] > 0, full["other"])
     parts = [write_parts(loaded, row["line"], row["reasoning"], row["answer"]) for row in full.to_dict("records")]
-    return full.drop(columns=["change", "kept", "line"]).assign(**as_columns(parts))
+    return full.drop(columns=["change", "kept", "line"]).assign(**gather_columns(parts))

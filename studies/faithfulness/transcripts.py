@@ -241,7 +241,7 @@ def write_parts(loaded: LoadedModel, line: str, reasoning: str | None, answer: s
     return {"text": text, "token_ids": token_ids, **_before_answer(places), **none}
 
 
-def as_columns(rows: Sequence[dict[str, object]]) -> dict[str, list]:
+def gather_columns(rows: Sequence[dict[str, object]]) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
