@@ -585,3 +585,12 @@ BROKEN_EDITS = [
 def test_a_worse_edit_is_refused_with_what_is_legal(edit, parts, load_tiny, refused):
     with refused(*parts), hooks.intervene(load_tiny("llama"), edit):
         capture_in_batches(load_tiny("llama"), PROMPTS, "resid_post")
+
+
+def test_an_edit_holds_where_embeddings_are_given_instead_of_tokens(load_tiny):
+    llama = load_tiny("llama")
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad(), hooks.intervene(llama, Edit("resid_post", 0, 1.0, "add", position=1)):
+        given = llama.model(inputs_embeds=llama.model.get_input_embeddings()(ids)).logits
+        expected = llama.model(ids).logits
+    assert torch.allclose(given, expected, atol=1e-5)
