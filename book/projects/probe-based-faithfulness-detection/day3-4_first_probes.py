@@ -132,7 +132,7 @@ run.value("n_sentences", len(data.texts))
 run.value("n_adjectives", 2 * n_words)
 
 # %% [markdown]
-# The data sheet is in `helpers/data/README.md`. The split matters most: an adjective is never in training and test at
+# The data sheet is in `studies/sentiment/README.md`. The split matters most: an adjective is never in training and test at
 # once, so all sentences of an adjective are one *group*, folds are made of groups, and every interval below is a
 # bootstrap over the {glue:text}`n_adjectives` adjectives, not over sentences.
 #

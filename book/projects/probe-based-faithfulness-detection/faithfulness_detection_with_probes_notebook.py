@@ -107,7 +107,7 @@ run.table(
         {"hypothesis": name, "says": each.sentence, "holds if": each.rule}
         for name, each in HYPOTHESES.items()
     ],
-    caption="Fixed before the first result. The value is a difference of AUROCs with its 95 % bootstrap interval over questions; a hypothesis holds if the rule is met by the value and both ends, fails if by none, else it depends on the sample. H3 and H4 are asked on pages of their own.",
+    caption="Fixed before the first result. The value is a difference of AUROCs with its 95 % bootstrap interval over questions; a hypothesis holds if every value in the interval meets the rule, fails if none does, else it depends on the sample. H3 and H4 are asked on pages of their own.",
 )
 run.value("middle", f"{middle[0]} to {middle[-1]}")
 run.value("late", f"{late[0]} to {late[-1]}")

@@ -109,7 +109,7 @@ run.value(
 )
 
 # %% [markdown]
-# The data sheet: sentences and name lists are in `helpers/prompts.py`, written for this book;
+# The data sheet: sentences are in `studies/ioi/templates.py`, names in `helpers/prompts.py`, written for this book;
 # {glue:text}`n_templates` templates, in turn, in both orders in turn; no name twice in a prompt but the subject's;
 # positions counted in this model's tokens. The English is simple and the names are common in English-speaking
 # countries: nothing here speaks for other names, languages or styles.
