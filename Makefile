@@ -26,21 +26,21 @@ SYSTEM_PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3;
 book: environment model
 	@$(PY) -m workflow.book build $(PROFILE)
 
-# Two tests at a time, each on one core: most wait, or are too small for two.
-PYTEST = OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
+# Two files of tests at a time, each on one core: most of them wait, or are too small for two. The longest come first.
+PYTEST = OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # For the inner loop, under two minutes: style, types, and the tests that need no site, no browser and no kernel.
 check: lint model
 	@$(PYTEST) -q -m "not site and not slow and not rare" $(TESTS)
 
-# Everything over a built site. The longest files come first.
+# Everything over a built site, under five minutes.
 test: environment model
 	@test -f _build/html/index.html || $(PY) -m workflow.book build ci
 	@$(PYTEST) -m "not rare" $(TESTS)
 
-# What `make test` leaves out: chapters on further families.
+# What `make test` leaves out, which CI runs besides: chapters on further families, all API pages, pictures of pages.
 test-rare: environment model
-	@$(PYTEST) -m rare tests/test_notebooks.py
+	@BOOK_PICTURES=1 $(PYTEST) -m rare
 
 run: environment model
 	@$(PY) -m workflow.book run "$(CHAPTER)" "$(PARAMS)"

@@ -15,6 +15,7 @@ import pytest
 
 pytest.register_assert_rewrite("shared")  # before anything imports it
 
+from shared.browser import open_browser, open_in  # noqa: E402
 from shared.tiny import FAMILIES, VOCABULARY, save_tiny, sha256, tiny_tokenizer  # noqa: E402
 
 from helpers import InputError, models  # noqa: E402
@@ -23,18 +24,15 @@ from helpers import InputError, models  # noqa: E402
 hypothesis.settings.register_profile("book", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("book")
 
-LONGEST = ("test_site", "test_workflow")
-SPREAD = ("test_site", "test_hooks", "test_hooks_edits", "test_patching")
-"""Files of many tests that share little, so that both workers may take some."""
+LONGEST = ("test_pages", "test_workflow")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that the workers end together; a file stays with one worker, unless it is spread."""
+    """The longest files first, so that the workers end together; each of nnsight's traces takes a while."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
-    for number, item in enumerate(items):
-        half = number % 2 if item.path.stem in SPREAD else 0
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {half}"))
+    for item in items:
+        if "nnsight" in item.name:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -267,3 +265,23 @@ def shown(monkeypatch):
 
     monkeypatch.setattr("IPython.display.display", display)
     return outputs
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a page and gives it back with the list of all that went wrong."""
+    contexts = []
+
+    def open_page(path, theme="light", width=1300):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme))
+        return open_in(contexts[-1], path)
+
+    yield open_page
+    for context in contexts:
+        context.close()

@@ -95,6 +95,7 @@ def test_planted_copying_heads_are_found_with_their_sign(load_tiny):
     assert raised[others].max() < 0.4  # by chance 0.1
 
 
+@pytest.mark.slow
 def test_heads_of_the_real_model_copy_names(embedded):
     drawn = templates.draw_ioi(embedded, n_prompts=20, seed=0)
     resid = hooks.capture(embedded, drawn.prompts, "resid_post", layers=[0], positions={"IO": drawn.positions["IO"]})

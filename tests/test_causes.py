@@ -73,8 +73,9 @@ def test_a_mistake_exchanges_candidates_or_miscounts(sentence, wrong):
     assert causes.make_mistake(sentence, ("Anna", "Ben")) == wrong
 
 
+@pytest.mark.slow
 def test_the_real_model_goes_on_after_a_mistake(embedded, shots):
-    parity = questions.draw_questions(embedded, tasks=["parity"], n=4, seed=3)
+    parity = questions.draw_questions(embedded, tasks=["parity"], n=2, seed=3)
     found = causes.change_chains(embedded, parity, shots=shots, own=False)
     again = found[found["change"] == "mistake_regenerated"]
     withheld = found[found["change"] == "mistake_withheld"]
@@ -85,9 +86,10 @@ def test_the_real_model_goes_on_after_a_mistake(embedded, shots):
     assert set(own["label"]) == {"causal_own"} and "paraphrase" not in set(own["change"])
 
 
+@pytest.mark.slow
 def test_a_chain_is_needed_by_itself_as_among_all_changes(embedded, shots, monkeypatch):
     monkeypatch.setattr(causes, "_regenerate", lambda *arguments, **options: None)  # of which nothing is compared
-    asked = questions.draw_questions(embedded, tasks=["parity", "addition"], n=2, seed=3)
+    asked = questions.draw_questions(embedded, tasks=["parity", "addition"], n=1, seed=3)
     for own in (False, True):
         alone = causes.ask_without_chains(embedded, asked, shots=shots, own=own).set_index("question")
         among = causes.label_causes(embedded, causes.change_chains(embedded, asked, shots=shots, own=own))

@@ -57,6 +57,7 @@ def test_other_tokens_are_seen(small):
     assert dataset.compare_tokens(small, other)["constructed"] == 0.5
 
 
+@pytest.mark.slow
 def test_transcripts_come_from_the_data_set_or_are_made_as_there(embedded, tmp_path, monkeypatch):
     kept = {
         label: dataset.load_transcripts(embedded, label, tasks=["parity"], n=4, seed=0) for label in dataset.BEHAVIOURS

@@ -286,6 +286,7 @@ def test_bad_input_is_refused(load_tiny, refused):
         hooks.nudge(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=9)
 
 
+@pytest.mark.slow
 def test_the_real_model_says_what_transformers_says(embedded):
     shots = "Question: What is 2 + 2?\nAnswer: 4\n\nQuestion: What is 1 + 2?\nAnswer: 3\n\n"
     rows = [embedded.encode(f"{shots}Question: {question}") for question in ("What is 1 + 1?", "Who wrote Hamlet?")]

@@ -454,6 +454,7 @@ def test_generation_of_no_token_is_refused(load_tiny, backend, n_new, refused):
 # The real model, all of it here, so that it is loaded once
 
 
+@pytest.mark.slow
 def test_the_backends_agree_on_the_real_model(embedded_on):
     prompts = ["The capital of France is", "Hello", "One two three four five six seven"]
     sites = [*hooks.SITES, "logits"]
@@ -468,6 +469,7 @@ def test_the_backends_agree_on_the_real_model(embedded_on):
     assert embedded_on["huggingface"].token_labels([int(best)]) == [" Paris"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", hooks.SITES)
 def test_the_backends_agree_on_the_real_model_when_it_is_changed(site, embedded_on):
     prompts = ["The capital of France is", "One two three four five six seven"]
@@ -482,6 +484,7 @@ def test_the_backends_agree_on_the_real_model_when_it_is_changed(site, embedded_
         assert_close(other, found[0])
 
 
+@pytest.mark.slow
 def test_generation_of_the_real_model_agrees_across_backends(embedded_on):
     prompts = ["The capital of France is", "Once upon a time"]
     found = {}

@@ -265,6 +265,7 @@ def edited_generations(loaded, expected, prompts, examples, edits):
             yield found[i], plainly(loaded, expected, prompt, again, example=i)
 
 
+@pytest.mark.slow
 def test_generation_edited_at_every_token_is_that_of_running_the_whole_text_again(model, expected):
     edits = [
         Edit(site, number % 2, 3 * random(4, 1), "scale")
@@ -278,6 +279,7 @@ def test_generation_edited_at_every_token_is_that_of_running_the_whole_text_agai
     assert len({tuple(found) for found, _ in pairs}) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", [3, -1, IN_EACH_PROMPT], ids=["prompt", "newest", "each"])
 def test_edited_generation_is_that_of_running_the_whole_text_again(model, position, expected):
     edits = [values_for(model, Edit(site, 0, position=position), seed=5) for site in sites_of(model)]

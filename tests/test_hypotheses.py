@@ -85,6 +85,7 @@ def test_the_leading_site_is_the_planted_one():
     assert sweep.leading().layer == 4 and sweep.leading().position == "last"
 
 
+@pytest.mark.slow
 def test_noise_supports_nothing():
     supported, travelled = {name: 0 for name in ("H1", "H2", "H3", "H4", "H5")}, 0
     for seed in range(40):

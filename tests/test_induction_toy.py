@@ -381,6 +381,7 @@ def trained(one_thread):
     return {n_layers: toy.train(n_layers, n_steps=800, seed=0, n_measured=4) for n_layers in (1, 2)}
 
 
+@pytest.mark.slow
 def test_two_layers_learn_to_look_up_what_followed_and_one_does_not(trained):
     (_, one), (_, two) = trained[1], trained[2]
     assert list(one) == list(two) == [0, 200, 400, 600, 800]
@@ -392,6 +393,7 @@ def test_two_layers_learn_to_look_up_what_followed_and_one_does_not(trained):
     assert abs(float(two[0].in_context_learning.mean())) < 0.2
 
 
+@pytest.mark.slow
 def test_the_learnt_lookup_needs_the_keys_that_the_previous_token_head_writes(trained):
     model, measured = trained[2]
     held_out, sender = toy.draw_held_out_repeats(), int(measured[800].previous_token[0].argmax())

@@ -98,6 +98,7 @@ def test_the_table_shows_what_a_reader_wants_to_see(embedded):
     assert first["END"] == first["tokens"] - 1
 
 
+@pytest.mark.slow
 def test_the_real_model_names_the_indirect_object(embedded):
     drawn = templates.draw_ioi(embedded, n_prompts=20, seed=3)
     answers = torch.tensor(drawn.answers)

@@ -495,6 +495,7 @@ def test_an_unknown_architecture_is_refused_by_its_name(family, foreign_folders,
 # The real model
 
 
+@pytest.mark.slow
 def test_sweeps_of_the_real_model_equal_hooked_passes(embedded):
     names = [(" Mary", " John"), (" Tom", " Anna")]
     clean = [f"When{a} and{b} went to the store,{b} gave a drink to" for a, b in names]

@@ -59,6 +59,7 @@ def test_some_texts_keep_all_that_belongs_to_them(embedded):
     assert some.table()["valence"].tolist() == [data.valences[5], data.valences[2]]
 
 
+@pytest.mark.slow
 def test_the_real_model_tells_good_from_bad(embedded):
     data = draw_sentiment(embedded, n_words=10, seed=0)
     good, bad = ([prompts.encode_word(embedded, word) for word in words] for words in VERDICT_WORDS)

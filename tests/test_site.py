@@ -1,4 +1,4 @@
-"""The built pages, opened in a browser as a reader would, from the disk and without a network."""
+"""The site as a whole: printing, search, terms, links, the scoreboard, and numbers that are those of the records."""
 
 import copy
 import importlib
@@ -12,116 +12,16 @@ from threading import Thread
 from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from shared.browser import open_browser
+from shared.browser import PAGES, SITE
 
 from helpers import ROOT, claims, models
 from workflow import chapters
 
 pytestmark = pytest.mark.site
 
-SITE = ROOT / "_build" / "html"
-PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html") if "_static" not in path.parts)
-SCREENS = {"desktop": 1300, "phone": 390}
-SCREENSHOTS = ROOT / "_build" / "screenshots"
-# Contrast is that of a theme's colours, not of those on their way there. Waiting for the end of a transition is no
-# substitute: a browser without a screen may never say that one has ended.
-NO_FADING = "*, *::before, *::after { transition: none !important; animation: none !important }"
-
 
 def test_there_is_a_site():
     assert (SITE / "index.html").is_file(), "run `make book` first"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def open_page(browser):
-    """Opens a page and gives it back with the list of all that went wrong."""
-    contexts = []
-
-    def open_page(path, theme="light", width=1300):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
-        contexts.append(context)
-        page, problems = context.new_page(), []
-        page.on("request", lambda request: is_external(request.url) and problems.append(f"request to {request.url}"))
-        page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
-        page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
-        page.on("console", lambda line: line.type == "error" and problems.append(f"console: {line.text}"))
-        page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
-        page.goto((SITE / path).as_uri() if not str(path).startswith("file:") else path)
-        page.wait_for_load_state("networkidle")
-        page.wait_for_timeout(100)
-        return page, problems
-
-    yield open_page
-    for context in contexts:
-        context.close()
-
-
-def is_external(url):
-    return urlparse(url).scheme not in ("file", "data", "blob", "about")
-
-
-@pytest.mark.parametrize("screen", SCREENS)
-@pytest.mark.parametrize("path", PAGES)
-def test_a_page_shows_everything_and_asks_the_network_for_nothing(open_page, path, screen):
-    page, problems = open_page(path, "light", SCREENS[screen])
-    for theme in ("light", "dark"):
-        page.emulate_media(color_scheme=theme)
-        page.wait_for_selector(f"html[data-theme={theme}]")
-        picture = SCREENSHOTS / f"{screen}-{theme}" / f"{path.removesuffix('.html').replace('/', '--')}.jpg"
-        page.screenshot(path=picture, full_page=True, type="jpeg", quality=60)  # CI keeps these, to be looked at
-    assert problems == []
-    wide, visible = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-    assert wide <= visible, "the page scrolls sideways"
-    for drawing in page.query_selector_all("figure.book"):
-        drawn = drawing.query_selector("svg[role=img], .js-plotly-plot .main-svg, .attention canvas, .attention img")
-        assert drawn, f"figure {drawing.get_attribute('id')} is empty"
-        box = drawn.bounding_box()
-        assert box["width"] > 10 and box["height"] > 10
-        assert drawing.query_selector("figcaption").inner_text().strip()
-        assert drawing.query_selector("[role=img]").get_attribute("aria-label").strip()
-    for formula in page.query_selector_all(".math"):
-        assert formula.query_selector("mjx-container svg"), formula.inner_text()
-    assert not page.query_selector_all("[data-mjx-error], mjx-merror")
-    for image in page.query_selector_all("img"):
-        assert image.evaluate("image => image.naturalWidth") > 0, image.get_attribute("src")
-    if screen == "desktop":
-        leave_one_token_of_a_kind(page)
-        page.add_style_tag(content=NO_FADING)
-        for theme in ("dark", "light"):
-            page.emulate_media(color_scheme=theme)
-            page.wait_for_selector(f"html[data-theme={theme}]")
-            assert hurdles(page) == [], theme
-
-
-def leave_one_token_of_a_kind(page):
-    """Tokens of code that are alike have one colour; looking at all the thousands takes most of the time."""
-    page.evaluate(
-        """() => {
-            const seen = new Set();
-            for (const token of document.querySelectorAll("pre span[class]:not(:has(*))")) {
-                const block = token.closest("div[class*=highlight-]");
-                const kind = `${token.className} ${block?.className} ${!!token.closest(".cell_input")}`;
-                if (seen.has(kind)) token.replaceWith(token.textContent);
-                seen.add(kind);
-            }
-        }"""
-    )
-
-
-def hurdles(page):
-    """What axe-core finds in the way of readers: contrast, names of what can be used, alternative texts, headings."""
-    # What plotly and CircuitsVis draw inside an interactive figure is theirs; the figure has an alternative text.
-    options = {"resultTypes": ["violations"], "preload": False}  # it would fetch style sheets, which a file may not
-    found = Axe().run(page, context={"exclude": [".interactive"]}, options=options).response["violations"]
-    serious = [one for one in found if one["impact"] in ("serious", "critical") or one["id"] == "heading-order"]
-    return [(one["id"], one["nodes"][0]["target"], one["nodes"][0]["html"][:200]) for one in serious]
 
 
 def test_a_chapter_can_be_printed(open_page):

@@ -66,6 +66,7 @@ def test_any_style_will_do_that_writes_the_verdict_out(embedded, asked, refused)
         transcripts.construct(embedded, asked, variant="silent")
 
 
+@pytest.mark.slow
 def test_the_real_model_follows_a_stated_verdict(embedded, shots):
     parity = questions.draw_questions(embedded, tasks=["parity"], n=12, seed=3)
     found = transcripts.construct(embedded, parity)

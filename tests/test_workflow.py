@@ -137,21 +137,6 @@ def test_prose_runs_nothing_and_shows_on_the_page(checkout):
     assert "The one answer is" in checkout.page("first")
 
 
-def test_a_helper_runs_the_chapters_that_import_it(checkout):
-    checkout.edit("helpers/prompts.py", '"""The data sets', '"""All data sets')
-    assert checkout.built() == ["second"]
-    checkout.edit("helpers/claims.py", '"""Numbers with', '"""All numbers with')  # through runs
-    assert checkout.built() == ["first", "second"]
-
-
-def test_code_and_profile_run_one_chapter(checkout):
-    checkout.edit("book/first.py", '"answer", float', '"answer", 0.25 + float')
-    assert checkout.built() == ["first"]
-    (checkout.folder / "workflow" / "profiles" / "embedded.yaml").write_text("second:\n  count: 5\n")
-    assert checkout.built() == ["second"]
-    assert checkout.record("second")["parameters"]["count"] == 5
-
-
 def test_the_page_shows_the_numbers_of_the_record(checkout):
     checkout.built()
 
@@ -173,19 +158,15 @@ def test_another_run_goes_to_its_own_folder_and_leaves_the_book_alone(checkout):
 
 
 def test_the_same_seed_gives_the_same_record(checkout):
-    checkout.run("run", "first", "seed=5")
-    (folder,) = [
-        path.parent
-        for path in (checkout.folder / "_build" / "runs").glob("custom-*/first.json")
-        if json.loads(path.read_text())["parameters"]["seed"] == 5
-    ]
-    first = json.loads((folder / "first.json").read_text())
-    checkout.run("run", "first", "seed=5")
-    second = json.loads((folder / "first.json").read_text())
-    for record in (first, second):
+    (checkout.folder / "workflow" / "profiles" / "seeded.yaml").write_text("first:\n  seed: 5\n")
+    records = []
+    for _ in range(2):
+        assert checkout.run("execute", "first", "seeded").returncode == 0
+        records.append(checkout.record("first", "seeded"))
         for varying in ("started", "seconds", "memory_gb", "git_commit", "git_uncommitted_changes", "hardware"):
-            del record["provenance"][varying]
-    assert first == second
+            del records[-1]["provenance"][varying]
+    (checkout.folder / "workflow" / "profiles" / "seeded.yaml").unlink()
+    assert records[0] == records[1] and records[0]["parameters"]["seed"] == 5
 
 
 @pytest.mark.parametrize(
@@ -253,11 +234,10 @@ def test_a_cell_that_raises_is_named_and_earlier_results_stay(checkout):
     before = checkout.snapshot()
     checkout.edit("book/first.py", 'run.value("answer"', 'raise KeyError("nothing here")\nrun.value("answer"')
     result = checkout.run("build")
+    checkout.edit("book/first.py", 'raise KeyError("nothing here")\n', "")
     assert result.returncode != 0
     assert "chapter first, section 'The middle part': KeyError: 'nothing here'" in result.stderr
     assert checkout.snapshot() == before
-    checkout.edit("book/first.py", 'raise KeyError("nothing here")\n', "")
-    checkout.built()
 
 
 def test_code_that_cannot_be_read_is_named(checkout):
@@ -270,7 +250,7 @@ def test_code_that_cannot_be_read_is_named(checkout):
 def test_a_killed_build_leaves_nothing_half_written_and_the_next_goes_on(checkout):
     before = checkout.snapshot()
     for name in ("first", "second"):
-        checkout.edit(f"book/{name}.py", "run.finish()", "time.sleep(4 * (seed == 0))\nrun.finish()")
+        checkout.edit(f"book/{name}.py", "run.finish()", "time.sleep(2 * (seed == 0))\nrun.finish()")
     process = checkout.start("build")
     done = None
     for line in process.stderr:
@@ -332,8 +312,8 @@ with open("ran.txt", "a") as log:
 TREE = {
     "_toc.yml": "root: book/index\nchapters:\n- file: book/one\n- file: book/two\n",
     "requirements.lock": "",
-    "book/one.py": "# %%\nfrom helpers import prompts\nfrom helpers.deep import below\n",
-    "book/two.py": "# %%\nimport studies.some.data as data\n",
+    "book/one.py": "# %% [markdown]\n# Prose.\n# %%\nfrom helpers import prompts\nfrom helpers.deep import below\n",
+    "book/two.py": "# %%\nimport studies.some.data as data\n# %% [markdown]\n",
     "helpers/__init__.py": "from pathlib import Path\nROOT = Path.cwd()\nclass InputError(ValueError): ...\n",
     "helpers/prompts.py": 'TEXTS = "data/texts.txt"\n',
     "helpers/data/texts.txt": "One.\n",
@@ -361,12 +341,12 @@ def tree(tmp_path_factory):
     shutil.copytree(ROOT / "workflow", folder / "workflow")
     (folder / "workflow" / "book.py").write_text(STUB)
     for profile in (folder / "workflow" / "profiles").glob("*.yaml"):
-        profile.write_text("{}\n")
+        profile.write_text("# nothing\n")
 
     def ran(*edited):
         for name in edited:
             with (folder / name).open("a") as file:
-                file.write("# edited\n")
+                file.write("two: {count: 5}\n" if name.endswith("embedded.yaml") else "# edited\n")
         (folder / "ran.txt").write_text("")
         options = ("--snakefile", "workflow/Snakefile", "--cores", "2", "--nolock", "--quiet", "all")
         result = in_copy(folder, "snakemake", "runs", *options)
@@ -381,6 +361,9 @@ def tree(tmp_path_factory):
     ("edited", "expected"),
     [
         (("helpers/nobody.py", "helpers/data/others.txt", "results/a-model/datasets/other.parquet"), []),
+        (("book/one.py",), ["one"]),
+        (("book/two.py",), []),  # its last cell is prose
+        (("workflow/profiles/embedded.yaml",), ["two"]),
         (("helpers/deep/deeper.py",), ["one"]),
         (("helpers/deep/__init__.py",), ["one"]),
         (("helpers/data/texts.txt",), ["one"]),
@@ -513,6 +496,7 @@ def test_a_new_chapter_passes_the_checks_as_it_stands(whole_copy):
     assert ran.returncode == 0, ran.stderr
     record = json.loads((whole_copy / "_build" / "runs" / "ci" / f"{chapter}.json").read_text())
     assert [claim["verdict"] for claim in record["claims"]] == ["holds"]
+    assert record["parameters"]["n_passages"] == 4  # as the profile says
 
 
 @pytest.mark.parametrize(
