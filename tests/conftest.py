@@ -1,5 +1,6 @@
 """Fixtures of several files: tiny models with random weights, a way to damage them, the real model, its transcripts."""
 
+import re
 import shutil
 import socket
 import subprocess
@@ -27,11 +28,15 @@ hypothesis.settings.load_profile("book")
 LONGEST = ("test_pages", "test_workflow")
 
 
+LEFT_OUT = re.compile(r"\[.*(nnsight|qwen2|gpt_neox)")
+"""What `make check` leaves to `make test`: one backend, whose traces take long, and two of the five families."""
+
+
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that the workers end together; each of nnsight's traces takes a while."""
+    """The longest files first, so that the workers end together."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
     for item in items:
-        if "nnsight" in item.name:
+        if LEFT_OUT.search(item.name):
             item.add_marker(pytest.mark.slow)
 
 

@@ -361,6 +361,7 @@ def executed(tmp_path_factory):
     return execute(tmp_path_factory.mktemp("executed"), count=7)
 
 
+@pytest.mark.slow
 def test_the_record_comes_back_out_of_an_executed_notebook(executed):
     record = runs.read_record(executed)
     estimate = claims.average([1.0, 2.0, 4.0], seed=0)
@@ -374,6 +375,7 @@ def test_the_record_comes_back_out_of_an_executed_notebook(executed):
     assert record["provenance"]["packages"]["torch"] == metadata.version("torch")
 
 
+@pytest.mark.slow
 def test_glued_outputs_are_exactly_those_of_myst_nb(executed):
     _, ours, theirs = executed.cells[-2].outputs
     assert ours == theirs
