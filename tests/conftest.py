@@ -25,16 +25,18 @@ from helpers import InputError, models  # noqa: E402
 hypothesis.settings.register_profile("book", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("book")
 
-LONGEST = ("test_pages", "test_workflow")
-
-
+LONGEST = (
+    *("test_workflow", "test_pages", "test_hooks_edits", "test_patching", "test_causes", "test_hooks"),
+    *("test_notebooks", "test_dataset", "test_hypotheses", "test_induction_toy", "test_site", "test_generation"),
+)
 LEFT_OUT = re.compile(r"\[.*(nnsight|qwen2|gpt_neox)")
 """What `make check` leaves to `make test`: one backend, whose traces take long, and two of the five families."""
 
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that the workers end together."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    order = {stem: number for number, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
         if LEFT_OUT.search(item.name):
             item.add_marker(pytest.mark.slow)
