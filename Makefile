@@ -53,7 +53,7 @@ lab: environment
 	@BOOK_LIVE=1 $(PY) -m jupyterlab book
 
 record: environment model
-	@$(PY) -m workflow.book record
+	@$(PY) -m workflow.book record $(patsubst embedded,record,$(PROFILE))
 
 # Ratios to other tools, side by side; on two cores about half an hour.
 bench: environment model

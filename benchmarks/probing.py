@@ -1,6 +1,6 @@
 """Probes beside scikit-learn's `LogisticRegression` in a loop, and the time of a whole sweep.
 
-The data are the embedded model's own activations on sentences that judge something (`prompts.sentiment`).
+The data are the embedded model's own activations on sentences that judge something (`studies.sentiment`).
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def _compile(rule: str) -> CodeType:
     """A rule as code that can do nothing but compare: every node of its syntax tree is one of `RULE_NODES`."""
     try:
         tree = ast.parse(rule, mode="eval")
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: thousands of signs
         tree = None
     if (
         tree is None
@@ -220,7 +220,8 @@ def _is_truth(node: ast.expr) -> bool:
     """Whether an expression is true or false, and no number."""
     if isinstance(node, ast.BoolOp):
         return all(map(_is_truth, node.values))
-    return isinstance(node, ast.Compare)
+    inside = (part for operand in ast.iter_child_nodes(node) for part in ast.walk(operand))
+    return isinstance(node, ast.Compare) and not any(isinstance(part, (ast.Compare, ast.BoolOp)) for part in inside)
 
 
 def as_record(claims: Iterable[Claim]) -> list[dict[str, Any]]:
@@ -266,7 +267,8 @@ def compare(run: dict[str, Any], record: dict[str, Any]) -> Comparison:
         for id, (claim, other) in pairs.items()
         if claim["tolerance"] is not None and claim["estimate"] and other["estimate"]
     }
-    shares = [gap / tolerance for id, gap in gaps.items() if (tolerance := pairs[id][0]["tolerance"])]
+    tolerances = {id: claim["tolerance"] for id, (claim, _) in pairs.items()}
+    shares = [gap and (gap / tolerances[id] if tolerances[id] else math.inf) for id, gap in gaps.items()]
     same = tuple(
         id
         for id, (claim, other) in pairs.items()

@@ -189,7 +189,9 @@ def intervene(loaded: LoadedModel, *edits: Edit) -> Iterator[None]:
         InputError: no such site, layer or head; a value that does not fit; an edit that never took place,
             since no pass ran or none had the position.
     """
-
+    if not edits:
+        yield
+        return
     fired = [False] * len(edits)
     passes: list[_Current] = []
 
@@ -222,7 +224,7 @@ def generate(
     prompts: Prompts,
     *,
     max_new_tokens: int,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     batch_size: int = BATCH_SIZE,
     folder: Path | None = None,
 ) -> list[list[int]]:
@@ -236,14 +238,17 @@ def generate(
         prompts: texts, or token ids of any lengths.
         max_new_tokens: of each prompt, at least 1.
         stop: texts that end a continuation; it is cut before the token that completes one.
-        batch_size: prompts that run together; part of what makes a run in bfloat16 repeatable.
+        batch_size: prompts that run together where beginnings are shared; part of what makes a run in bfloat16
+            repeatable.
         folder: where each finished batch is written, so that a job begun again with the same prompts and options goes
             on where it was interrupted and gives the same tokens.
 
     Raises:
         InputError: nothing to generate, more than the model's context holds, a folder where nothing is shared.
     """
-    rows = tokenize(loaded, prompts)
+    rows, stop = tokenize(loaded, prompts), (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(stop):
+        raise InputError("an empty text to stop at: legal are texts of at least one letter")
     if max_new_tokens < 1 or batch_size < 1:
         raise InputError(f"max_new_tokens = {max_new_tokens}, batch_size = {batch_size}: legal is at least 1 of each")
     if loaded.context_length and (longest := max(map(len, rows))) + max_new_tokens > loaded.context_length:
@@ -253,7 +258,7 @@ def generate(
         )
     why_not = generation.explain_unshareable(loaded, rows, max_new_tokens)
     if why_not is None:
-        return generation.continue_rows(loaded, rows, max_new_tokens, stop, batch_size, folder)
+        return generation.continue_rows(loaded, rows, max_new_tokens, stop, batch_size, folder and Path(folder))
     if folder is not None:
         raise InputError(f"a job can't go on from {folder} here, since {why_not}: legal is no folder")
     lengths = torch.tensor([len(row) for row in rows])

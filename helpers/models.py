@@ -122,8 +122,8 @@ def load(
     folder = fetch(name)
     if card.hub_id and not card.embedded:
         card = replace(card, revision=folder.name)  # the commit, also where none was pinned
-    weights_sha256 = verify(card, folder)
     try:
+        weights_sha256 = verify(card, folder)
         model = _load_model(folder, getattr(torch, dtype)).to(device)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
@@ -327,7 +327,8 @@ def _load_model(folder: Path, dtype: Any) -> AnyModule:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Python's own error, or torch's, which for the CPU is told from others by its words alone."""
-    return isinstance(error, MemoryError) or bool(re.search("out of memory|can't allocate memory", str(error)))
+    words = "out of memory|can(no|')t allocate|not enough memory|ALLOC_FAILED"
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search(words, str(error))))
 
 
 def _on_backend(

@@ -141,7 +141,17 @@ def test_a_rule_that_interval_arithmetic_cannot_decide_is_refused(refused):
         decide("value - value >= 0")
 
 
-@pytest.mark.parametrize("rule", ["value > 0.9 or value < 0.7", "not value > 0.7", "value == 0.5", "value != 0.5"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "value > 0.9 or value < 0.7",
+        "not value > 0.7",
+        "value == 0.5",
+        "value != 0.5",
+        "(value > 1) < 1",
+        f"value > {'-' * 9000}1",
+    ],
+)
 def test_a_rule_that_has_no_meaning_over_an_interval_is_refused(rule, refused):
     with refused(repr(rule), "comparisons of value, baseline and published"):
         decide(rule)
@@ -335,6 +345,12 @@ def test_a_run_is_the_same_as_the_record_within_the_tolerance_of_each_claim():
     found = claims.compare(recorded(near=0.71, far=0.9), recorded(near=0.7, far=0.8))
     assert (found.why_not, found.same, found.others) == ("", ("near",), ("far",))
     assert found.largest == pytest.approx(0.1 / 0.02)  # a share of the tolerance, since units differ
+
+
+def test_any_difference_is_too_large_without_leeway():
+    far, near = (decide("value > 0.5", Estimate(value, value, value, 10)) for value in (0.7, 0.8))
+    assert claims.compare(recorded(one=far), recorded(one=near)).largest == math.inf
+    assert claims.compare(recorded(one=far), recorded(one=far)).largest == 0
 
 
 def test_a_verdict_that_turned_is_no_match_however_near_the_value():

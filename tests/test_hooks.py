@@ -279,10 +279,13 @@ def test_a_model_that_asks_for_a_repetition_penalty_still_gives_its_most_likely_
     loaded = load_tiny("llama", backend)
     settings = backends.get_huggingface_model(loaded).generation_config
     settings.repetition_penalty = 0.01  # whatever was said becomes likely
+    settings.no_repeat_ngram_size, settings.min_new_tokens, settings.num_beams = 1, 2, 3
     try:
         assert hooks.generate(loaded, PROMPTS, max_new_tokens=N_NEW) == [plainly(loaded, expected, p) for p in PROMPTS]
     finally:
-        settings.repetition_penalty = None
+        settings.repetition_penalty = settings.no_repeat_ngram_size = settings.min_new_tokens = settings.num_beams = (
+            None
+        )
 
 
 def test_generation_stops_before_the_end_token(model, monkeypatch, expected):

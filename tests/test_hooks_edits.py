@@ -596,3 +596,11 @@ def test_an_edit_holds_where_embeddings_are_given_instead_of_tokens(load_tiny):
         given = llama.model(inputs_embeds=llama.model.get_input_embeddings()(ids)).logits
         expected = llama.model(ids).logits
     assert torch.allclose(given, expected, atol=1e-5)
+
+
+def test_no_edit_at_all_changes_nothing_and_stops_nothing(load_tiny):
+    llama = load_tiny("llama")
+    expected = hooks.generate(llama, PROMPTS[:2], max_new_tokens=2)
+    with hooks.intervene(llama):
+        assert hooks.generate(llama, PROMPTS[:2], max_new_tokens=2) == expected
+        hooks.capture(llama, PROMPTS[:2], "resid_post", as_trees=True)

@@ -46,6 +46,8 @@ run = runs.start("{name}", parameters, models.load(model_name))
 
 # %%
 run.value("answer", float(np.random.rand()) + count)
+runs.locate_output().mkdir()
+(runs.locate_output() / f"{{seed}}.txt").write_text("made besides")
 
 # %%
 run.finish()
@@ -167,6 +169,8 @@ def test_the_same_seed_gives_the_same_record(checkout):
             del records[-1]["provenance"][varying]
     (checkout.folder / "workflow" / "profiles" / "seeded.yaml").unlink()
     assert records[0] == records[1] and records[0]["parameters"]["seed"] == 5
+    made = checkout.folder / "_build" / "runs" / "seeded" / "first"
+    assert [path.name for path in made.iterdir()] == ["5.txt"]
 
 
 @pytest.mark.parametrize(
@@ -392,16 +396,26 @@ def test_a_record_publishes_the_data_set_before_the_chapters_that_read_it_are_ru
 
     def snakemake(targets, profile):
         made = (tmp_path / "results" / "a-model" / "datasets" / "kept.parquet").exists()
-        seen.append((targets, made))
-        for chapter in chapters.all_chapters() if targets == ["runs"] else [maker]:
+        seen.append((len(targets), made))
+        for chapter in [target.removeprefix(f"_build/runs/{profile}/").removesuffix(".ipynb") for target in targets]:
             book.write(tmp_path / "runs" / profile / f"{chapter}.json", '{"model": {"name": "a-model"}}')
         book.write(tmp_path / "runs" / profile / maker / "kept.parquet", b"rows")
 
     monkeypatch.setattr(book, "snakemake", snakemake)
-    book.record()
-    assert seen == [([f"_build/runs/record/{maker}.ipynb"], False), (["runs"], True)]
+    book.record("record")
+    assert seen == [(1, False), (len(chapters.all_chapters()), True)]
     kept = [path for path in (tmp_path / "results").rglob("*.*") if path.is_file()]
     assert len(kept) == len(chapters.all_chapters()) + 1
+
+
+def test_a_profile_publishes_only_the_chapters_that_it_names(tmp_path, monkeypatch):
+    published = []
+    monkeypatch.setattr(book, "snakemake", lambda targets, profile: published.append([]))
+    monkeypatch.setattr(book, "publish", lambda chapter, profile: published[-1].append(chapter))
+    book.record("qwen")
+    named = [chapter for chapter in chapters.all_chapters() if chapters.profile_parameters("qwen", chapter)]
+    assert published == [[chapters.find_chapter("day12-14_cot_dataset")], named]
+    assert 0 < len(named) < len(chapters.all_chapters())
 
 
 def test_what_another_process_has_under_way_is_left_alone(tmp_path, monkeypatch):

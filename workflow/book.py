@@ -2,7 +2,7 @@
 
 python -m workflow.book build [PROFILE]         run what is out of date, then the site
 python -m workflow.book run CHAPTER [PARAMS]    one chapter with other parameters, in its own folder
-python -m workflow.book record                  the `record` profile, copied to results/
+python -m workflow.book record [PROFILE]        the `record` profile, or another, copied to results/
 python -m workflow.book pair                    each chapter's .ipynb from its .py
 python -m workflow.book new-chapter NAME        a new chapter, listed, with sizes, that runs as it stands
 """
@@ -38,26 +38,28 @@ def build(profile: str) -> None:
     print(SITE / "index.html")
 
 
-def record() -> None:
-    """Run the `record` profile and copy what each chapter recorded to `results/`.
+def record(profile: str) -> None:
+    """Run the chapters that a profile names, and copy what each recorded to `results/`.
 
     Chapters that make a data set are run and copied first, as others read the one that is kept there.
     """
-    makers = [name for name in chapters.all_chapters() if chapters.profile_parameters("record", name).get("save")]
-    for targets in ([f"_build/runs/record/{chapter}.ipynb" for chapter in makers], ["runs"]):
-        if targets:
-            snakemake(targets, "record")
-            for chapter in makers if targets != ["runs"] else chapters.all_chapters():
-                publish(chapter)
+    named = [chapter for chapter in chapters.all_chapters() if chapters.profile_parameters(profile, chapter)]
+    makers = [chapter for chapter in named if chapters.profile_parameters(profile, chapter).get("save")]
+    for some in filter(None, (makers, named)):
+        snakemake([f"_build/runs/{profile}/{chapter}.ipynb" for chapter in some], profile)
+        for chapter in some:
+            publish(chapter, profile)
 
 
-def publish(chapter: str) -> None:
+def publish(chapter: str, profile: str) -> None:
     """Copy a chapter's record, and the data sets that its run made, to `results/`: nothing else writes there."""
-    text = (RUNS / "record" / f"{chapter}.json").read_text(encoding="utf-8")
+    text = (RUNS / profile / f"{chapter}.json").read_text(encoding="utf-8")
     folder = runs.locate_results(json.loads(text)["model"]["name"])
     write(folder / "record" / f"{chapter}.json", text)
-    for made in (RUNS / "record" / chapter).glob("*.parquet"):
-        write(folder / "datasets" / made.name, made.read_bytes())
+    for made in (RUNS / profile / chapter).glob("*.parquet"):
+        kept = folder / "datasets" / made.name
+        if not kept.exists() or kept.read_bytes() != made.read_bytes():  # else its readers would be out of date
+            write(kept, made.read_bytes())
     print(folder / "record" / f"{chapter}.json")
 
 
@@ -227,15 +229,12 @@ def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: 
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    os.environ |= {
-        "BOOK_PROFILE": profile,
-        "BOOK_OUTPUT": str(folder / chapter),
-        "PYTHONWARNINGS": "ignore:IProgress not found",
-    }
+    os.environ |= {"BOOK_PROFILE": profile, "PYTHONWARNINGS": "ignore:IProgress not found"}
     notebook = jupytext.read(ROOT / "book" / f"{chapter}.py")
     started = time.time()
     with work_folder("run") as work:
-        source, result = work / "source.ipynb", work / "executed.ipynb"
+        source, result, made = work / "source.ipynb", work / "executed.ipynb", work / "made"
+        os.environ["BOOK_OUTPUT"] = str(made)
         nbformat.write(notebook, source)
         try:
             executed = papermill.execute_notebook(
@@ -261,7 +260,11 @@ def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: 
             raise InputError(f"chapter {chapter}: its process was killed, most likely for lack of memory") from None
         except RuntimeError as error:
             raise InputError(f"chapter {chapter}: its process could not be started ({error})") from None
-    record = runs.read_record(executed)
+        record = runs.read_record(executed)
+        shutil.rmtree(folder / chapter, ignore_errors=True)
+        if made.exists():
+            (folder / chapter).parent.mkdir(parents=True, exist_ok=True)
+            made.rename(folder / chapter)
     write(folder / f"{chapter}.json", json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
     write(folder / f"{chapter}.ipynb", nbformat.writes(executed))
     say(f"{chapter}: done in {time.time() - started:.0f} s")
@@ -352,7 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("build", "site"):
         commands.add_parser(command).add_argument("profile", nargs="?", default="embedded")
-    commands.add_parser("record")
+    commands.add_parser("record").add_argument("profile", nargs="?", default="record")
     commands.add_parser("pair")
     commands.add_parser("new-chapter").add_argument("name")
     for command, last in (("run", "parameters"), ("execute", "profile")):
@@ -376,7 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if options.command == "build":
                     build(options.profile)
                 elif options.command == "record":
-                    record()
+                    record(options.profile)
                 else:
                     run(options.chapter, options.parameters)
     except (InputError, OSError) as error:

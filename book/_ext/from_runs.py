@@ -259,8 +259,8 @@ class Scoreboard(RunDirective):
         elif comparison:
             total = len(comparison.same) + len(comparison.others)
             parts.append(
-                f"Same as on record: {len(comparison.same)} of {total}, largest difference"
-                f" {claims.shorten(comparison.largest)}."
+                f"Same as on record: {len(comparison.same)} of {total}; largest difference"
+                f" {claims.shorten(comparison.largest)} of its claim's tolerance."
                 + (f" Not the same: {', '.join(comparison.others)}." if comparison.others else "")
             )
         return " ".join(parts)

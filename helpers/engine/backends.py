@@ -262,17 +262,28 @@ def generate_greedily(
                 verbose=False,
             )
     options = {"attention_mask": torch.ones_like(input_ids), "max_new_tokens": max_new_tokens, "do_sample": False}
-    options["repetition_penalty"] = 1.0  # Qwen2.5's own settings have one, and the bridge knows none
-    if loaded.model.generation_config.pad_token_id is None:
-        options["pad_token_id"] = 0  # else transformers warns; a finished prompt is cut at its end token
-    if loaded.backend == "huggingface":
-        with torch.inference_mode():
-            return loaded.model.generate(input_ids, **options)
-    import nnsight
+    with _own_settings_aside(get_huggingface_model(loaded)):
+        if loaded.backend == "huggingface":
+            with torch.inference_mode():
+                return loaded.model.generate(input_ids, **options)
+        import nnsight
 
-    with _open_loops_end(), loaded.model.generate({"input_ids": input_ids} | options) as tracer:
-        result = nnsight.save(tracer.result)
-    return result
+        with _open_loops_end(), loaded.model.generate({"input_ids": input_ids} | options) as tracer:
+            result = nnsight.save(tracer.result)
+        return result
+
+
+@contextmanager
+def _own_settings_aside(model: AnyModule) -> Iterator[None]:
+    """A model's own settings may bring beams, penalties or banned tokens; of these only the end token counts here."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id or 0)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 # Plain Hugging Face

@@ -683,14 +683,14 @@ run.value("n_tasks_asked", n_tasks)
 # %%
 path = dataset.locate_dataset(model)
 about = {"model": model.record(), "parameters": parameters, "passed": passed}
-same = None
 if save:
     file = runs.locate_output() / dataset.FILE
     dataset.save_dataset(data.table, file, about=about)
-elif path.exists():
+same = None
+if path.exists():
     known = dataset.read_dataset(path)
-    of_record = known.attrs["parameters"]
-    if (of_record["seed"], of_record["n_tasks"]) == (seed, n_tasks):
+    alike = {"seed": seed, "n_tasks": n_tasks}.items()
+    if alike <= known.attrs["parameters"].items():
         by_label = dataset.compare_tokens(data.table, known)
         least = float(by_label.min())
         same = claims.Estimate(least, least, least, len(data.table))

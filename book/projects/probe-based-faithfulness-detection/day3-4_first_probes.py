@@ -924,7 +924,7 @@ run.finish()
 # ## Exercises
 #
 # **1. A null that is too kind** (10 minutes). Permute the labels of *sentences* instead of adjectives. What happens to
-# the null band, and to the p-value of a probe that has learned nothing? *Hint: give `permuted_labels` other groups.*
+# the null band, and to the p-value of a probe that has learned nothing? *Hint: give `permute_labels` other groups.*
 #
 # ```{dropdown} Solution
 # `folds.permute_labels(data.labels, [0] * len(data.texts), n_permutations=100, seed=0)` permutes all rows. Within an
@@ -945,7 +945,7 @@ run.finish()
 #
 # **3. A sixth family** (20 minutes). Write two templates with irony or with a second opinion ("Others hated it, but she
 # found the film wonderful") and repeat the matrix. *Hint: add a family to `sentences.TEMPLATES` before calling
-# `sentiment`.*
+# `draw_sentiment`.*
 #
 # ```{dropdown} Solution
 # `sentences.TEMPLATES["second opinion"] = ("Others hated it, but she found the{THING}{WORD}.", …)`. Then

@@ -583,7 +583,7 @@ run.finish()
 # is left? *Hint: for positives the lowest of four draws, for negatives the highest.*
 #
 # ```{dropdown} Solution
-# With `x = np.random.default_rng(0).normal(size=(1000, 4))`, `areas` of `x.min(1)` for positives and `x.max(1)` for
+# With `x = np.random.default_rng(0).normal(size=(1000, 4))`, `compute_auroc` of `x.min(1)` for positives and `x.max(1)` for
 # negatives is about 0.02. An attack that looks so strong on nothing can't measure anything.
 # ```
 

@@ -1277,7 +1277,7 @@ run.finish()
 # the third copy? *Hint: `draw` takes `n_copies`.*
 #
 # ```{dropdown} Solution
-# `draw(4 * seed + 1, n_copies=3)`, and average `next_token_losses` over the third segment as
+# `draw(4 * seed + 1, n_copies=3)`, and average `hooks.measure_losses` over the third segment as
 # `half_means` does over the second. Plot the loss per position of both copies. In the second the model has to find out
 # that this *is* a repetition; in the third that is settled, so look for the difference at the first few tokens.
 # ```
