@@ -139,7 +139,7 @@ def _memory() -> Row:
 
 def _last(batch: backends.Batch) -> torch.Tensor:
     return (
-        torch.full((len(batch.pads),), batch.input_ids.shape[1] - 1)
+        torch.full((len(batch.input_ids),), batch.input_ids.shape[1] - 1)
         if batch.attention_mask is None
         else batch.attention_mask.sum(1) - 1
     )

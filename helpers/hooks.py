@@ -347,9 +347,9 @@ def _read(
     loaded: LoadedModel, batch: backends.Batch, reading: _Reading, sizes: Mapping[Readable, tuple[int, ...]]
 ) -> dict[Readable, Float[Tensor, "row ..."]]:
     """Run one batch; returns for each site `row layer selected …` (logits: `row selected token`)."""
-    n_rows, device = len(batch.pads), batch.pads.device
+    n_rows, device = len(batch.input_ids), batch.input_ids.device
     present = (reading.positions >= 0).to(device)
-    columns = reading.positions.clamp(min=0).to(device) + batch.pads[:, None]
+    columns = reading.positions.clamp(min=0).to(device)
     row = torch.arange(n_rows, device=device)[:, None]
     read: dict[Readable, Tensor] = {site: torch.empty((n_rows, *size), device=device) for site, size in sizes.items()}
 
@@ -359,7 +359,9 @@ def _read(
             where = "" if number is None else f" of layer {reading.layers[number]}"
             raise InputError(f"{site}{where} holds NaN or infinity: legal are prompts whose activations are finite")
         if site == "pattern":
-            block = _unpadded_keys(block, batch.pads, reading.lengths.to(device), sizes[site][-1])
+            beyond = torch.arange(block.shape[-1], device=device) >= reading.lengths[:, None].to(device)
+            block = block.masked_fill(beyond[:, None, None], torch.nan)
+            block = torch.nn.functional.pad(block, (0, sizes[site][-1] - block.shape[-1]), value=torch.nan)
         if reading.mean:
             weights = (present / present.sum(1, keepdim=True)).view(*present.shape, *[1] * (block.ndim - 2))
             block = (block.float() * weights).sum(1, keepdim=True)
@@ -384,19 +386,6 @@ def _read(
     if wants_logits:
         keep("logits", None, logits)
     return {site: tensor.cpu() for site, tensor in read.items()}
-
-
-def _unpadded_keys(
-    pattern: Float[Tensor, "row query head column"],
-    pads: Int[Tensor, " row"],
-    lengths: Int[Tensor, " row"],
-    n_keys: int,
-) -> Float[Tensor, "row query head key"]:
-    """Count keys from the prompt's first token; NaN beyond its last."""
-    key = torch.arange(n_keys, device=pads.device)
-    column = (key + pads[:, None]).clamp(max=pattern.shape[-1] - 1)
-    shifted = pattern.gather(-1, column[:, None, None].expand(*pattern.shape[:-1], -1))
-    return shifted.masked_fill((key >= lengths[:, None])[:, None, None], torch.nan)
 
 
 def _apply(edit: Edit, tensor: Tensor, current: _Current) -> Tensor | None:

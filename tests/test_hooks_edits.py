@@ -228,7 +228,7 @@ def test_a_padded_batch_given_to_the_model_itself_is_changed_at_each_prompts_own
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
             ).logits
         for i, tokens in enumerate(PROMPTS):
-            start = int(batch.pads[i])
+            start = 0 if batch.attention_mask is None else int(batch.attention_mask[i].argmax())
             wanted = expected(tiny, tokens, edit, example=i)["logits"]
             assert_close(logits[i, start : start + len(tokens)], wanted)
 

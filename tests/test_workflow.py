@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from helpers import ROOT, InputError, models, runs
+from helpers import ROOT, InputError, runs
 from helpers.claims import shorten
 from workflow import book, chapters
 
@@ -188,27 +188,6 @@ def test_bad_input_gets_one_sentence_and_leaves_earlier_results_intact(checkout,
     assert checkout.snapshot() == before
 
 
-@pytest.mark.parametrize(
-    ("call", "sentence"),
-    [
-        (
-            lambda: chapters.find_chapter("IOI_notebok"),
-            "there is no chapter 'IOI_notebok': did you mean 'IOI_notebook'?",
-        ),
-        (lambda: runs.validate(count=("many", range(1, 10))), "parameter count must be a whole number, not 'many'"),
-        (lambda: runs.validate(count=(99, range(1, 10))), "parameter count = 99 is out of range: legal are 1 to 9"),
-        (lambda: chapters.parse_parameters("count"), "'count' is no parameter"),
-        (lambda: chapters.parse_parameters("count=[3"), "parameter count = '[3' is not YAML: while parsing a flow"),
-        (lambda: chapters.profile_parameters("huge", "any"), "there is no profile 'huge': legal are ci, embedded"),
-        (lambda: models.find("gpt2-smal"), "unknown model 'gpt2-smal': did you mean 'gpt2-small'?"),
-    ],
-)
-def test_bad_input_is_told_by_whoever_reads_it(call, sentence):
-    with pytest.raises(InputError) as caught:
-        call()
-    assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("error", [InputError("too 'bad'"), OSError("no space")])
 def test_an_error_ends_the_command_with_one_sentence(error, monkeypatch, capsys):
     def fail(*_):
@@ -217,21 +196,6 @@ def test_an_error_ends_the_command_with_one_sentence(error, monkeypatch, capsys)
     monkeypatch.setattr(book, "pair", fail)
     assert book.main(["pair"]) == 1
     assert capsys.readouterr().err == f"error: {error}\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("first: {count: 3\n", "profile 'ci' is not YAML: while parsing a flow mapping"),
-        ("first: 3\n", "profile 'ci' must hold `parameter: value` under each chapter, not {'first': 3}"),
-    ],
-)
-def test_a_profile_that_cannot_be_read_is_named(text, sentence, tmp_path, monkeypatch):
-    (tmp_path / "ci.yaml").write_text(text)
-    monkeypatch.setattr(chapters, "PROFILES", tmp_path)
-    with pytest.raises(InputError) as caught:
-        chapters.profile_parameters("ci", "first")
-    assert str(caught.value).startswith(sentence)
 
 
 def test_a_cell_that_raises_is_named_and_earlier_results_stay(checkout):
@@ -304,91 +268,6 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"] and target.read_text() == "old"
 
 
-STUB = """import pathlib, sys
-_, command, chapter, profile = sys.argv
-for suffix in ("ipynb", "json"):
-    target = pathlib.Path("_build/runs", profile, f"{chapter}.{suffix}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("run")
-with open("ran.txt", "a") as log:
-    log.write(chapter + chr(10))
-"""
-TREE = {
-    "_toc.yml": "root: book/index\nchapters:\n- file: book/one\n- file: book/two\n",
-    "requirements.lock": "",
-    "book/one.py": "# %% [markdown]\n# Prose.\n# %%\nfrom helpers import prompts\nfrom helpers.deep import below\n",
-    "book/two.py": "# %%\nimport studies.some.data as data\n# %% [markdown]\n",
-    "helpers/__init__.py": "from pathlib import Path\nROOT = Path.cwd()\nclass InputError(ValueError): ...\n",
-    "helpers/prompts.py": 'TEXTS = "data/texts.txt"\n',
-    "helpers/data/texts.txt": "One.\n",
-    "helpers/data/others.txt": "Two.\n",
-    "helpers/deep/__init__.py": "",
-    "helpers/deep/below.py": "from . import deeper\n",
-    "helpers/deep/deeper.py": "from ..late import late\n",
-    "helpers/late.py": "late = 1\n",
-    "helpers/nobody.py": "",
-    "studies/__init__.py": "",
-    "studies/some/__init__.py": "",
-    "studies/some/data.py": 'from helpers import late\nKEPT = "kept.parquet"\n',
-    "results/a-model/datasets/kept.parquet": "rows",
-    "results/a-model/datasets/other.parquet": "rows",
-}
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """Two chapters with the real Snakefile, whose executions only leave a trace; returns what a change runs."""
-    folder = tmp_path_factory.mktemp("tree")
-    for name, text in TREE.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    shutil.copytree(ROOT / "workflow", folder / "workflow")
-    (folder / "workflow" / "book.py").write_text(STUB)
-    for profile in (folder / "workflow" / "profiles").glob("*.yaml"):
-        profile.write_text("# nothing\n")
-
-    def ran(*edited):
-        for name in edited:
-            with (folder / name).open("a") as file:
-                file.write("two: {count: 5}\n" if name.endswith("embedded.yaml") else "# edited\n")
-        (folder / "ran.txt").write_text("")
-        options = ("--snakefile", "workflow/Snakefile", "--cores", "2", "--nolock", "--quiet", "all")
-        result = in_copy(folder, "snakemake", "runs", *options)
-        assert result.returncode == 0, result.stderr
-        return sorted((folder / "ran.txt").read_text().split())
-
-    assert ran() == ["one", "two"]
-    return ran
-
-
-@pytest.mark.parametrize(
-    ("edited", "expected"),
-    [
-        (("helpers/nobody.py", "helpers/data/others.txt", "results/a-model/datasets/other.parquet"), []),
-        (("book/one.py",), ["one"]),
-        (("book/two.py",), []),  # its last cell is prose
-        (("workflow/profiles/embedded.yaml",), ["two"]),
-        (("helpers/deep/deeper.py",), ["one"]),
-        (("helpers/deep/__init__.py",), ["one"]),
-        (("helpers/data/texts.txt",), ["one"]),
-        (("studies/__init__.py",), ["two"]),
-        (("studies/some/data.py",), ["two"]),
-        (("results/a-model/datasets/kept.parquet",), ["two"]),
-        (("helpers/late.py",), ["one", "two"]),
-    ],
-)
-def test_an_edited_input_runs_what_hangs_on_it(tree, edited, expected):
-    assert tree(*edited) == expected
-
-
-def test_only_the_run_that_makes_a_data_set_does_not_hang_on_the_kept_one():
-    chapter = chapters.find_chapter("day12-14_cot_dataset")
-    kept = "results/smollm2-135m-instruct-q4/datasets/cot_faithfulness.parquet"
-    assert kept in chapters.input_files(chapter, "embedded")
-    assert kept not in chapters.input_files(chapter, "record")
-    assert kept in chapters.input_files(chapters.find_chapter("faithfulness_styles_notebook"), "record")
-
-
 def test_a_record_publishes_the_data_set_before_the_chapters_that_read_it_are_run(tmp_path, monkeypatch):
     monkeypatch.setattr(book, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(runs, "ROOT", tmp_path)
@@ -434,15 +313,6 @@ def test_what_another_process_has_under_way_is_left_alone(tmp_path, monkeypatch)
     assert not mine.exists()
 
 
-def test_a_chapter_is_found_by_any_of_its_names():
-    whole = chapters.all_chapters()[0]
-    short = whole.rsplit("/", 1)[-1]
-    for name in (whole, short, f"book/{whole}.py", f"./book/{whole}.ipynb"):
-        assert chapters.find_chapter(name) == whole
-    with pytest.raises(InputError, match="there is no chapter"):
-        chapters.find_chapter("")
-
-
 ADDRESS = "https://github.com/someone/a-book"
 
 
@@ -476,54 +346,3 @@ def test_the_cell_for_colab_does_nothing_elsewhere(monkeypatch, tmp_path):
     assert shell.run_cell(cell.source).success
     (tmp_path / "_config.yml").write_text("repository: {url: ''}\n")
     assert book.colab_cells() == []
-
-
-@pytest.fixture(scope="module")
-def whole_copy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("copy") / "book"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".venv", "_build", ".git", ".snakemake", "*cache*"))
-    (folder / "_build").mkdir()
-    return folder
-
-
-def in_copy(folder, *command):
-    return subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "pycache" not in str(path)}
-
-
-def test_a_new_chapter_passes_the_checks_as_it_stands(whole_copy):
-    result = in_copy(whole_copy, "workflow.book", "new-chapter", "day99_my_question")
-    assert result.returncode == 0, result.stderr
-    chapter = "projects/probe-based-faithfulness-detection/day99_my_question"
-    assert result.stdout.strip().endswith(f"{chapter}.py")
-    tests = ("tests/test_notebooks.py", "-k", "day99 or contents_list or profiles_name")
-    checked = in_copy(whole_copy, "pytest", "-q", "-p", "no:cacheprovider", *tests)
-    assert checked.returncode == 0, checked.stdout
-    assert " 0 " not in checked.stdout.splitlines()[-1] and "passed" in checked.stdout
-    for command in (("check", "."), ("format", "--check", ".")):
-        linted = in_copy(whole_copy, "ruff", *command)
-        assert linted.returncode == 0, linted.stdout
-    ran = in_copy(whole_copy, "workflow.book", "execute", chapter, "ci")
-    assert ran.returncode == 0, ran.stderr
-    record = json.loads((whole_copy / "_build" / "runs" / "ci" / f"{chapter}.json").read_text())
-    assert [claim["verdict"] for claim in record["claims"]] == ["holds"]
-    assert record["parameters"]["n_passages"] == 4  # as the profile says
-
-
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("two words", "'two words' can't be the name of a chapter: legal are letters"),
-        ("", "'' can't be the name of a chapter"),
-        ("projects/none/day99", "there is no project 'projects/none': legal are projects/"),
-        ("IOI_notebook", "there is a chapter 'IOI_notebook' already"),
-    ],
-)
-def test_a_new_chapter_with_a_bad_name_writes_nothing(name, sentence, whole_copy):
-    before = contents(whole_copy)
-    result = in_copy(whole_copy, "workflow.book", "new-chapter", name)
-    assert result.returncode == 1 and result.stderr.startswith(f"error: {sentence}") and result.stderr.count("\n") == 1
-    assert contents(whole_copy) == before

@@ -44,8 +44,6 @@ class Batch:
     """None where nothing is padded."""
     position_ids: Int[Tensor, "example column"] | None
     """None where the first column is position 0."""
-    pads: Int[Tensor, " example"]
-    """Columns before the first token."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,7 @@ def make_batch(rows: Sequence[Sequence[int]], device: str) -> Batch:
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     mask = torch.arange(width) < lengths[:, None]
     return Batch(
-        input_ids=ids.to(device),
-        attention_mask=None if mask.all() else mask.long().to(device),
-        position_ids=None,
-        pads=torch.zeros_like(lengths).to(device),
+        input_ids=ids.to(device), attention_mask=None if mask.all() else mask.long().to(device), position_ids=None
     )
 
 

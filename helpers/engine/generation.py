@@ -273,7 +273,6 @@ class _Tree:
             input_ids=torch.tensor([self.tokens], device=device),
             attention_mask=seen.to(device)[None, None],
             position_ids=torch.tensor([self.depths], device=device),
-            pads=torch.zeros(1, dtype=torch.long, device=device),
         )
 
 

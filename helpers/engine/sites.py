@@ -25,6 +25,8 @@ Numbers = int | Sequence[int]
 Positions = Literal["all", "mean", "last", "second_to_last"] | Numbers | Mapping[str, Numbers]
 """Of tokens in their prompts; by name with one number, or with one for each prompt."""
 
+# A new site needs besides: its name and place in the pass in `backends.SiteName`, where each backend finds it in
+# `backends._point`, `_bridge_hooks` and `_edit_nnsight`, and a line in `tests/shared/by_hand.py`.
 SITES: dict[SiteName, tuple[str, ...]] = {
     "resid_pre": ("position", "d_model"),
     "resid_mid": ("position", "d_model"),

@@ -26,7 +26,6 @@ def pad_left(rows):
         input_ids=torch.tensor([[0] * (width - len(row)) + list(row) for row in rows]),
         attention_mask=(column >= pads[:, None]).long(),
         position_ids=(column - pads[:, None]).clamp(min=0),
-        pads=pads,
     )
 
 
