@@ -31,6 +31,8 @@ LONGEST = (
 )
 LEFT_OUT = re.compile(r"\[.*(nnsight|qwen2|gpt_neox)")
 """What `make check` leaves to `make test`: one backend, whose traces take long, and two of the five families."""
+RARE = re.compile(r"test_(hooks_edits|patching)\.py.*\[.*qwen2")
+"""What `make test` leaves to `make test-rare`, where it takes longest: a family that is llama with biases."""
 
 
 def pytest_collection_modifyitems(items):
@@ -41,6 +43,8 @@ def pytest_collection_modifyitems(items):
         of_pages = item.path.stem in ("test_notebooks", "test_pages", "test_site")  # whose names may have these words
         if LEFT_OUT.search(item.name) and not of_pages:
             item.add_marker(pytest.mark.slow)
+        if RARE.search(item.nodeid):
+            item.add_marker(pytest.mark.rare)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -122,9 +122,9 @@ def tree(tmp_path_factory):
 @pytest.mark.parametrize(
     ("edited", "expected"),
     [
-        (("helpers/nobody.py", "helpers/data/others.txt", "results/a-model/datasets/other.parquet"), []),
+        # What nobody imports or names; of book/two.py the last cell, which is prose.
+        (("helpers/nobody.py", "helpers/data/others.txt", "results/a-model/datasets/other.parquet", "book/two.py"), []),
         (("book/one.py",), ["one"]),
-        (("book/two.py",), []),  # its last cell is prose
         (("workflow/profiles/embedded.yaml",), ["two"]),
         (("helpers/deep/deeper.py",), ["one"]),
         (("helpers/deep/__init__.py",), ["one"]),

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlparse
 
 import pytest
@@ -15,6 +15,9 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 # Without the last three a browser looks for updates of its own, which are no requests of the page.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+DRAWN = """() => document.readyState === "complete"
+    && [...document.querySelectorAll("figure.book")].every((figure) => figure.querySelector("svg, canvas, img"))
+    && [...document.querySelectorAll(".math")].every((formula) => formula.querySelector("mjx-container svg"))"""
 
 
 @contextmanager
@@ -39,7 +42,10 @@ def open_in(context, path):
     page.on("console", lambda line: line.type == "error" and problems.append(f"console: {line.text}"))
     page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
     page.goto((SITE / path).as_uri() if not str(path).startswith("file:") else path)
-    page.wait_for_load_state("networkidle")
+    from playwright.sync_api import TimeoutError
+
+    with suppress(TimeoutError):  # then `check_shown` names what is missing
+        page.wait_for_function(DRAWN, timeout=10_000)
     page.wait_for_timeout(100)
     return page, problems
 
