@@ -38,6 +38,7 @@ REGISTRY = {
     name: ModelCard(name, **card | {"embedded": EmbeddedSource(**card["embedded"]) if "embedded" in card else None})
     for name, card in tomllib.loads((Path(__file__).parent / "data" / "models.toml").read_text("utf-8")).items()
 }
+DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 DEFAULT_MODEL = "smollm2-135m-instruct-q4"
 
 
@@ -388,11 +389,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _list() -> None:
+    """A line for each model; memory is that of the weights alone, in the precision they are loaded in."""
+    print(f"{'name':31} {'parameters':>10} {'licence':10} {'memory':>8} {'disk':>8}  {'state':12}  where from")
     for card in REGISTRY.values():
-        source = card.embedded.requirement if card.embedded else f"{card.hub_id}@{str(card.revision)[:7]}"
+        source = f"{card.hub_id}@{str(card.revision)[:7]}"
+        if card.embedded:
+            packages = card.embedded.requirement.format(part=f"1…{card.embedded.parts}")
+            official = f"{card.embedded.hub_id}@{str(card.embedded.hub_revision)[:7]}, else "
+            source = f"{official if card.embedded.hub_id else ''}{packages}; {card.quantisation}"
+        memory = (card.parameters or 0) * DTYPE_BYTES[card.dtype] / 1e9
         state = "in the cache" if is_cached(card) else "not fetched"
-        notes = f"; {card.quantisation}" if card.quantisation else ""
-        print(f"{card.name:26} {(card.parameters or 0) / 1e6:6.0f} M  {card.licence:10} {state:12} {source}{notes}")
+        size = f"{(card.parameters or 0) / 1e6:.0f} M"
+        print(f"{card.name:31} {size:>10} {card.licence:10} {memory:5.1f} GB {card.disk_gb:5.1f} GB  {state}  {source}")
 
 
 def _check(name: str) -> None:

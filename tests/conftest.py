@@ -17,7 +17,7 @@ import pytest
 pytest.register_assert_rewrite("shared")  # before anything imports it
 
 from shared.browser import open_browser, open_in  # noqa: E402
-from shared.tiny import FAMILIES, VOCABULARY, save_tiny, sha256, tiny_tokenizer  # noqa: E402
+from shared.tiny import FAKE_SOURCE, FAMILIES, VOCABULARY, save_tiny, sha256, tiny_tokenizer  # noqa: E402
 
 from helpers import InputError, models  # noqa: E402
 
@@ -199,7 +199,9 @@ def fake(tiny_folders, tmp_path, monkeypatch):
         title="Fake",
         hub_id="org/fake",
         parameters=10_000,
-        embedded=models.EmbeddedSource("fake==1.0", "0" * 64, sha256(source / "model.safetensors")),
+        embedded=models.EmbeddedSource(
+            **FAKE_SOURCE, gguf_sha256="0" * 64, weights_sha256=sha256(source / "model.safetensors")
+        ),
     )
     monkeypatch.setitem(models.REGISTRY, card.name, card)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))

