@@ -16,6 +16,7 @@ from torch import Tensor
 from helpers import InputError, hooks
 from helpers.engine import backends, sites
 from helpers.engine.architectures import AnyModule, Layer, find_family, list_layers
+from helpers.engine.inputs import as_whole, as_wholes
 from helpers.engine.sites import Prompts
 from helpers.models import LoadedModel
 from helpers.patching import Answers, encode_answers
@@ -97,7 +98,14 @@ def measure_copy_rates(
         top: how many of the highest, and of the lowest, logits count.
     """
     _check_backend(loaded)
-    resid, tokens = resid.to(loaded.device, loaded.model.dtype), tokens.to(loaded.device)
+    tokens = torch.tensor(as_wholes(tokens), device=loaded.device)
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < loaded.config.vocab_size:
+        raise InputError(f"tokens {tokens.tolist()[:5]}…: legal are 0 to {loaded.config.vocab_size - 1}")
+    if resid.shape != (len(tokens), loaded.config.hidden_size):
+        raise InputError(f"resid of shape {list(resid.shape)} for {len(tokens)} tokens: legal is example d_model")
+    if not 1 <= as_whole(top) <= loaded.config.vocab_size:
+        raise InputError(f"top = {top}: legal are 1 to {loaded.config.vocab_size}")
+    resid = resid.to(loaded.device, loaded.model.dtype)
     raised, lowered = torch.zeros((2, loaded.n_layers, loaded.n_heads))
     with torch.no_grad():
         for number in range(loaded.n_layers):
@@ -128,6 +136,7 @@ def score_copying(
         InputError: a token that occurs twice in a sequence.
     """
     _check_backend(loaded)
+    tokens = torch.as_tensor(tokens)
     n_different = torch.tensor([len(row.unique()) for row in tokens])
     if (n_different < tokens.shape[1]).any():
         raise InputError("a token occurs twice in a sequence: legal are sequences of different tokens")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from helpers import InputError, hooks
 from helpers.engine import backends
-from helpers.engine.sites import Positions, Prompts, locate_positions
+from helpers.engine.inputs import as_count, as_list, as_whole, as_wholes, is_row, make_generator
+from helpers.engine.sites import Positions, Prompts, check_site, locate_positions
 from helpers.folds import Folds, Groups, Labels, check_labels, resolve_folds
 from helpers.hooks import Head
 from helpers.models import LoadedModel
@@ -39,6 +40,7 @@ def read_output(
         InputError: no token, one on both sides, or one that the model does not have.
     """
     logits = hooks.capture(loaded, prompts, "logits", positions=positions)["logits"]
+    positive, negative = as_wholes(positive), as_wholes(negative)
     for tokens in (positive, negative):
         if not tokens or not all(0 <= token < logits.shape[2] for token in tokens):
             raise InputError(f"answer tokens {list(tokens)}: legal are 0 to {logits.shape[2] - 1}, at least one")
@@ -165,7 +167,15 @@ def draw_layer_matched_sets(
 
     Returns no set at all where a layer has too few other heads, or where `heads` are all that could be drawn.
     """
-    generator = np.random.default_rng(seed)
+    pairs = as_list(heads)
+    if not is_row(pairs) or not all(is_row(as_list(pair)) and len(pair) == 2 for pair in pairs):
+        raise InputError(f"heads {str(pairs)[:60]}: legal are pairs of layer and head")
+    heads = [(as_whole(layer), as_whole(head)) for layer, head in map(as_list, pairs)]
+    for layer, head in heads:
+        check_site(loaded, "head_z", layer, (head,))
+    if len(set(heads)) < len(heads):
+        raise InputError("a head is given twice: legal are different ones")
+    generator, n_sets = make_generator(seed), as_count(n_sets, "n_sets", 0)
     taken = {layer: [head for other, head in heads if other == layer] for layer, _ in heads}
     free = {layer: np.setdiff1d(np.arange(loaded.n_heads), taken[layer]) for layer in taken}
     if taken and all(len(taken[layer]) == loaded.n_heads for layer in taken):

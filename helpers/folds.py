@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from helpers import InputError
+from helpers.engine.inputs import as_count, as_list, as_names, as_whole, as_wholes, check_seed, is_row, make_generator
 
 Labels = Sequence[bool] | Bool[np.ndarray, " row"] | Bool[Tensor, " row"]
 Groups = Sequence[Hashable] | Int[np.ndarray, " row"] | Int[Tensor, " row"]
@@ -36,7 +37,7 @@ def assign_folds(labels: Labels, groups: Groups, *, n_folds: int = 5, seed: int)
         InputError: one class only, fewer than three folds, fewer groups than folds, or a fold without both classes.
     """
     labels, codes = check_labels(labels, groups)
-    if not 3 <= n_folds <= codes.max() + 1:
+    if not 3 <= as_whole(n_folds) <= codes.max() + 1:
         raise InputError(f"{n_folds} folds: legal are 3 to {codes.max() + 1}, the number of groups")
     folds = assign_stratified_folds(labels, codes, n_folds=n_folds, seed=seed)
     check_folds(labels, codes, folds)
@@ -54,9 +55,14 @@ def assign_stratified_folds(strata: Groups, groups: Groups, *, n_folds: int = 5,
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    names, codes = np.asarray(strata), number_groups(groups)
+    names, codes = np.asarray(list(map(str, as_names(strata, "strata")))), number_groups(groups)
+    if len(names) != len(codes) or not 2 <= as_whole(n_folds) <= codes.max() + 1:
+        raise InputError(
+            f"{n_folds} folds, {len(names)} strata, {len(codes)} groups: legal are a stratum and a group for each row, "
+            f"and 2 to {codes.max() + 1} folds"
+        )
     folds = torch.zeros(len(codes), dtype=torch.long)
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=check_seed(seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a stratum with fewer rows than folds
         for number, (_, held) in enumerate(splitter.split(names, names, codes)):
@@ -90,10 +96,10 @@ def assign_shared_folds(types: Groups, *, n_folds: int = 5, seed: int) -> Int[Te
     Raises:
         InputError: no type that occurs twice.
     """
-    codes = number_groups(types)
+    codes, n_folds = number_groups(types), as_count(n_folds, "n_folds", 2)
     if np.bincount(codes).max() < 2:
         raise InputError(f"each of the {len(codes)} types occurs once: legal are types of which some occur twice")
-    generator = np.random.default_rng(seed)
+    generator = make_generator(seed)
     order = np.lexsort((generator.random(len(codes)), codes))  # by type, at random within
     folds = np.empty(len(codes), dtype=int)
     folds[order] = (np.arange(len(codes)) + generator.integers(n_folds)) % n_folds
@@ -114,7 +120,7 @@ def permute_labels(
         seed: of the permutations.
     """
     labels, codes = check_labels(labels, groups)
-    generator = np.random.default_rng(seed)
+    generator, n_permutations = make_generator(seed), as_count(n_permutations, "n_permutations", 0)
     rows_of = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
     constant = [rows for rows in rows_of if np.ptp(labels[rows].astype(int)) == 0]
     mixed = [rows for rows in rows_of if np.ptp(labels[rows].astype(int)) == 1]
@@ -136,38 +142,37 @@ def draw_control_labels(types: Groups, *, n_draws: int, seed: int) -> Bool[Tenso
         n_draws: columns that are returned.
         seed: of the draws.
     """
-    codes, generator = number_groups(types), np.random.default_rng(seed)
+    codes, generator, n_draws = number_groups(types), make_generator(seed), as_count(n_draws, "n_draws")
     half = np.arange(codes.max() + 1) % 2 == 0
     return torch.from_numpy(np.stack([generator.permutation(half)[codes] for _ in range(n_draws)], axis=1))
 
 
 def number_groups(groups: Groups) -> Int[np.ndarray, " row"]:
     """Groups by number, in the order in which they come."""
-    # Equal tensors are no equal keys.
-    groups = [group.item() if isinstance(group, torch.Tensor) else group for group in groups]
+    groups = as_names(groups, "groups")
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     return np.array([numbers[group] for group in groups])
 
 
 def check_labels(labels: Labels, groups: Groups) -> tuple[Bool[np.ndarray, " row"], Int[np.ndarray, " row"]]:
     """Labels as an array and their groups by number, or an `InputError`."""
-    given = np.asarray(labels)
-    if given.ndim != 1 or len(given) != len(groups):
-        raise InputError(f"{given.size} labels for {len(groups)} groups: legal is one for each")
+    given, codes = np.asarray(labels), number_groups(groups)
+    if given.ndim != 1 or len(given) != len(codes):
+        raise InputError(f"{given.size} labels for {len(codes)} groups: legal is one for each")
     if not set(given.tolist()) <= {0, 1}:
         raise InputError(f"labels {sorted(set(map(str, given.tolist())))[:5]}: legal are True and False")
     if len(set(given.tolist())) < 2:
         raise InputError(f"all {len(given)} labels are of one class: legal are labels of two")
-    return given.astype(bool), number_groups(groups)
+    return given.astype(bool), codes
 
 
 def resolve_folds(
     labels: Bool[np.ndarray, " row"], groups: Groups, folds: int | Folds, seed: int
 ) -> Int[Tensor, " row"]:
     """Folds by number, or those that were given, checked."""
-    if isinstance(folds, int):
-        return assign_folds(labels, groups, n_folds=folds, seed=seed)
-    given = torch.as_tensor(folds)
+    if not is_row(as_list(folds)):
+        return assign_folds(labels, groups, n_folds=as_whole(folds), seed=seed)
+    given = torch.tensor(as_wholes(folds))
     if len(set(given.tolist())) < 3:
         raise InputError(f"folds {sorted(set(given.tolist()))}: legal are at least three")
     check_folds(labels, check_labels(labels, groups)[1], given)

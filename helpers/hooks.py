@@ -19,8 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from numbers import Integral
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,14 +32,14 @@ from helpers import InputError
 from helpers.engine import backends, generation
 from helpers.engine.backends import SiteName
 from helpers.engine.generation import BATCH_SIZE, Nudged, nudge, score_next_tokens
+from helpers.engine.inputs import as_list, as_whole, as_wholes, is_row
 from helpers.engine.sites import (
     SITES,
     Captured,
+    Position,
     Positions,
     Prompts,
     Readable,
-    as_tuple,
-    as_whole,
     check_site,
     count_heads,
     get_axes,
@@ -93,15 +92,15 @@ class Edit:
     """`replace` by the value, `add` it, or `scale` by it."""
     head: int | Sequence[int] | None = None
     """A query head (of `k`, `rot_k`, `v`: a key/value head), several, or all."""
-    position: int | Sequence[int] | Int[Tensor, " example"] | None = None
-    """A token's number in its prompt, the same several of each prompt, one for each prompt (a tensor), or
-    every token, generated ones included. Negative numbers count from the end of what one forward pass
-    processes, so that during generation -1 is always the newest token."""
+    position: Position | None = None
+    """A token's number in its prompt, the same in all or one for each prompt; or every token, generated ones
+    included. Negative numbers count from the end of what one forward pass processes, so that during generation -1
+    is always the newest token. Several positions are several edits."""
 
     def __str__(self) -> str:
         head = "" if self.head is None else f" head {self.head}"
         position = "" if self.position is None else f" position {self.position}"
-        if hasattr(self.position, "tolist"):
+        if is_row(as_list(self.position)):
             position = " at a position of each prompt"
         return f"{self.how} {self.site} of layer {self.layer}{head}{position}"
 
@@ -111,7 +110,7 @@ def capture(
     prompts: Prompts,
     sites: Readable | Sequence[Readable],
     *,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     positions: Positions = "last",
     as_trees: bool = False,
 ) -> Captured:
@@ -125,8 +124,8 @@ def capture(
         prompts: texts, or token ids of any lengths.
         sites: names of `SITES`, or "logits".
         layers: all by default.
-        positions: "all", "mean" (over the prompt's tokens), "last", "second_to_last", numbers (negative ones count from
-            the end), or names, each with one number or with one for each prompt.
+        positions: "all", "mean" (over the prompt's tokens), "last", "second_to_last", a number (a negative one counts
+            from the end), one for each prompt, or several of these by name.
         as_trees: run what several prompts begin with once (plain Hugging Face; sites outside the attention function,
             tokens by number). Faster for long common beginnings; sums are taken in another order.
 
@@ -134,8 +133,11 @@ def capture(
         InputError: unknown site, layer or position out of range, what trees can't give.
     """
     rows = tokenize(loaded, prompts)
-    sites = [sites] if isinstance(sites, str) else list(sites)
-    chosen = tuple(range(loaded.n_layers)) if layers is None else tuple(map(as_whole, layers))
+    given: Any = [sites] if isinstance(sites, str) else as_list(sites)
+    if not is_row(given):
+        raise InputError(f"sites {sites!r}: legal are names of sites")
+    sites = list(given)
+    chosen = tuple(range(loaded.n_layers)) if layers is None else as_wholes(layers)
     for layer in chosen:
         for site in sites:
             check_site(loaded, "resid_pre" if site == "logits" else site, layer)
@@ -192,6 +194,7 @@ def intervene(loaded: LoadedModel, *edits: Edit) -> Iterator[None]:
     if not edits:
         yield
         return
+    edits = tuple(_checked(loaded, edit) for edit in edits)
     fired = [False] * len(edits)
     passes: list[_Current] = []
 
@@ -203,8 +206,6 @@ def intervene(loaded: LoadedModel, *edits: Edit) -> Iterator[None]:
 
         return change
 
-    for edit in edits:
-        _check_edit(loaded, edit)
     with ExitStack() as stack:
         # Read here and not in the taps: nnsight runs those in a context of their own.
         stack.enter_context(backends.watch(loaded, lambda began: passes.append(_Current(began, *_RUNNING.get()))))
@@ -246,9 +247,10 @@ def generate(
     Raises:
         InputError: nothing to generate, more than the model's context holds, a folder where nothing is shared.
     """
-    rows, stop = tokenize(loaded, prompts), (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(stop):
-        raise InputError("an empty text to stop at: legal are texts of at least one letter")
+    rows, stop = tokenize(loaded, prompts), (stop,) if isinstance(stop, str) else as_list(stop)
+    if not is_row(stop) or not all(isinstance(text, str) and text for text in stop):
+        raise InputError(f"texts to stop at {stop!r}: legal are texts of at least one letter")
+    stop, max_new_tokens, batch_size = tuple(stop), as_whole(max_new_tokens), as_whole(batch_size)
     if max_new_tokens < 1 or batch_size < 1:
         raise InputError(f"max_new_tokens = {max_new_tokens}, batch_size = {batch_size}: legal is at least 1 of each")
     if loaded.context_length and (longest := max(map(len, rows))) + max_new_tokens > loaded.context_length:
@@ -273,22 +275,24 @@ def generate(
 
 
 def measure_losses(
-    loaded: LoadedModel, tokens: Int[Tensor, "sequence position"], *, entries: Sequence[int] | None = None
+    loaded: LoadedModel, tokens: Prompts, *, entries: Sequence[int] | None = None
 ) -> Float[Tensor, "sequence position-1"]:
     """Cross-entropy of each token given those before it, in nats; entry i belongs to token i + 1.
 
     Args:
         loaded: on any backend.
-        tokens: sequences of one length.
+        tokens: prompts of one length in tokens.
         entries: those to return, which saves the unembedding of others; all by default.
 
     Batches hold a fixed number of tokens, so that the same call gives the same bits on every machine
     of a kind, whatever memory is free.
     """
-    rows, n_entries = tokenize(loaded, tokens), tokens.shape[1] - 1
-    lengths = torch.full((len(rows),), tokens.shape[1])
-    entries = range(n_entries) if entries is None else entries
-    chosen = torch.tensor([as_whole(entry) for entry in entries], dtype=torch.long)
+    rows = tokenize(loaded, tokens)
+    lengths = torch.tensor([len(row) for row in rows])
+    if len(lengths.unique()) > 1:
+        raise InputError(f"sequences of {int(lengths.min())} to {int(lengths.max())} tokens: legal is one length")
+    n_entries = len(rows[0]) - 1
+    chosen = torch.tensor(range(n_entries) if entries is None else as_wholes(entries), dtype=torch.long)
     if ((chosen < 0) | (chosen >= n_entries)).any():
         raise InputError(f"entries {chosen.tolist()}: legal are 0 to {n_entries - 1}")
     losses = []
@@ -390,15 +394,19 @@ def _read(
 
 def _apply(edit: Edit, tensor: Tensor, current: _Current) -> Tensor | None:
     """The changed tensor, `row column …`; None where this pass has none of the edit's positions."""
-    value = torch.as_tensor(edit.value)
-    keeps_position = edit.position is None or isinstance(edit.position, Sequence)
-    n_full = tensor.ndim - (not keeps_position) - isinstance(edit.head, Integral)
+    assert isinstance(edit.value, Tensor)
+    everywhere = edit.position is None
+    n_full = tensor.ndim - (not everywhere) - isinstance(edit.head, int)
+    value = edit.value
     if value.ndim > n_full:
         raise InputError(f"the value to '{edit}' has {value.ndim} axes: legal are at most {n_full}")
     value = value.view(*[1] * (n_full - value.ndim), *value.shape)
     row, column, number = _selected(edit, current)
-    if keeps_position and value.shape[1] > 1:
-        _check_positions(edit, value.shape[1], current)
+    if everywhere and value.shape[1] > 1:
+        prompt = current.began.total == current.began.new  # else the value was long enough for the prompt
+        longest = int(current.began.lengths.max()) if prompt else 0
+        if value.shape[1] < longest:
+            raise InputError(f"the value to '{edit}' has {value.shape[1]} positions: there are {longest}")
         given = number < value.shape[1]  # no value, no change: tokens generated after the prompt
         row, column, number = row[given], column[given], number[given]
     if not len(row):
@@ -408,7 +416,7 @@ def _apply(edit: Edit, tensor: Tensor, current: _Current) -> Tensor | None:
         if len(value) > 1
         else value.expand(len(row), *value.shape[1:]).to(row.device)
     )
-    if keeps_position:
+    if everywhere:
         value = value[torch.arange(len(row)), number if value.shape[1] > 1 else 0]
     where: tuple[Any, ...] = (row, column)
     if edit.head is not None:
@@ -449,31 +457,35 @@ def _selected(
         columns = torch.arange(first, began.total, device=device).expand(len(pads), -1)
         numbers = columns - pads
     else:
-        if isinstance(edit.position, torch.Tensor):
-            wanted = current.of_prompts(edit.position, f"the position of '{edit}'")[:, None]
-        else:
-            wanted = torch.as_tensor(edit.position, device=device).reshape(1, -1)
+        wanted = torch.as_tensor(edit.position, device=device).reshape(-1, 1)
+        if is_row(edit.position):
+            wanted = current.of_prompts(wanted, f"the position of '{edit}'")
         columns = (pads + wanted + lengths * (wanted < 0)).expand(len(pads), -1)
-        numbers = torch.arange(columns.shape[1], device=device).expand(len(pads), -1)
+        numbers = torch.zeros_like(columns)
     legal = (columns >= first) & (columns >= pads) & (columns < pads + lengths)
     row, at = legal.nonzero(as_tuple=True)
     return row, columns[row, at] - first, numbers[row, at]
 
 
-def _check_positions(edit: Edit, n_positions: int, current: _Current) -> None:
-    if isinstance(edit.position, Sequence):
-        needed = len(edit.position)
-    else:
-        prompt = current.began.total == current.began.new  # else the value was long enough for the prompt
-        needed = int(current.began.lengths.max()) if prompt else 0
-    if n_positions < needed or (edit.position is not None and n_positions > needed):
-        raise InputError(f"the value to '{edit}' has {n_positions} positions: there are {needed}")
-
-
-def _check_edit(loaded: LoadedModel, edit: Edit) -> None:
-    check_site(loaded, edit.site, as_whole(edit.layer), as_tuple(edit.head))
+def _checked(loaded: LoadedModel, edit: Edit) -> Edit:
+    """The edit with plain numbers, and its value as a tensor."""
+    if not isinstance(edit, Edit):
+        raise InputError(f"{edit!r} is no Edit: legal are hooks.Edit(site, layer, …), one after the other")
+    several = is_row(as_list(edit.head))
+    heads = () if edit.head is None else as_wholes(edit.head)
+    check_site(loaded, edit.site, edit.layer, heads)
     if edit.how not in HOW:
         raise InputError(f"unknown edit {edit.how!r}: legal are {', '.join(HOW)}")
-    if not isinstance(edit.position, torch.Tensor):
-        for position in as_tuple(edit.position):
-            as_whole(position)
+    if len(set(heads)) < len(heads) or (several and not heads):
+        raise InputError(f"heads {list(heads)} of '{edit}': legal are different ones, at least one")
+    try:
+        value = torch.as_tensor(edit.value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"the value {str(edit.value)[:40]!r} of '{edit}': legal are numbers") from None
+    if value.is_complex() or value.dtype == torch.bool:
+        raise InputError(f"the value of '{edit}' holds {value.dtype}: legal are real numbers")
+    position = edit.position
+    if position is not None:
+        position = as_wholes(position) if is_row(as_list(position)) else as_whole(position)
+    head = edit.head if edit.head is None else heads if several else as_whole(edit.head)
+    return replace(edit, layer=as_whole(edit.layer), value=value, head=head, position=position)

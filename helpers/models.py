@@ -112,14 +112,7 @@ def load(
     dtype = dtype or card.dtype
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: legal are {', '.join(DTYPES)}")
-    try:
-        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
-            raise RuntimeError("legal are cpu, cuda, cuda:1 and so on, mps")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device {device!r} can't be used here ({get_first_line(error)}); 'cpu' always works"
-        ) from None
+    check_device(device)
     folder = fetch(name)
     if card.hub_id and not card.embedded:
         card = replace(card, revision=folder.name)  # the commit, also where none was pinned
@@ -144,6 +137,20 @@ def load(
         device=device,
         dtype=dtype,
     )
+
+
+def check_device(device: str) -> None:
+    """Refuse, in one sentence, a device that is none or that can't be used here."""
+    import torch
+
+    try:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(device)):
+            raise RuntimeError("legal are cpu, cuda, cuda:1 and so on, mps")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device {device!r} can't be used here ({get_first_line(error)}); 'cpu' always works"
+        ) from None
 
 
 def randomise(loaded: LoadedModel, *, seed: int) -> LoadedModel:

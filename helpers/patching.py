@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,8 +27,9 @@ from torch import Tensor
 from helpers import InputError, hooks
 from helpers.engine import backends
 from helpers.engine.architectures import Layer, find_family, list_layers
+from helpers.engine.inputs import as_list, as_names, as_whole, is_row, make_generator
 from helpers.engine.propagation import Change, Kept, Key, Part, Patch, cut, get_step_size, propagate, run_senders
-from helpers.engine.sites import Prompts, check_site, count_heads, locate_positions, tokenize
+from helpers.engine.sites import Positions, Prompts, check_site, count_heads, locate_positions, tokenize
 from helpers.hooks import SiteName
 from helpers.models import LoadedModel
 
@@ -91,7 +91,7 @@ def patch_positions(
     site: SiteName = "resid_pre",
     answers: Answers | None = None,
     metric: Metric | None = None,
-    positions: Mapping[str, int | Sequence[int]] | None = None,
+    positions: Positions | None = None,
 ) -> Effects:
     """Patch a site of every layer at every position, or at named ones; axes `layer position example`.
 
@@ -102,13 +102,13 @@ def patch_positions(
         site: of the residual stream, `attn_out` or `mlp_out`; or a site of heads, all of them together.
         answers: the metric is the logit of the first less that of the second.
         metric: or any function of the last position's logits.
-        positions: name → number, or a number for each prompt; by default all, counted from the first token.
+        positions: as for `hooks.capture`; by default all, counted from the first token.
 
     Raises:
         InputError: prompts of unequal token lengths, an answer that is not one token, NaN in an activation.
     """
     sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
-    names, columns = locate_positions("all" if positions is None else positions, sweep.lengths)
+    names, columns = _locate("all" if positions is None else positions, sweep.lengths)
     nodes = [[Node(site, layer)] for layer in range(loaded.n_layers) for _ in names]
     at = columns.T.expand(loaded.n_layers, -1, -1).flatten(0, 1)
     values = sweep.run(nodes, at).view(loaded.n_layers, len(names), -1)
@@ -124,7 +124,7 @@ def patch_heads(
     site: SiteName = "head_z",
     answers: Answers | None = None,
     metric: Metric | None = None,
-    positions: Mapping[str, int | Sequence[int]] | None = None,
+    positions: Positions | None = None,
 ) -> Effects:
     """Patch every head of every layer; axes `layer head example`, with positions `layer head position example`.
 
@@ -144,7 +144,7 @@ def patch_heads(
     if positions is None:
         values = sweep.run([[Node(site, *head)] for head in heads]).view(*shape, -1)
         return Effects(values, ("layer", "head", "example"), sweep.base, sweep.source)
-    names, columns = locate_positions(positions, sweep.lengths)
+    names, columns = _locate(positions, sweep.lengths)
     at = columns.T.expand(len(heads), -1, -1).flatten(0, 1)
     values = sweep.run([[Node(site, *head)] for head in heads for _ in names], at).view(*shape, len(names), -1)
     values = torch.where((columns >= 0).T, values, torch.nan)
@@ -213,6 +213,9 @@ def ablate(
     if sets is None:
         sets = [[Node("head_z", layer, head)] for layer in range(loaded.n_layers) for head in range(loaded.n_heads)]
     reference = prompts if reference is None else reference
+    groups, reference_groups = (
+        None if names is None else as_names(names, "groups") for names in (groups, reference_groups)
+    )
     if groups is not None and how != "mean":
         raise InputError(f"groups are given for {how} ablation: legal is mean")
     if how == "resample":
@@ -258,26 +261,31 @@ def encode_answers(loaded: LoadedModel, answers: Answers) -> Int[Tensor, "exampl
     """Token ids of (right, wrong) answers.
 
     Raises:
-        InputError: an answer that is not a single token of this model, or that it does not have.
+        InputError: an answer that is not a single token of this model, or that it does not have; two that are one.
     """
 
     def token(answer: str | int) -> int:
         if isinstance(answer, str):
             if loaded.tokenizer is None:
                 raise InputError(f"answer {answer!r} can't be read without a tokenizer: legal are token ids")
-            ids = loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            ids = loaded.encode_after(answer)
             if len(ids) != 1:
                 raise InputError(f"answer {answer!r} is {len(ids)} tokens here: legal is a text of one token")
             return ids[0]
-        if not 0 <= int(answer) < loaded.config.vocab_size:
+        number = as_whole(answer)
+        if not 0 <= number < loaded.config.vocab_size:
             raise InputError(f"answer {answer} is no token: legal are 0 to {loaded.config.vocab_size - 1}")
-        return int(answer)
+        return number
 
-    pairs = [tuple(pair) for pair in answers]
-    for pair in pairs:
-        if len(pair) != 2:
+    answers = as_list(answers)
+    encoded = []
+    for pair in map(as_list, answers if is_row(answers) else [answers]):
+        if not is_row(pair) or len(pair) != 2:
             raise InputError(f"answers {pair!r}: legal is a right and a wrong one for each prompt")
-    return torch.tensor([[token(answer) for answer in pair] for pair in pairs])
+        encoded.append([token(answer) for answer in pair])
+        if encoded[-1][0] == encoded[-1][1]:
+            raise InputError(f"answers {pair!r} are one token: legal are two")
+    return torch.tensor(encoded)
 
 
 # How it is done
@@ -318,7 +326,7 @@ class _Sweep:
 
     def run(self, sets: Sequence[Sequence[Node]], at: Int[Tensor, "patch example"] | None = None) -> Tensor:
         """The metric of each patch, `patch example`; `at` gives all nodes of a patch a position in each example."""
-        _check_nodes(self.loaded, sets, int(self.lengths.min()))
+        sets = _check_nodes(self.loaded, sets, int(self.lengths.min()))
         sets = [[_as_resid_pre(node) for node in nodes] for nodes in sets]
         keys: set[Key] = {(node.site, node.layer) for nodes in sets for node in nodes}
         starts = {node.layer for nodes in sets for node in nodes}
@@ -357,7 +365,7 @@ class _Sweep:
             logits = backends.cap_logits(model, logits).float().cpu()
             return logits[..., 0] - logits[..., 1]
         assert callable(self.metric)
-        found = [self.metric(backends.unembed(model, one).float(), part.examples) for one in normed]
+        found = [torch.as_tensor(self.metric(backends.unembed(model, one).float(), part.examples)) for one in normed]
         for values in found:
             if values.shape != part.examples.shape:
                 raise InputError(f"the metric gave shape {list(values.shape)}: legal is {list(part.examples.shape)}")
@@ -515,6 +523,12 @@ def _through_receivers(found: Sequence[Layer], part: Part, receivers: Sequence[N
 # Small things
 
 
+def _locate(positions: Positions, lengths: Int[Tensor, " example"]) -> tuple[tuple[str, ...], Int[Tensor, "example p"]]:
+    if isinstance(positions, str) and positions == "mean":
+        raise InputError("positions 'mean' can't be patched: legal are all, last, numbers, or several by name")
+    return locate_positions(positions, lengths)
+
+
 def _as_resid_pre(node: Node) -> Node:
     """The end of one layer is the beginning of the next; that of the last counts as one layer more."""
     return replace(node, site="resid_pre", layer=node.layer + 1) if node.site == "resid_post" else node
@@ -540,28 +554,38 @@ def _check_pairs(base: Sequence[Sequence[int]], source: Sequence[Sequence[int]])
             )
 
 
-def _check_nodes(loaded: LoadedModel, sets: Sequence[Sequence[Node]], shortest: int) -> None:
-    for node in (node for nodes in sets for node in nodes):
-        check_site(loaded, node.site, node.layer, () if node.head is None else (node.head,))
-        if node.position is not None and not -shortest <= node.position < shortest:
-            raise InputError(f"position {node.position} is out of range: legal are {-shortest} to {shortest - 1}")
+def _check_nodes(loaded: LoadedModel, sets: Sequence[Sequence[Node]], shortest: int) -> list[list[Node]]:
+    """The sets, with plain numbers."""
+    if not is_row(sets) or not all(map(is_row, sets)):
+        raise InputError(f"sets {str(sets)[:80]}: legal are lists of nodes, one list for each set")
+    return [[_check_node(loaded, node, shortest) for node in nodes] for nodes in sets]
+
+
+def _check_node(loaded: LoadedModel, node: Node, shortest: int) -> Node:
+    if not isinstance(node, Node):
+        raise InputError(f"{node!r} is no node: legal are patching.Node(site, layer, …)")
+    head, position = (None if number is None else as_whole(number) for number in (node.head, node.position))
+    check_site(loaded, node.site, node.layer, () if head is None else (head,))
+    if position is not None and not -shortest <= position < shortest:
+        raise InputError(f"position {position} is out of range: legal are {-shortest} to {shortest - 1}")
+    return Node(node.site, as_whole(node.layer), head, position)
 
 
 def _check_receivers(loaded: LoadedModel, receivers: Sequence[Node] | Literal["logits"], shortest: int) -> list[Node]:
     if receivers == "logits":
         return []
-    if isinstance(receivers, str) or not receivers:
+    if not is_row(receivers) or not receivers:
         raise InputError(f"receivers {receivers!r} are none: legal are 'logits' or nodes at the sites q, k, v")
-    for node in receivers:
+    (nodes,) = _check_nodes(loaded, [receivers], shortest)
+    for node in nodes:
         if node.site not in ("q", "k", "v"):
             raise InputError(f"receiver at {node.site!r}: legal are the sites q, k, v")
-    _check_nodes(loaded, [receivers], shortest)
-    return list(receivers)
+    return nodes
 
 
 def _others(rows: Sequence[Sequence[int]], reference: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
     """For each prompt a random other one of its token length."""
-    generator = np.random.default_rng(seed)
+    generator = make_generator(seed)
     chosen = []
     for i, row in enumerate(rows):
         others = [other for other in reference if len(other) == len(row) and list(other) != list(row)]

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from helpers import InputError
 from helpers.claims import Estimate
-from helpers.engine.solvers import Method, fit, standardise
+from helpers.engine.inputs import as_count, as_mask, as_names, as_wholes, check_seed, make_generator
+from helpers.engine.solvers import Method, check_penalties, fit, standardise
 from helpers.folds import (
     Folds,
     Groups,
@@ -36,6 +37,7 @@ from helpers.folds import (
     resolve_folds,
 )
 from helpers.hooks import Captured, SiteName
+from helpers.models import check_device
 from helpers.scores import (
     as_columns,
     bootstrap_intervals,
@@ -237,12 +239,17 @@ def sweep(
     Raises:
         InputError: shapes that don't match, one class only, fewer groups than folds, NaN at a site.
     """
+    check_seed(seed)
+    check_device(device)
+    if not isinstance(activations, Captured):
+        raise InputError(f"activations {str(activations)[:40]}: legal is what hooks.capture returns")
     labels, _ = check_labels(labels, groups)
     folds = resolve_folds(labels, groups, folds, seed)
     real = torch.from_numpy(labels)[:, None]
     null = permute_labels(labels, groups, n_permutations=n_permutations, seed=seed)
     tasks = [(torch.cat([real, null], dim=1), folds)]
-    if types is not None and n_control:
+    if types is not None and as_count(n_control, "n_control", 0):
+        types = as_names(types, "types")
         if len(types) != len(labels):
             raise InputError(f"{len(types)} types for {len(labels)} labels: legal is one for each")
         control = draw_control_labels(types, n_draws=n_control, seed=seed)
@@ -250,7 +257,7 @@ def sweep(
         tasks.append((torch.cat([real, control], dim=1), shared))
     all_sites = list_sites(activations)
     chosen = [all_sites[number] for number in _numbers(all_sites, sites)]
-    penalties = PENALTIES.get(method, (1.0,)) if penalties is None else tuple(penalties)
+    penalties = check_penalties(method, PENALTIES.get(method, (1.0,)) if penalties is None else penalties)
 
     def validated(block: Sequence[Site]) -> tuple[_Validated, ...]:
         z = _standardised(activations, block, len(labels)).to(device)
@@ -427,14 +434,12 @@ def cross_train(
     checked, _ = check_labels(labels, groups)
     folds = resolve_folds(checked, groups, folds, seed)
     z = standardise_site(activations, len(checked))
-    penalties = PENALTIES.get(method, (1.0,)) if penalties is None else penalties
+    penalties = check_penalties(method, PENALTIES.get(method, (1.0,)) if penalties is None else penalties)
+    if not isinstance(training, Mapping):
+        raise InputError(f"training {str(training)[:60]}: legal are sets of rows by name")
     found = {}
     for name, chosen in training.items():
-        rows = np.asarray(chosen, dtype=bool)
-        if rows.shape != checked.shape:
-            raise InputError(
-                f"training set {name!r} for {rows.size} rows of {len(checked)}: legal is one value for each"
-            )
+        rows = as_mask(chosen, len(checked), f"training set {name!r}")
         for fold in range(int(folds.max()) + 1):
             if len(set(checked[rows & (folds.numpy() == fold)])) < 2:
                 raise InputError(f"fold {fold} of {name!r} has no row of one class: legal are fewer folds")
@@ -470,6 +475,7 @@ def transfer(
         InputError: as `cross_train`.
     """
     checked, _ = check_labels(labels, groups)
+    domains, groups = as_names(domains, "domains"), as_names(groups, "groups")
     if len(domains) != len(checked):
         raise InputError(f"{len(domains)} domains for {len(checked)} labels: legal is one for each")
     folds = resolve_folds(checked, groups, folds, seed)
@@ -526,10 +532,10 @@ def trace_learning_curve(
     folds = resolve_folds(checked, groups, folds, seed)
     z = standardise_site(activations, len(checked))
     tasks = torch.from_numpy(checked)[:, None]
-    generator = np.random.default_rng(seed)
+    generator, n_draws = make_generator(seed), as_count(n_draws, "n_draws")
     n_folds = int(folds.max()) + 1
     found = []
-    for size in sizes:
+    for size in as_wholes(sizes):
         training = np.zeros((len(checked), n_draws), dtype=bool)
         for draw in range(n_draws):
             for label in (False, True):
@@ -575,6 +581,7 @@ def _numbers(all_sites: Sequence[Site], sites: Sequence[Site] | None) -> list[in
 
 
 def standardise_site(activations: Float[Tensor, "row feature"], n_rows: int) -> Float[Tensor, "1 row feature"]:
+    activations = torch.as_tensor([] if activations is None else activations)
     if activations.ndim != 2 or len(activations) != n_rows:
         raise InputError(f"activations of shape {list(activations.shape)} for {n_rows} labels: legal is row feature")
     if not activations.isfinite().all():

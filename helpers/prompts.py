@@ -10,8 +10,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from helpers import InputError
+from helpers.engine.inputs import as_count, as_whole, check_seed, is_row, make_generator
 from helpers.models import LoadedModel
 
+__all__ = [
+    "NAMES",
+    "as_count",
+    "draw_segments",
+    "encode_word",
+    "is_row",
+    "keep_single_tokens",
+    "make_generator",
+    "prepend_start_token",
+    "read_passages",
+]
 PASSAGES = Path(__file__).parent / "data" / "moby_dick.txt"
 
 
@@ -33,6 +45,14 @@ def draw_segments(
     Raises:
         InputError: the vocabulary holds fewer tokens than a sequence needs.
     """
+    n_sequences, segment_length, n_segments = (
+        as_count(number, what)
+        for number, what in (
+            (n_sequences, "n_sequences"),
+            (segment_length, "segment_length"),
+            (n_segments, "n_segments"),
+        )
+    )
     special = set(loaded.tokenizer.all_special_ids) if loaded.tokenizer else set()
     vocabulary_size = loaded.config.vocab_size if loaded.tokenizer is None else len(loaded.tokenizer)
     vocabulary_size = min(vocabulary_size, loaded.config.vocab_size)  # some embeddings are padded, some cut
@@ -42,7 +62,7 @@ def draw_segments(
         raise InputError(
             f"{needed} different tokens a sequence are asked for, but {loaded.card.name!r} has only {len(ordinary)}"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     picks = [torch.randperm(len(ordinary), generator=generator)[:needed] for _ in range(n_sequences)]
     return ordinary[torch.stack(picks)].reshape(n_sequences, n_segments, segment_length)
 
@@ -55,6 +75,9 @@ def prepend_start_token(
     Raises:
         InputError: the sequences are then longer than the model's context.
     """
+    token_ids = torch.as_tensor(token_ids)
+    if token_ids.ndim != 2:
+        raise InputError(f"token ids of shape {list(token_ids.shape)}: legal is sequence position")
     if loaded.start_token_id is not None:
         start = torch.full((token_ids.shape[0], 1), loaded.start_token_id)
         token_ids = torch.cat([start, token_ids], dim=1)
@@ -80,9 +103,9 @@ def read_passages(loaded: LoadedModel, *, n_passages: int, n_tokens: int) -> Int
         InputError: more or longer passages than there are, or longer ones than the model takes.
     """
     texts = PASSAGES.read_text(encoding="utf-8").splitlines()
-    if not 1 <= n_passages <= len(texts):
+    if not 1 <= as_whole(n_passages) <= len(texts):
         raise InputError(f"{n_passages} passages are asked for: legal are 1 to {len(texts)}")
-    rows = [loaded.encode(text)[:n_tokens] for text in texts[:n_passages]]
+    rows = [loaded.encode(text)[: as_count(n_tokens, "n_tokens")] for text in texts[:n_passages]]
     longest = min(min(map(len, rows)), loaded.context_length or n_tokens)
     if not 1 <= n_tokens <= longest:
         raise InputError(f"passages of {n_tokens} tokens are asked for: legal are 1 to {longest} with this model")
@@ -103,9 +126,13 @@ def keep_single_tokens(loaded: LoadedModel, words: Sequence[str]) -> list[str]:
     """The words that are one token with a space before them."""
     if loaded.tokenizer is None:
         raise InputError(f"model {loaded.card.name!r} has no tokenizer, so no words can be chosen for it")
-    return [word for word in words if len(loaded.encode(f" {word}", start=False)) == 1]
+    if not is_row(words) or not all(isinstance(word, str) and word.strip() for word in words):
+        raise InputError(f"words {str(words)[:60]}: legal are words, at least a letter each")
+    return [word for word in words if len(loaded.encode_after(f" {word}")) == 1]
 
 
 def encode_word(loaded: LoadedModel, word: str) -> int:
     """The first token of a word with a space before it."""
-    return loaded.encode(f" {word}", start=False)[0]
+    if not isinstance(word, str) or not word.strip():
+        raise InputError(f"word {word!r}: legal is a text of at least a letter")
+    return loaded.encode_after(f" {word}")[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from helpers import InputError
 from helpers.claims import Estimate
+from helpers.engine.inputs import as_mask, as_whole, as_wholes, make_generator
 from helpers.folds import Folds, Groups, Labels, check_folds, check_labels, number_groups
 
 N_RESAMPLES = 1000
@@ -26,6 +28,7 @@ FEWEST_NEGATIVES = 300
 
 def compute_auroc(scores: Float[Tensor, "*any row"], labels: Bool[Tensor, "*#any row"]) -> Float[Tensor, "*any"]:
     """The AUROC of each row of scores, ties counting one half; NaN where a class is missing."""
+    scores, labels = torch.as_tensor(scores), torch.as_tensor(labels).bool()
     ordered, order = scores.sort(-1)
     labels = labels.expand_as(scores).gather(-1, order)
     new = torch.nn.functional.pad(ordered.diff() > 0, (1, 1), value=True)  # where another value begins
@@ -55,7 +58,7 @@ def evaluate(
     Raises:
         InputError: shapes that don't match, NaN, one class only, a group in two folds.
     """
-    scores = torch.as_tensor(scores, dtype=torch.float32)
+    scores = _as_scores(scores).float()
     labels, folds = _checked_scores(scores, labels, groups, folds)
     return estimate_scores(scores, labels, groups, folds, seed) | {"recall": _recall(scores, labels, groups, seed)}
 
@@ -110,7 +113,7 @@ def combine(
         raise InputError("no AUROC to combine: legal is at least one")
     parts, codes = [], torch.from_numpy(number_groups(groups))
     for weight, scores, chosen in terms:
-        scores, rows = torch.as_tensor(scores).double(), torch.as_tensor(chosen, dtype=torch.bool)
+        scores, rows = _as_scores(scores).double(), torch.from_numpy(as_mask(chosen, len(labels), "rows of a term"))
         if scores.shape == rows.shape:  # else refused in the next line
             scores = scores.where(rows, 0.0)
         truth, numbers = _checked_scores(scores, labels, groups, folds)
@@ -143,8 +146,12 @@ def measure_calibration_error(
         seed: of the bootstrap.
     """
     checked, _ = check_labels(labels, groups)
-    miss = torch.sigmoid(torch.as_tensor(logits)).double() - torch.from_numpy(checked).double()
-    bins = torch.as_tensor(logits).argsort().tensor_split(n_bins)
+    logits = _as_scores(logits)
+    truth, _ = _checked_scores(logits, checked, groups, None)
+    if not 1 <= as_whole(n_bins) <= len(truth):
+        raise InputError(f"{n_bins} bins: legal are 1 to {len(truth)}, the number of rows")
+    miss = torch.sigmoid(logits).double() - truth.double()
+    bins = logits.argsort().tensor_split(n_bins)
 
     def error(weights: Float[Tensor, "resample row"]) -> Float[Tensor, " resample"]:
         return sum((weights[:, rows] @ miss[rows]).abs() for rows in bins) / weights.sum(1)
@@ -175,6 +182,16 @@ def tabulate(
     )
 
 
+def _as_scores(scores: Any) -> Float[Tensor, " row"]:
+    try:
+        given = torch.as_tensor(scores)
+        if given.is_complex():
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"scores {str(scores)[:60]}: legal are finite numbers, one for each row") from None
+    return given
+
+
 def _checked_scores(
     scores: Float[Tensor, " row"], labels: Labels, groups: Groups, folds: Folds | None
 ) -> tuple[Bool[Tensor, " row"], Int[Tensor, " row"]]:
@@ -182,7 +199,7 @@ def _checked_scores(
     checked, codes = check_labels(labels, groups)
     if scores.shape != (len(checked),) or not scores.isfinite().all():
         raise InputError(f"scores of shape {list(scores.shape)}: legal are {len(checked)} finite numbers")
-    folds = torch.zeros(len(checked), dtype=torch.long) if folds is None else torch.as_tensor(folds)
+    folds = torch.zeros(len(checked), dtype=torch.long) if folds is None else torch.tensor(as_wholes(folds))
     check_folds(checked, codes, folds)
     return torch.from_numpy(checked), folds
 
@@ -201,7 +218,7 @@ def _weights(groups: Groups, n_rows: int, seed: int) -> Float[Tensor, "resample 
     """How often each row is in each bootstrap sample of the groups; the first row of weights is the data itself."""
     codes = number_groups(groups)
     n_groups = codes.max() + 1
-    counts = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=N_RESAMPLES)
+    counts = make_generator(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=N_RESAMPLES)
     return torch.from_numpy(np.concatenate([np.ones((1, n_rows)), counts[:, codes]])).float()
 
 

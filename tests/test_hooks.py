@@ -115,7 +115,7 @@ def test_positions_select_from_what_all_gives(llama):
     named = at({"first": 0, "each": each, "same as a list": each.tolist()})
     assert named.positions == ("first", "each", "same as a list")
     assert at(-1).positions == ("-1",)
-    assert at([0, -1]).positions == ("0", "-1")
+    assert at(each).positions == at(each.tolist()).positions == at(each.numpy()).positions == ("each",)
     for site in sites:
         axis = everything.axes[site].index("query" if site == "pattern" else "position") - 1
 
@@ -125,7 +125,7 @@ def test_positions_select_from_what_all_gives(llama):
         for i, n in enumerate(LENGTHS):
             rows = everything[site][i].split(1, dim=axis)
             assert_close(of(at("last"), 0)[i].nan_to_num(), rows[n - 1].squeeze(axis).nan_to_num())
-            assert_close(of(at([0, -1]), 1)[i].nan_to_num(), rows[n - 1].squeeze(axis).nan_to_num())
+            assert_close(of(at(each), 0)[i].nan_to_num(), rows[each[i]].squeeze(axis).nan_to_num())
             assert_close(of(named, 0)[i].nan_to_num(), rows[0].squeeze(axis).nan_to_num())
             wanted = rows[int(each[i]) % n].squeeze(axis).nan_to_num()
             assert_close(of(named, 1)[i].nan_to_num(), wanted)
@@ -366,9 +366,10 @@ CAPTURES = [
     ({"layers": [-1]}, "layer -1", "0 to 1"),
     ({"positions": "first"}, "'first'", "all, mean, last, second_to_last"),
     ({"positions": 5}, "position 5 of prompt 0", "-5 to 4"),
-    ({"positions": [0, -2]}, "position -2 of prompt 2", "-1 to 0"),
+    ({"positions": {"a": 0, "b": -2}}, "position -2 of prompt 2", "-1 to 0"),
     ({"positions": "second_to_last"}, "position -2 of prompt 2"),
-    ({"positions": []}, "no positions"),
+    ({"positions": {}}, "no positions"),
+    ({"positions": []}, "0 prompts", "5"),
     ({"positions": {"here": [0, 0]}}, "'here'", "2", "5"),
     ({"positions": {"here": [0, 0, 0, 9, 0]}}, "position 9 of prompt 3", "-9 to 8"),
     ({"prompts": []}, "at least one"),
@@ -479,7 +480,7 @@ def test_the_backends_agree_on_the_real_model_when_it_is_changed(site, embedded_
     head = None if hooks.SITES[site][-1] == "d_model" else 1
     found = []
     for loaded in embedded_on.values():
-        with hooks.intervene(loaded, Edit(site, 17, 0.3, "scale", head, position=(0, 2, -1))):
+        with hooks.intervene(loaded, *(Edit(site, 17, 0.3, "scale", head, position) for position in (0, 2, -1))):
             found.append(hooks.capture(loaded, prompts, "logits")["logits"])
     plain = hooks.capture(loaded, prompts, "logits")["logits"]
     assert (found[0] - plain).abs().max() > 1e-3

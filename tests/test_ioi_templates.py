@@ -113,7 +113,7 @@ def test_the_real_model_names_the_indirect_object(embedded):
 
 
 def test_bad_ioi_input_is_refused(embedded, load_tiny, without_tokenizer, refused):
-    with refused("0 prompts", "at least 1"):
+    with refused("n_prompts = 0", "at least 1"):
         templates.draw_ioi(embedded, n_prompts=0, seed=0)
     with refused("names", "single tokens", "at least 5"):
         templates.draw_ioi(load_tiny("llama"), n_prompts=1, seed=0)

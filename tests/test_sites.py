@@ -75,7 +75,8 @@ def test_a_number_is_the_token_that_python_counts_or_is_refused(lengths, number)
         return
     expected = [[range(length)[number]] for length in lengths]
     each = {"here": [number] * len(lengths)}
-    for positions, name in ((number, str(number)), ([number], str(number)), (each, "here"), ({"here": number}, "here")):
+    here = [number] * len(lengths)
+    for positions, name in ((number, str(number)), (here, "each"), (each, "here"), ({"here": number}, "here")):
         names, columns = sites.locate_positions(positions, torch.tensor(lengths))
         assert names == (name,) and columns.tolist() == expected
 

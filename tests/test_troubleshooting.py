@@ -435,7 +435,7 @@ def test_a_word_that_gives_the_label_away(entry, load_tiny):
     labels = [number % 2 for number in range(40)]
     texts = [f"the cat on mat {number // 2} said {'yes' if label else 'no'}" for number, label in enumerate(labels)]
     groups, options = range(40), {"types": None, "n_permutations": 0, "seed": 0}
-    places = hooks.capture(load_tiny("llama"), texts, "resid_pre", layers=[0], positions=[0, -1])
+    places = hooks.capture(load_tiny("llama"), texts, "resid_pre", layers=[0], positions={"first": 0, "last": -1})
     before, after = probes.sweep(places, labels, groups, **options).table()["auroc"]
     assert after == 1 and before == 0.5
     words = baselines.score_text(load_tiny("llama"), texts, labels, groups, seed=0)["word n-grams"]

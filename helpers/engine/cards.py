@@ -99,9 +99,22 @@ class LoadedModel:
         return self.tokenizer
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
-        """Token ids of a plain text, with this model's start token before it where it has one, or without."""
-        first = [self.start_token_id] if start and self.start_token_id is not None else []
-        return first + self.require_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        """Token ids of a text, with this model's start token before it where it has one, or without.
+
+        A text that begins with the start token already, as a chat template may render it, gets no second one.
+        """
+        tokens = self.require_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        if not start or self.start_token_id is None or tokens[:1] == [self.start_token_id]:
+            return tokens
+        return [self.start_token_id, *tokens]
+
+    def encode_after(self, text: str) -> list[int]:
+        """Token ids of a text that goes on after another, such as " Mary".
+
+        A vocabulary that puts a space of its own before each text gives other ids where the text stands alone.
+        """
+        before, whole = self.encode("a", start=False), self.encode("a" + text, start=False)
+        return whole[len(before) :] if whole[: len(before)] == before else self.encode(text, start=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens."""

@@ -31,6 +31,7 @@ from helpers.engine import backends
 from helpers.engine.architectures import FAMILIES, AnyModule
 from helpers.engine.backends import Batch, SiteName
 from helpers.engine.cards import LoadedModel
+from helpers.engine.inputs import as_list, as_wholes, is_row
 from helpers.engine.sites import Captured, Prompt, Readable, check_site, get_axes, tokenize
 
 BATCH_SIZE = 64
@@ -117,8 +118,7 @@ def score_next_tokens(
     """
     rows = tokenize(loaded, prompts)
     _check(loaded, rows)
-    if tokens.ndim != 2 or len(tokens) != len(rows):
-        raise InputError(f"tokens of shape {list(tokens.shape)} for {len(rows)} prompts: legal is a row for each")
+    tokens = _choices(loaded, tokens, len(rows))
     logits = torch.empty(tokens.shape)
     for tree in _trees(rows):
         asked = list(tree.leaves)
@@ -165,6 +165,19 @@ def capture_trees(
     return Captured(values, {site: get_axes(site) for site in shared}, chosen, names, lengths)
 
 
+def _choices(loaded: LoadedModel, tokens: Any, n_prompts: int) -> Int[Tensor, "prompt choice"]:
+    """Token ids to choose from, a row for each prompt."""
+    rows = as_list(tokens)
+    if not is_row(rows) or len(rows) != n_prompts or not all(is_row(as_list(row)) for row in rows):
+        raise InputError(f"tokens {str(rows)[:80]} for {n_prompts} prompts: legal is a row for each")
+    choices = [as_wholes(row) for row in rows]
+    if len(set(map(len, choices))) > 1:
+        raise InputError("rows of tokens of different lengths: legal is one length")
+    if bad := [token for row in choices for token in row if not 0 <= token < loaded.config.vocab_size]:
+        raise InputError(f"token {bad[0]}: legal are 0 to {loaded.config.vocab_size - 1}")
+    return torch.tensor(choices)
+
+
 class Nudged(NamedTuple):
     """What a model would say next after each vector."""
 
@@ -200,10 +213,9 @@ def nudge(
     check_site(loaded, "resid_post", layer)
     if min(map(len, rows)) < 2:
         raise InputError("a prompt of one token: legal are at least two")
-    if tokens.ndim != 2 or vectors.ndim != 3 or not len(rows) == len(tokens) == vectors.shape[1]:
-        raise InputError(
-            f"{list(tokens.shape)} tokens, {list(vectors.shape)} vectors, {len(rows)} prompts: legal is one each"
-        )
+    tokens, vectors = _choices(loaded, tokens, len(rows)), torch.as_tensor(vectors)
+    if vectors.ndim != 3 or vectors.shape[1] != len(rows):
+        raise InputError(f"{list(vectors.shape)} vectors, {len(rows)} prompts: legal is one each")
     logits = torch.empty(len(vectors), *tokens.shape)
     divergence = torch.empty(vectors.shape[:2])
     for number, row in enumerate(rows):

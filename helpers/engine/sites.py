@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -16,14 +14,16 @@ from helpers import InputError
 from helpers.engine import backends
 from helpers.engine.backends import SiteName
 from helpers.engine.cards import LoadedModel
+from helpers.engine.inputs import as_list, as_whole, as_wholes, is_row
 
 Prompt = str | Sequence[int]
 """A text, or its token ids."""
 Prompts = Sequence[Prompt] | Int[Tensor, "example position"]
 Readable = SiteName | Literal["logits"]
-Numbers = int | Sequence[int]
-Positions = Literal["all", "mean", "last", "second_to_last"] | Numbers | Mapping[str, Numbers]
-"""Of tokens in their prompts; by name with one number, or with one for each prompt."""
+Position = int | Sequence[int] | Int[Tensor, " example"]
+"""A token's number in its prompt: the same in all prompts, or one for each. Negative numbers count from the end."""
+Positions = Literal["all", "mean", "last", "second_to_last"] | Position | Mapping[str, Position]
+"""One position, or several by name."""
 
 # A new site needs besides: its name and place in the pass in `backends.SiteName`, where each backend finds it in
 # `backends._point`, `_bridge_hooks` and `_edit_nnsight`, and a line in `tests/shared/by_hand.py`.
@@ -68,12 +68,16 @@ class Captured:
 def tokenize(loaded: LoadedModel, prompts: Prompts) -> list[list[int]]:
     """The token ids of each prompt, texts with the model's start token before them.
 
+    What a tokenizer or a chat template returns is read as well, without the tokens that its mask leaves out.
+
     Raises:
         InputError: no prompt, an empty one, or a token id that the model does not have.
     """
-    given: list[Any] = list(prompts)
-    rows = [row.tolist() if hasattr(row, "tolist") else row for row in given]
-    if isinstance(prompts, str) or not rows or not all(isinstance(row, Sequence) for row in rows):
+    given = _unpacked(prompts)
+    if not is_row(given) or not given:
+        raise InputError(f"prompts {str(prompts)[:80]!r}: legal are texts or lists of token ids, at least one")
+    rows = [row for one in given for row in (_unpacked(one) if isinstance(one, Mapping) else [as_list(one)])]
+    if not all(isinstance(row, str) or is_row(row) for row in rows):
         raise InputError(f"prompts {str(prompts)[:80]!r}: legal are texts or lists of token ids, at least one")
     rows = [loaded.encode(row) if isinstance(row, str) else list(map(as_whole, row)) for row in rows]
     vocabulary, longest = loaded.config.vocab_size, loaded.context_length
@@ -87,45 +91,42 @@ def tokenize(loaded: LoadedModel, prompts: Prompts) -> list[list[int]]:
     return rows
 
 
-def as_tuple(numbers: Any) -> tuple[Any, ...]:
-    if numbers is None:
-        return ()
-    return tuple(numbers) if isinstance(numbers, Sequence) and not isinstance(numbers, str) else (numbers,)
-
-
-def as_whole(number: Any) -> int:
-    """Also numpy's and torch's whole numbers; a sentence for anything else."""
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise InputError(f"{number!r} is no whole number") from None
+def _unpacked(prompts: Any) -> Any:
+    """The rows in what a tokenizer returns, without padding; all else as a list, or as it is."""
+    if not isinstance(prompts, Mapping):
+        return list(prompts) if isinstance(prompts, Iterator) else as_list(prompts)
+    if "input_ids" not in prompts:
+        names = ", ".join(map(repr, list(prompts)[:3]))
+        raise InputError(f"prompts in a mapping of {names}: legal are texts, token ids, or what a tokenizer returns")
+    rows, masks = (as_list(prompts.get(name)) for name in ("input_ids", "attention_mask"))
+    if rows and not is_row(as_list(rows[0])):
+        rows, masks = [rows], masks and [masks]
+    if not masks:
+        return rows
+    pairs = zip(map(as_list, rows), map(as_list, masks), strict=True)
+    return [[token for token, seen in zip(row, mask, strict=True) if seen] for row, mask in pairs]
 
 
 def locate_positions(
     positions: Any, lengths: Int[Tensor, " example"]
 ) -> tuple[tuple[str, ...], Int[Tensor, "example p"]]:
     """Names of the positions asked for, and each one's number in each prompt; -1 where there is none."""
-    if positions in ("all", "mean"):
+    if isinstance(positions, str) and positions in ("all", "mean"):
         numbers = torch.arange(int(lengths.max())).expand(len(lengths), -1)
         numbers = torch.where(numbers < lengths[:, None], numbers, -1)
         return (("mean",) if positions == "mean" else tuple(map(str, range(numbers.shape[1])))), numbers
     if isinstance(positions, str):
         if positions not in ("last", "second_to_last"):
             raise InputError(
-                f"unknown positions {positions!r}: legal are all, mean, last, second_to_last, numbers, or names with "
-                "one number or one for each prompt"
+                f"unknown positions {positions!r}: legal are all, mean, last, second_to_last, one number, one for "
+                "each prompt, or several of these by name"
             )
         positions = {positions: -1 if positions == "last" else -2}
-    elif isinstance(positions, Integral):
-        positions = {str(positions): positions}
     elif not isinstance(positions, Mapping):
-        positions = {str(number): number for number in map(as_whole, positions)}
+        positions = {"each" if is_row(as_list(positions)) else str(positions): positions}
     columns = []
     for name, position in positions.items():
-        numbers = torch.as_tensor(position)
-        if numbers.ndim and len(numbers) != len(lengths):
-            raise InputError(f"position {name!r} is given for {len(numbers)} prompts: there are {len(lengths)}")
-        numbers = numbers.expand(len(lengths))
+        numbers = torch.tensor(locate_one(position, len(lengths), f"position {name!r}"))
         wrong = ((numbers >= lengths) | (numbers < -lengths)).nonzero()
         if len(wrong):
             i = int(wrong[0])
@@ -136,7 +137,17 @@ def locate_positions(
         columns.append(torch.where(numbers < 0, numbers + lengths, numbers))
     if not columns:
         raise InputError("no positions: legal is at least one")
-    return tuple(positions), torch.stack(columns, dim=1)
+    return tuple(map(str, positions)), torch.stack(columns, dim=1)
+
+
+def locate_one(position: Any, n_prompts: int, what: str) -> tuple[int, ...]:
+    """One number for all prompts, or one for each, as one for each."""
+    numbers = as_wholes(position)
+    if not is_row(as_list(position)):
+        return numbers * n_prompts
+    if len(numbers) != n_prompts:
+        raise InputError(f"{what} is given for {len(numbers)} prompts: there are {n_prompts}")
+    return numbers
 
 
 def split_batches(
@@ -168,13 +179,13 @@ def get_size(loaded: LoadedModel, site: Readable, n_layers: int, n_positions: in
 
 def check_site(loaded: LoadedModel, site: SiteName, layer: int, heads: Sequence[int] = ()) -> None:
     """Refuse, in one sentence, a site, layer or head that the model does not have."""
-    if site not in SITES:
+    if not isinstance(site, str) or site not in SITES:
         raise InputError(f"unknown site {site!r}: legal are {', '.join(SITES)}")
     if why := backends.explain_missing(loaded, site):
         raise InputError(why)
-    if not 0 <= layer < loaded.n_layers:
+    if not 0 <= as_whole(layer) < loaded.n_layers:
         raise InputError(f"no layer {layer}: legal are 0 to {loaded.n_layers - 1}")
-    for head in heads:
+    for head in map(as_whole, heads):
         if not 0 <= head < count_heads(loaded, site):
             kind = "key/value head" if "kv_head" in SITES[site] else "head"
             raise InputError(f"no {kind} {layer}.{head}: legal are {kind}s 0 to {count_heads(loaded, site) - 1}")

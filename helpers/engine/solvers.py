@@ -6,14 +6,16 @@ permutations of the labels cost little more than the labels themselves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from helpers import InputError
+from helpers.engine.inputs import as_list, is_row
 
 Method = Literal["ridge", "logistic", "mean_difference"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -72,10 +74,13 @@ def fit(
     Raises:
         InputError: unknown method, a penalty that is not above zero.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}: legal are {', '.join(METHODS)}")
-    if not penalties or min(penalties) <= 0:
-        raise InputError(f"penalties {list(penalties)}: legal are numbers above zero, at least one")
+    penalties = check_penalties(method, penalties)
+    z, labels = torch.as_tensor(z).float(), torch.as_tensor(labels)
+    if z.ndim != 3 or labels.ndim != 2 or len(labels) != z.shape[1] or not z.isfinite().all():
+        raise InputError(
+            f"z of shape {list(z.shape)} with labels of shape {list(labels.shape)}: legal are finite numbers by site, "
+            "row and feature, and labels by row and task"
+        )
     mean = z.mean(1, keepdim=True)
     inputs = z - mean
     others = inputs if like is None else like - like.mean(1, keepdim=True)
@@ -91,6 +96,17 @@ def fit(
         weights, intercepts = (part.expand(len(penalties), *part.shape) for part in _mean_difference(inputs, signs))
     weights = weights * inverse.mT
     return Fits(weights, intercepts - (mean @ weights)[..., 0, :])
+
+
+def check_penalties(method: str, penalties: Any) -> tuple[float, ...]:
+    """Penalties as numbers, or an `InputError`; one may stand alone."""
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}: legal are {', '.join(METHODS)}")
+    given = as_list(penalties)
+    given = given if is_row(given) else [given]
+    if not given or not all(isinstance(one, int | float) and one is not True and 0 < one < math.inf for one in given):
+        raise InputError(f"penalties {given}: legal are numbers above zero, at least one")
+    return tuple(map(float, given))
 
 
 def _inverse(

@@ -165,7 +165,7 @@ def _changes(
     def row(change: str, kept: int, told: str) -> dict[str, object]:
         return {**common, "change": change, "kept": kept, "reasoning": told}
 
-    n_tokens = len(loaded.encode(f" {reasoning}", start=False))
+    n_tokens = len(loaded.encode_after(f" {reasoning}"))
     rows = [row("full", len(parts), reasoning)]
     rows += [row("early", kept, " ".join(parts[:kept])) for kept in range(len(parts))]
     rows.append(row("filler", 0, " ".join(["..."] * n_tokens)))

@@ -444,7 +444,7 @@ def encode_candidates(loaded: LoadedModel, candidates: tuple[str, str]) -> tuple
     Raises:
         InputError: candidates that differ by more than one token.
     """
-    rows = [loaded.encode(f" {candidate}", start=False) for candidate in candidates]
+    rows = [loaded.encode_after(f" {candidate}") for candidate in candidates]
     if len(rows[0]) != len(rows[1]) or rows[0][:-1] != rows[1][:-1] or rows[0][-1] == rows[1][-1]:
         raise InputError(f"candidates {candidates}: legal are two that differ by one token in {loaded.card.name!r}")
     return rows[0][:-1], (rows[0][-1], rows[1][-1])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from string import Formatter
 from typing import Literal, get_args
 
-import numpy as np
 import pandas as pd
 
 from helpers import InputError
 from helpers.models import LoadedModel
-from helpers.prompts import NAMES, encode_word, keep_single_tokens
+from helpers.prompts import NAMES, as_count, encode_word, is_row, keep_single_tokens, make_generator
 
 # Indirect object identification
 
@@ -117,11 +118,20 @@ def draw_ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Seque
 
     Names, places and objects are those that are one token in the model at hand.
 
+    Args:
+        loaded: whose single tokens are chosen from.
+        n_prompts: to draw.
+        seed: of names, places and objects.
+        templates: texts with the slots {A} and {B} for the two people, then {S} for the one who is named again, and
+            {PLACE} and {OBJECT} at most once; whether a space stands before a slot makes no difference.
+
     Raises:
-        InputError: no tokenizer, or too few words that are single tokens.
+        InputError: no tokenizer, too few words that are single tokens, or a template that can't be filled.
     """
-    if n_prompts < 1:
-        raise InputError(f"{n_prompts} prompts are asked for: legal is at least 1")
+    n_prompts, generator = as_count(n_prompts, "n_prompts"), make_generator(seed)
+    if not is_row(templates) or not templates:
+        raise InputError(f"templates {str(templates)[:60]!r}: legal are texts with slots, at least one")
+    templates = [_checked_template(template) for template in templates]
     lists = {"names": NAMES, "places": PLACES, "objects": OBJECTS}
     words = {kind: keep_single_tokens(loaded, choice) for kind, choice in lists.items()}
     for kind, needed in (("names", 5), ("places", 1), ("objects", 1)):
@@ -129,7 +139,6 @@ def draw_ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Seque
             raise InputError(
                 f"only {len(words[kind])} {kind} are single tokens of {loaded.card.name!r}: legal is at least {needed}"
             )
-    generator = np.random.default_rng(seed)
     drawn = []
     for i in range(n_prompts):
         turn, number = divmod(i, len(templates))
@@ -142,6 +151,9 @@ def draw_ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Seque
         drawn.append((number, order, text, *(encode_word(loaded, name) for name in (io, subject, *others))))
     numbers, orders, texts, io, subjects, *others = zip(*drawn, strict=True)
     rows = [tuple(loaded.encode(text)) for text in texts]
+    for row, name, again, text in zip(rows, io, subjects, texts, strict=True):
+        if (row.count(name), row.count(again)) != (1, 2):
+            raise InputError(f"a name stands too often in {text!r}: legal are templates without names of their own")
     places = {"IO": [row.index(name) for row, name in zip(rows, io, strict=True)]}
     places["S1"] = [row.index(name) for row, name in zip(rows, subjects, strict=True)]
     places["S1+1"] = [place + 1 for place in places["S1"]]
@@ -156,3 +168,23 @@ def draw_ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Seque
         others=tuple(zip(*others, strict=True)),
         positions={name: tuple(position) for name, position in places.items()},
     )
+
+
+def _checked_template(template: str) -> str:
+    """A template without spaces before its slots, whose words bring one along."""
+    slots = []
+    try:
+        for before, slot, form, conversion in Formatter().parse(template):
+            if slot is not None:
+                slots.append((slot, before.strip(), form, conversion))
+    except (TypeError, ValueError):
+        raise InputError(f"template {template!r} can't be read: legal are texts with slots such as {{A}}") from None
+    names = [slot for slot, *_ in slots]
+    people = [slot for slot in names if slot not in ("PLACE", "OBJECT")]
+    if people != ["A", "B", "S"] or len(set(names)) < len(names):
+        raise InputError(
+            f"template {template!r}: legal are {{A}} and {{B}}, then {{S}}, and {{PLACE}} and {{OBJECT}} at most once"
+        )
+    if not slots[0][1] or any(form or conversion for *_, form, conversion in slots):
+        raise InputError(f"template {template!r}: legal are slots without formats, a word before the first")
+    return re.sub(r" +(?=\{)", "", template)

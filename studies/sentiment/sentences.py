@@ -182,7 +182,7 @@ def _with_positions(
 ) -> Sentiment:
     texts, labels, words, valences, families, templates = zip(*rows, strict=True)
     ids = [loaded.encode(text) for text in texts]
-    n_cue = len(loaded.encode(CUE, start=False))
+    n_cue = len(loaded.encode_after(CUE))
     positions = {
         "end": tuple(len(row) - n_cue - 1 for row in ids),
         "second_to_last": tuple(len(row) - 2 for row in ids),

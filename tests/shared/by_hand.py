@@ -173,15 +173,16 @@ def edits(*wanted, example=0):
 
 def changed(edit, tensor, example):
     n, positions = len(tensor), edit.position
-    has_axis = positions is None or isinstance(positions, list)
-    if isinstance(positions, torch.Tensor):
+    has_axis = positions is None or isinstance(positions, range)  # a range of an edit by hand: all of these
+    if isinstance(positions, torch.Tensor | list | tuple):
         positions = int(positions[example])
     positions = range(n) if positions is None else positions if has_axis else [positions]
     new = tensor.clone()
     for number, position in enumerate(positions):
         if not -n <= position < n:
             continue
-        where = position if edit.head is None else (position, edit.head)
+        head = list(edit.head) if isinstance(edit.head, tuple) else edit.head
+        where = position if head is None else (position, head)
         old, value = tensor[where], torch.as_tensor(edit.value).to(new)
         if value.ndim == 1 + has_axis + old.ndim:
             value = value[example if len(value) > 1 else 0]

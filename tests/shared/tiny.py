@@ -72,6 +72,26 @@ def tiny_tokenizer(*, puts_start_token):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START)
 
 
+def prefixing_tokenizer(words):
+    """As a Llama-2 file read as a generic one: each text gets a space of its own before it; the words are tokens."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    pieces = [f"▁{word}" for word in words]
+    letters = sorted({letter for piece in pieces for letter in piece} | set("abcdefghijklmnopqrstuvwxyz.,:?0123456789"))
+    vocabulary, merges = {token: number for number, token in enumerate(["<s>", "<unk>", *letters])}, []
+    for piece in pieces:
+        for end in range(2, len(piece) + 1):
+            if piece[:end] not in vocabulary:
+                vocabulary[piece[:end]] = len(vocabulary)
+                merges.append((piece[: end - 1], piece[end - 1]))
+    tokenizer.model = models.BPE(vocabulary, merges, unk_token="<unk>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+
+
 def save_tiny(family, folder, vocabulary_size=VOCABULARY, **options):
     """Write a model of the family with random weights, the same ones every time."""
     import torch

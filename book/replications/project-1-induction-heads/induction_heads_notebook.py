@@ -371,10 +371,9 @@ scores |= attention_to({"previous token": before}, prose)
 # %%
 segment = four_times[:, start : start + copied_length]
 once = prompts.prepend_start_token(model, segment)
-on_segment = list(range(start, once.shape[1]))
-resid = hooks.capture(model, once, "resid_pre", positions=on_segment)
+resid = hooks.capture(model, once, "resid_pre", positions="all")
 scores["copying"] = attribution.score_copying(
-    model, segment, resid["resid_pre"]
+    model, segment, resid["resid_pre"][:, :, start:]
 )
 score = {job: values.mean(0) for job, values in scores.items()}
 
