@@ -227,6 +227,11 @@ def list_weight_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         raise InputError(f"model folder {folder} is empty: it needs config.json and *.safetensors")
+    if adapter := next(folder.glob("adapter_*"), None):
+        raise InputError(
+            f"model folder {folder} holds an adapter ({adapter.name}), which is not applied here: legal is a folder "
+            "with merged weights, such as peft's merge_and_unload and save_pretrained write"
+        )
     config = _read_json(folder / "config.json")
     if "model_type" not in config:
         raise InputError(f"{folder / 'config.json'} names no model_type, so it is no Hugging Face model")
@@ -330,7 +335,30 @@ def _load_model(folder: Path, dtype: Any) -> AnyModule:
             f"model folder {folder} does not fit its config.json: {len(broken)} tensors are missing or of another "
             f"shape, first {broken[0]}"
         )
-    return model.eval().requires_grad_(False)
+    return _take_text_part(model).eval().requires_grad_(False)
+
+
+def _take_text_part(model: AnyModule) -> AnyModule:
+    """The language model of a checkpoint that sees pictures too, as if it had been published alone."""
+    import torch
+    import transformers
+
+    config = model.config.get_text_config()
+    if config is model.config:
+        return model
+    try:
+        with torch.device("meta"), quiet_transformers():
+            alone = transformers.AutoModelForCausalLM.from_config(config)
+    except ValueError:
+        raise InputError(
+            f"the text part of {model.config.model_type!r}, {config.model_type!r}, is no model by itself in "
+            "transformers: legal are checkpoints of text alone"
+        ) from None
+    setattr(alone, alone.base_model_prefix, model.get_decoder())
+    alone.set_output_embeddings(model.get_output_embeddings())
+    alone.config, alone.generation_config = model.get_decoder().config, model.generation_config
+    alone.config.architectures = [type(alone).__name__]  # by which TransformerLens tells it
+    return alone
 
 
 def _is_out_of_memory(error: Exception) -> bool:

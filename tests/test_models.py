@@ -9,10 +9,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from shared.tiny import START, change_weights, save_tiny, sha256, tiny_tokenizer
+from shared.tiny import START, change_weights, save_tiny, sha256, tiny_config, tiny_tokenizer
 
-from helpers import models
+from helpers import hooks, models, patching
+from helpers.engine.embedded import quiet_transformers
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -174,6 +176,50 @@ def test_a_folder_with_a_bad_config_is_refused(content, parts, copy_of, refused)
 def test_an_empty_folder_is_refused(tmp_path, refused):
     with refused(tmp_path, "is empty"):
         models.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_beside_a_model_is_refused_and_not_left_out(name, copy_of, refused):
+    folder = copy_of()
+    (folder / name).write_text("{}")
+    with refused(name, "not applied", "merge_and_unload"):
+        models.load(str(folder))
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    """A Gemma 3 that sees pictures too, and the whole model as transformers has it."""
+    text = tiny_config("gemma3_text").to_dict()
+    sight = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(text_config=text, vision_config=sight | {"image_size": 28, "patch_size": 14})
+    folder = tmp_path_factory.mktemp("seeing")
+    with torch.random.fork_rng(), quiet_transformers():
+        torch.manual_seed(0)
+        whole = transformers.AutoModelForCausalLM.from_config(config).eval()
+        whole.save_pretrained(folder)
+    tiny_tokenizer(puts_start_token=False).save_pretrained(folder)
+    return folder, whole
+
+
+@pytest.mark.parametrize("backend", models.BACKENDS)
+def test_of_a_checkpoint_with_sight_the_text_part_is_read_changed_and_patched(backend, seeing):
+    folder, whole = seeing
+    loaded = models.load(str(folder), backend=backend)
+    rows = [[5, 6, 7, 8], [9, 10, 11, 12]]
+    with torch.no_grad():
+        wanted = whole(torch.tensor(rows)).logits
+    assert loaded.config.model_type == "gemma3_text" and loaded.n_layers == 2
+    found = hooks.capture(loaded, rows, ["logits", "head_z"], positions="all")
+    assert torch.allclose(found["logits"], wanted, atol=1e-4)
+    with hooks.intervene(loaded, hooks.Edit("head_z", 0, head=1)):
+        changed = hooks.capture(loaded, rows, "logits")["logits"][:, 0]
+    assert (changed - wanted[:, -1]).abs().max() > 1e-2
+    if backend == "huggingface":
+        effects = patching.ablate(loaded, rows, [[patching.Node("head_z", 0, 1)]], how="zero", answers=[(1, 2), (1, 2)])
+        assert torch.allclose(effects.values[0], changed[:, 1] - changed[:, 2], atol=1e-4)
+        assert hooks.generate(loaded, rows[:1], max_new_tokens=2) == [
+            whole.generate(torch.tensor(rows[:1]), max_new_tokens=2, do_sample=False)[0, 4:].tolist()
+        ]
 
 
 def test_pickled_weights_alone_are_refused(copy_of, refused):
