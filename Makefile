@@ -1,5 +1,5 @@
 # The commands of the book. `make book` and `make test` need Python 3.11 or newer and make, nothing else.
-#   make book [PROFILE=embedded|ci|gpt2|qwen] [TORCH=cpu|cuda]
+#   make book [PROFILE=embedded|ci|gpt2|qwen] [MODEL=a name, a folder or a hub id] [TORCH=cpu|cuda]
 #   make check | test | test-rare
 #   make run CHAPTER=induction_heads_notebook PARAMS="n_sequences=8 seed=1"
 #   make new-chapter NAME=day15_my_question
@@ -9,6 +9,7 @@ VENV_PYTHON := .venv/bin/python
 # With an environment of your own (conda, say): make book PY=python
 PY ?= $(VENV_PYTHON)
 PROFILE ?= embedded
+MODEL ?=
 TORCH ?=
 CHAPTER ?=
 NAME ?=
@@ -24,7 +25,7 @@ SYSTEM_PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3;
 .DEFAULT_GOAL := book
 
 book: environment model
-	@$(PY) -m workflow.book build $(PROFILE)
+	@$(PY) -m workflow.book build "$(PROFILE)$(if $(MODEL),@$(MODEL))"
 
 # Two files of tests at a time, each on one core: most of them wait, or are too small for two. The longest come first.
 PYTEST = OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
@@ -53,7 +54,7 @@ lab: environment
 	@BOOK_LIVE=1 $(PY) -m jupyterlab book
 
 record: environment model
-	@$(PY) -m workflow.book record $(patsubst embedded,record,$(PROFILE))
+	@$(PY) -m workflow.book record "$(patsubst embedded,record,$(PROFILE))$(if $(MODEL),@$(MODEL))"
 
 # Ratios to other tools, side by side; on two cores about half an hour.
 bench: environment model

@@ -139,6 +139,18 @@ def test_an_edited_input_runs_what_hangs_on_it(tree, edited, expected):
     assert tree(*edited) == expected
 
 
+def test_a_run_is_a_profile_and_maybe_a_model():
+    chapter = chapters.find_chapter("day3-4_first_probes")
+    of_profile = chapters.profile_parameters("ci", chapter)
+    assert chapters.run_parameters("ci", chapter) == of_profile
+    for model in ("gpt2-small", "organisation/name@revision", "a folder/with a model"):
+        assert chapters.run_parameters(f"ci@{model}", chapter) == of_profile | {"model_name": model}
+    names = ["ci", "ci@gpt2-small", "ci@a/b", "ci@a-b", "ci@../b", "record@a/b"]
+    folders = [chapters.name_folder(run) for run in names]
+    assert folders[:2] == ["ci", "ci@gpt2-small"] and len(set(folders)) == len(names)
+    assert not [folder for folder in folders if "/" in folder or ".." in folder]
+
+
 def test_every_module_and_every_data_file_belongs_to_a_chapter():
     inputs = {file for chapter in chapters.all_chapters() for file in chapters.input_files(chapter, "embedded")}
     paths = [path for package in chapters.PACKAGES for path in (ROOT / package).rglob("*.*") if path.is_file()]

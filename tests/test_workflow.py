@@ -159,6 +159,31 @@ def test_another_run_goes_to_its_own_folder_and_leaves_the_book_alone(checkout):
     assert "count = 7" not in checkout.page("first")
 
 
+@pytest.mark.rare
+def test_the_whole_book_on_another_model_has_runs_and_a_site_of_its_own(checkout, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    other = tmp_path / "other model"
+    GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=2, n_embd=16, vocab_size=64)).save_pretrained(other)
+    before = checkout.snapshot()
+    result = checkout.run("build", f"embedded@{other}")
+    assert result.returncode == 0, result.stderr
+    page = result.stdout.splitlines()[-1]
+    assert "/_build/sites/embedded@" in page and page.endswith("/index.html")
+    after = checkout.snapshot()
+    assert {path: after[path] for path in before} == before
+    (folder,) = (checkout.folder / "_build" / "runs").glob("embedded@*")
+    record = json.loads((folder / "first.json").read_text())
+    assert record["model"]["n_layers"] == 3 and record["provenance"]["profile"] == "embedded"
+    shown = open(page.replace("index.html", "book/first.html")).read()
+    assert record["model"]["weights_sha256"][:16] in shown and record["model"]["weights_sha256"][
+        :16
+    ] not in checkout.page("first")
+    assert ": done" not in checkout.run("build", f"embedded@{other}").stderr
+    refused = checkout.run("build", "embedded@no such model")
+    assert refused.returncode == 1 and "unknown model 'no such model'" in refused.stderr
+
+
 def test_the_same_seed_gives_the_same_record(checkout):
     profile = checkout.folder / "workflow" / "profiles" / "again.yaml"
     profile.write_text("first:\n  seed: 0\n")

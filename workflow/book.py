@@ -1,8 +1,8 @@
 """Execute chapters and build the site; the Makefile and the Snakefile call this.
 
-python -m workflow.book build [PROFILE]         run what is out of date, then the site
+python -m workflow.book build [PROFILE[@MODEL]] run what is out of date, then the site
 python -m workflow.book run CHAPTER [PARAMS]    one chapter with other parameters, in its own folder
-python -m workflow.book record [PROFILE]        the `record` profile, or another, copied to results/
+python -m workflow.book record [PROFILE[@MODEL]] the `record` profile, or another, copied to results/
 python -m workflow.book pair                    each chapter's .ipynb from its .py
 python -m workflow.book new-chapter NAME        a new chapter, listed, with sizes, that runs as it stands
 """
@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from helpers import ROOT, InputError, runs
+from helpers import ROOT, InputError, models, runs
 from workflow import chapters
 
 BUILD = ROOT / "_build"
@@ -32,31 +32,46 @@ RUNS = BUILD / "runs"
 SITE = BUILD / "html"
 
 
-def build(profile: str) -> None:
-    """Bring the runs of a profile and the site up to date, and print the path of its first page."""
-    snakemake(["site"], profile)
-    print(SITE / "index.html")
+def build(run: str) -> None:
+    """Bring the runs of a profile, maybe on another model, and the site up to date; print its first page's path."""
+    snakemake(["site"], run)
+    print(locate_site(run) / "index.html")
 
 
-def record(profile: str) -> None:
+def locate_site(run: str) -> Path:
+    """Where the pages of a run are: those on another model than the profile's own have a site of their own."""
+    return BUILD / "sites" / chapters.name_folder(run) if chapters.split_run(run)[1] else SITE
+
+
+def render_site(run: str) -> None:
+    """Build the pages of a run."""
+    if chapters.split_run(run)[1]:
+        render(locate_site(run), "-W", "--keep-going", BOOK_CUSTOM_RUN=str(RUNS / chapters.name_folder(run)))
+        return
+    write(BUILD / "profile", run)  # which runs the pages show, by stock Jupyter Book too
+    render(SITE, "-W", "--keep-going")
+
+
+def record(run: str) -> None:
     """Run the chapters that a profile names, and copy what each recorded to `results/`.
 
     Chapters that make a data set are run and copied first, as others read the one that is kept there.
     """
-    named = [chapter for chapter in chapters.all_chapters() if chapters.profile_parameters(profile, chapter)]
-    makers = [chapter for chapter in named if chapters.profile_parameters(profile, chapter).get("save")]
+    named = [chapter for chapter in chapters.all_chapters() if chapters.run_parameters(run, chapter)]
+    makers = [chapter for chapter in named if chapters.run_parameters(run, chapter).get("save")]
     for some in filter(None, (makers, named)):
-        snakemake([f"_build/runs/{profile}/{chapter}.ipynb" for chapter in some], profile)
+        snakemake([f"_build/runs/{chapters.name_folder(run)}/{chapter}.ipynb" for chapter in some], run)
         for chapter in some:
-            publish(chapter, profile)
+            publish(chapter, run)
 
 
-def publish(chapter: str, profile: str) -> None:
+def publish(chapter: str, run: str) -> None:
     """Copy a chapter's record, and the data sets that its run made, to `results/`: nothing else writes there."""
-    text = (RUNS / profile / f"{chapter}.json").read_text(encoding="utf-8")
+    source = RUNS / chapters.name_folder(run)
+    text = (source / f"{chapter}.json").read_text(encoding="utf-8")
     folder = runs.locate_results(json.loads(text)["model"]["name"])
     write(folder / "record" / f"{chapter}.json", text)
-    for made in (RUNS / profile / chapter).glob("*.parquet"):
+    for made in (source / chapter).glob("*.parquet"):
         kept = folder / "datasets" / made.name
         if not kept.exists() or kept.read_bytes() != made.read_bytes():  # else its readers would be out of date
             write(kept, made.read_bytes())
@@ -158,15 +173,19 @@ if "google.colab" in sys.modules:
     return [cell] if address else []
 
 
-def snakemake(targets: list[str], profile: str) -> None:
+def snakemake(targets: list[str], run: str) -> None:
     """Let Snakemake bring targets up to date.
 
     Its own lock, which a killed process leaves behind, is switched off: `only_one` holds one that does not.
     """
+    profile, model = chapters.split_run(run)
+    if model:
+        models.find(model)
     for chapter in chapters.all_chapters():  # what Snakemake will ask, so that an error is told in one sentence
-        chapters.profile_parameters(profile, chapter)
-        chapters.input_files(chapter, profile)
-    options = ["--cores", "all", "--nolock", "--rerun-incomplete", "--quiet", "all", "--config", f"profile={profile}"]
+        chapters.input_files(chapter, run)
+    options = ["--cores", "all", "--nolock", "--rerun-incomplete", "--quiet", "all"]
+    # An option that takes several values comes last.
+    options += ["--config", f"run={json.dumps(run)}", f"folder={json.dumps(chapters.name_folder(run))}"]
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", "workflow/Snakefile", *options]
     result = subprocess.run(command, cwd=ROOT)
     if result.returncode:
@@ -354,11 +373,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workflow.book")
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("build", "site"):
-        commands.add_parser(command).add_argument("profile", nargs="?", default="embedded")
-    commands.add_parser("record").add_argument("profile", nargs="?", default="record")
+        commands.add_parser(command).add_argument("run", nargs="?", default="embedded", metavar="PROFILE[@MODEL]")
+    commands.add_parser("record").add_argument("run", nargs="?", default="record", metavar="PROFILE[@MODEL]")
     commands.add_parser("pair")
     commands.add_parser("new-chapter").add_argument("name")
-    for command, last in (("run", "parameters"), ("execute", "profile")):
+    for command, last in (("run", "parameters"), ("execute", "run")):
         added = commands.add_parser(command)
         added.add_argument("chapter")
         added.add_argument(last, nargs="?", default="")
@@ -369,17 +388,17 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "new-chapter":
             new_chapter(options.name)
         elif options.command == "execute":
-            parameters = chapters.profile_parameters(options.profile, options.chapter)
-            execute(options.chapter, parameters, RUNS / options.profile, profile=options.profile)
+            parameters = chapters.run_parameters(options.run, options.chapter)
+            profile, folder = chapters.split_run(options.run)[0], RUNS / chapters.name_folder(options.run)
+            execute(options.chapter, parameters, folder, profile=profile)
         elif options.command == "site":
-            write(BUILD / "profile", options.profile)  # which runs the pages show, by stock Jupyter Book too
-            render(SITE, "-W", "--keep-going")
+            render_site(options.run)
         else:
             with only_one():
                 if options.command == "build":
-                    build(options.profile)
+                    build(options.run)
                 elif options.command == "record":
-                    record(options.profile)
+                    record(options.run)
                 else:
                     run(options.chapter, options.parameters)
     except (InputError, OSError) as error:

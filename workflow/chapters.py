@@ -44,6 +44,31 @@ def profiles() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
+def split_run(run: str) -> tuple[str, str]:
+    """Profile and model of a run: "ci", or "ci@a model" where the whole book is to run on another one.
+
+    >>> split_run("ci"), split_run("ci@organisation/name@revision")
+    (('ci', ''), ('ci', 'organisation/name@revision'))
+    """
+    profile, _, model = run.partition("@")
+    return profile, model
+
+
+def name_folder(run: str) -> str:
+    """What the folder of a run is called, below `_build/runs` and, for another model, `_build/sites`."""
+    from helpers import runs
+
+    profile, model = split_run(run)
+    return f"{profile}@{runs.locate_results(model).name}" if model else profile
+
+
+def run_parameters(run: str, chapter: str) -> dict[str, Any]:
+    """The parameters that a run sets for a chapter: those of its profile, and its model."""
+    profile, model = split_run(run)
+    has_model = bool(model) and re.search(r"^model_name\b", "".join(_code_cells(chapter)), re.MULTILINE)
+    return profile_parameters(profile, chapter) | ({"model_name": model} if has_model else {})
+
+
 def profile_parameters(profile: str, chapter: str) -> dict[str, Any]:
     """The parameters that a profile sets for a chapter; all others keep the chapter's own defaults.
 
@@ -82,7 +107,7 @@ def code_digest(chapter: str) -> str:
     return hashlib.sha256("".join(_code_cells(chapter)).encode()).hexdigest()[:16]
 
 
-def input_files(chapter: str, profile: str) -> list[str]:
+def input_files(chapter: str, run: str) -> list[str]:
     """The code that a chapter imports, directly or through one another, and the data files that this code names.
 
     A run that makes a data set (its parameter `save`) does not hang on the one that is kept in `results/`.
@@ -96,7 +121,7 @@ def input_files(chapter: str, profile: str) -> list[str]:
         file = waiting.pop()
         codes[file] = (ROOT / file).read_text(encoding="utf-8")
         waiting |= _imported(file, codes[file]) - set(codes)
-    makes_data = profile_parameters(profile, chapter).get("save", False)
+    makes_data = run_parameters(run, chapter).get("save", False)
     named = {name for file, code in codes.items() for name in _file_names(file, code)}
     return sorted(codes) + [file for file in _data_files(kept=not makes_data) if Path(file).name in named]
 
