@@ -2,6 +2,7 @@
 #   make book [PROFILE=embedded|ci|gpt2|qwen] [MODEL=a name, a folder or a hub id] [TORCH=cpu|cuda]
 #   make check | test | test-rare
 #   make run CHAPTER=induction_heads_notebook PARAMS="n_sequences=8 seed=1"
+#   make grid MODELS="a b" CHAPTERS="induction_heads_notebook" SEEDS="0 1 2" [PROFILE=ci]
 #   make new-chapter NAME=day15_my_question
 #   make lab | record | bench | pair | lint | environment.yml | clean
 
@@ -21,7 +22,7 @@ export TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SYSTEM_PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
 
-.PHONY: book check test test-rare run new-chapter lab record bench pair lint clean environment environment.yml model
+.PHONY: book check test test-rare run grid new-chapter lab record bench pair lint clean environment environment.yml model
 .DEFAULT_GOAL := book
 
 book: environment model
@@ -45,6 +46,11 @@ test-rare: environment model
 
 run: environment model
 	@$(PY) -m workflow.book run "$(CHAPTER)" "$(PARAMS)"
+
+# Every chapter named, or all, on every model with every seed: a table of what is done, and all claims in one file.
+grid: environment model
+	@$(PY) -m workflow.grid $(PROFILE) $(if $(MODELS),--models $(MODELS)) \
+	  $(if $(CHAPTERS),--chapters $(CHAPTERS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 # A chapter that runs as it stands, to be filled: the pair, its sizes, its line in _toc.yml.
 new-chapter: environment

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from types import CodeType
@@ -23,8 +23,8 @@ from helpers import InputError
 
 Verdict = Literal["holds", "fails", "depends", "not comparable", "not run"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-NO_SIZE = {"device", "save"}
-"""Parameters that say where a run takes place or what it keeps, and change no number beyond its tolerance."""
+NO_SIZE = {"device", "dtype", "save"}
+"""Parameters that say where a run takes place or what it keeps; of the precision counts what was loaded."""
 RULE_NAMES = {"value", "baseline", "published", "abs"}
 RULE_NODES = (
     *(ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant),
@@ -158,18 +158,18 @@ def decide(
 def _verdict(
     rule: str, estimate: Estimate | None, baseline: float | None, published: Published | None, model_name: str
 ) -> tuple[Verdict, str]:
-    compared = _compile(rule)
-    if published is not None and "published" in compared.co_names and published.model != model_name:
+    comparisons = _compile(rule)
+    used = {name for code in comparisons for name in code.co_names}
+    if published is not None and "published" in used and published.model != model_name:
         return "not comparable", f"published for {published.model}"
     if estimate is None:
         return "not run", ""
     names = {"baseline": baseline, "published": published.value if published else None, "abs": abs, "__builtins__": {}}
-    for name in compared.co_names:
+    for name in sorted(used):
         if name != "value" and not callable(names[name]) and (names[name] is None or not math.isfinite(names[name])):
             raise InputError(f"rule {rule!r} needs a finite {name}, not {names[name]}")
     try:
-        outcome = bool(eval(compared, names | {"value": estimate.value}))
-        turns = _turns(compared, names, estimate, outcome)
+        turns, outcome = _turns(comparisons, names, estimate)
     except (ArithmeticError, TypeError) as error:
         raise InputError(f"rule {rule!r} can't be decided ({error})") from None
     if turns is None:
@@ -179,25 +179,34 @@ def _verdict(
     return ("holds" if outcome else "fails"), ""
 
 
-def _turns(compared: CodeType, names: dict[str, Any], estimate: Estimate, outcome: bool) -> bool | None:
-    """Whether a rule has another outcome somewhere in the interval, by interval arithmetic on ever smaller parts."""
+def _turns(comparisons: Sequence[CodeType], names: dict[str, Any], estimate: Estimate) -> tuple[bool | None, bool]:
+    """Whether a rule has another outcome somewhere in the interval, by interval arithmetic on ever smaller parts.
+
+    With the outcome at the value itself.
+    """
     from mpmath import iv
 
+    def holds(value: float) -> bool:
+        return all(bool(eval(code, names | {"value": value})) for code in comparisons)
+
+    outcome = holds(estimate.value)
     parts = [(min(estimate.low, estimate.value), max(estimate.high, estimate.value))]
     for low, high in parts:
         middle = (low + high) / 2
-        if any(bool(eval(compared, names | {"value": value})) != outcome for value in (low, middle, high)):
-            return True
-        everywhere = eval(compared, names | {"value": iv.mpf([low, high])})
-        if everywhere is None and low < middle < high:  # else the part is one point, which has been tried
+        if any(holds(value) != outcome for value in (low, middle, high)):
+            return True, outcome
+        # Each True, False or, where it is not the same all over the part, None.
+        everywhere = [eval(code, names | {"value": iv.mpf([low, high])}) for code in comparisons]
+        open_still = None in everywhere and not any(one is False for one in everywhere)
+        if open_still and low < middle < high:  # else the part is one point, which has been tried
             parts += [(low, middle), (middle, high)]
         if len(parts) > MOST_PARTS:
-            return None
-    return False
+            return None, outcome
+    return False, outcome
 
 
-def _compile(rule: str) -> CodeType:
-    """A rule as code that can do nothing but compare: every node of its syntax tree is one of `RULE_NODES`."""
+def _compile(rule: str) -> list[CodeType]:
+    """A rule as comparisons that must all be true: every node of its syntax tree is one of `RULE_NODES`."""
     try:
         tree = ast.parse(rule, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: thousands of signs
@@ -213,7 +222,18 @@ def _compile(rule: str) -> CodeType:
             f"rule {rule!r} can't be decided: legal are comparisons of value, baseline and published, "
             "with numbers, + - * /, abs(), and"
         )
-    return compile(tree, "<rule>", "eval")
+    return [compile(ast.Expression(one), "<rule>", "eval") for one in _take_apart(tree.body)]
+
+
+def _take_apart(node: ast.expr) -> Iterator[ast.expr]:
+    """What `and` joins, and `a < b < c` as `a < b` and `b < c`."""
+    if isinstance(node, ast.BoolOp):
+        for one in node.values:
+            yield from _take_apart(one)
+    elif isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        for left, sign, right in zip(sides, node.ops, sides[1:], strict=False):
+            yield ast.copy_location(ast.Compare(left, [sign], [right]), node)
 
 
 def _is_truth(node: ast.expr) -> bool:
@@ -252,6 +272,8 @@ def compare(run: dict[str, Any], record: dict[str, Any]) -> Comparison:
     """
     if run["model"]["weights_sha256"] != record["model"]["weights_sha256"]:
         return Comparison("other weights")
+    if run["model"]["dtype"] != record["model"]["dtype"]:
+        return Comparison(f"another precision: {run['model']['dtype']}, on record {record['model']['dtype']}")
     ours, theirs = (
         {name: value for name, value in one["parameters"].items() if name not in NO_SIZE} for one in (run, record)
     )

@@ -136,6 +136,28 @@ def test_a_band_is_decided_by_where_the_interval_lies(value, below, above, cente
     assert claim.verdict == ("holds" if inside else "fails" if outside else "depends")
 
 
+@pytest.mark.parametrize(
+    "rule", ["value > 0 and value > baseline", "value > baseline and value > 0", "0 < value > baseline"]
+)
+def test_what_one_half_of_a_rule_refuses_everywhere_fails_however_the_other_turns(rule):
+    assert decide(rule, Estimate(0.2, -0.1, 0.5, 4), baseline=0.9).verdict == "fails"
+    assert decide(rule, Estimate(0.2, -0.1, 0.5, 4), baseline=-0.9).verdict == "depends"
+    assert decide(rule, Estimate(0.2, 0.1, 0.5, 4), baseline=-0.9).verdict == "holds"
+
+
+@given(*(st.floats(low, high) for low, high in ((-1, 1), (0, 1), (0, 1), (-1, 1), (-1, 1))))
+def test_two_bounds_are_decided_as_on_a_fine_grid(value, below, above, one, other):
+    low, high = value - below, value + above
+    bound = Published(other, model="gpt2-small", protocol="as published", citation="someone2022")
+    assume(min(abs(end - edge) for end in (low, high, value) for edge in (one, other)) > 1e-3)
+    rule, evidence = "value > baseline and value < published", {"baseline": one, "published": bound}
+    found = decide(rule, Estimate(value, low, high, 5), **evidence, model_name="gpt2-small").verdict
+    places = [low + (high - low) * step / 4000 for step in range(4001)] + [value]
+    outcomes = {one < place < other for place in places}
+    assume(not 0 < other - one < 2e-3)  # so narrow that the grid may miss it
+    assert found == ("depends" if len(outcomes) == 2 else "holds" if outcomes == {True} else "fails")
+
+
 def test_a_rule_that_interval_arithmetic_cannot_decide_is_refused(refused):
     with refused("value - value >= 0", "a simpler one"):
         decide("value - value >= 0")
@@ -327,7 +349,7 @@ def test_estimates_are_written_with_their_interval_and_count():
 # Comparison with the record
 
 
-def recorded(*, seed=1, device="cpu", weights="a", **values):
+def recorded(*, seed=1, device="cpu", dtype="", weights="a", precision="float32", **values):
     made = [
         decide("value > 0.5", Estimate(value, value - 0.01, value + 0.01, 10), tolerance=0.02)
         if not isinstance(value, claims.Claim)
@@ -335,8 +357,8 @@ def recorded(*, seed=1, device="cpu", weights="a", **values):
         for value in values.values()
     ]
     return {
-        "model": {"weights_sha256": weights},
-        "parameters": {"seed": seed, "device": device},
+        "model": {"weights_sha256": weights, "dtype": precision},
+        "parameters": {"seed": seed, "device": device, "dtype": dtype},
         "claims": [claim | {"id": id} for id, claim in zip(values, claims.as_record(made), strict=True)],
     }
 
@@ -374,7 +396,13 @@ def test_claims_that_one_of_the_two_lacks_are_others():
 
 @pytest.mark.parametrize(
     ("difference", "why"),
-    [({"weights": "b"}, "other weights"), ({"seed": 2}, "seed is 2, on record 1"), ({"device": "cuda"}, "")],
+    [
+        ({"weights": "b"}, "other weights"),
+        ({"seed": 2}, "seed is 2, on record 1"),
+        ({"precision": "bfloat16"}, "bfloat16, on record float32"),
+        ({"device": "cuda"}, ""),
+        ({"dtype": "float32"}, ""),
+    ],
 )
 def test_only_runs_of_equal_size_on_equal_weights_are_compared(difference, why):
     found = claims.compare(recorded(one=0.7, **difference), recorded(one=0.7))

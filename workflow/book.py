@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,12 @@ def build(run: str) -> None:
 
 def locate_site(run: str) -> Path:
     """Where the pages of a run are: those on another model than the profile's own have a site of their own."""
-    return BUILD / "sites" / chapters.name_folder(run) if chapters.split_run(run)[1] else SITE
+    return BUILD / "sites" / chapters.name_folder(run) if chapters.split_run(run)[2] else SITE
 
 
 def render_site(run: str) -> None:
     """Build the pages of a run."""
-    if chapters.split_run(run)[1]:
+    if chapters.split_run(run)[2]:
         render(locate_site(run), "-W", "--keep-going", BOOK_CUSTOM_RUN=str(RUNS / chapters.name_folder(run)))
         return
     write(BUILD / "profile", run)  # which runs the pages show, by stock Jupyter Book too
@@ -173,22 +173,31 @@ if "google.colab" in sys.modules:
     return [cell] if address else []
 
 
-def snakemake(targets: list[str], run: str) -> None:
-    """Let Snakemake bring targets up to date.
+def snakemake(targets: list[str], *all_runs: str, options: Sequence[str] = (), grid: bool = False) -> None:
+    """Let Snakemake bring targets of some runs up to date.
 
     Its own lock, which a killed process leaves behind, is switched off: `only_one` holds one that does not.
     """
-    profile, model = chapters.split_run(run)
-    if model:
-        models.find(model)
-    for chapter in chapters.all_chapters():  # what Snakemake will ask, so that an error is told in one sentence
-        chapters.input_files(chapter, run)
-    options = ["--cores", "all", "--nolock", "--rerun-incomplete", "--quiet", "all"]
-    # An option that takes several values comes last.
-    options += ["--config", f"run={json.dumps(run)}", f"folder={json.dumps(chapters.name_folder(run))}"]
-    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", "workflow/Snakefile", *options]
+    for run in all_runs:
+        if model := chapters.split_run(run)[2]:
+            models.find(model)
+        for chapter in chapters.all_chapters():  # what Snakemake will ask, so that an error is told in one sentence
+            chapters.input_files(chapter, run)
+    folders = json.dumps({chapters.name_folder(run): run for run in all_runs})
+    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", "workflow/Snakefile", "--cores", "all"]
+    command += [
+        "--nolock",
+        "--rerun-incomplete",
+        "--quiet",
+        "all",
+        *options,
+        "--config",
+        f"runs={folders}",
+        f"grid={grid}",
+    ]
     result = subprocess.run(command, cwd=ROOT)
     if result.returncode:
+        profile = chapters.split_run(all_runs[0])[0]
         raise InputError(
             f"{', '.join(targets)} of profile {profile!r} could not be made: see above, and .snakemake/log/"
         )

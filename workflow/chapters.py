@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import hashlib
+import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -16,6 +18,8 @@ from helpers import ROOT, InputError
 
 PROFILES = ROOT / "workflow" / "profiles"
 PACKAGES = ("helpers", "studies")
+UNMEASURED_GB = 4.0
+"""Of a chapter that was never run here; the largest takes less on the default model."""
 
 
 def all_chapters() -> list[str]:
@@ -44,29 +48,58 @@ def profiles() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-def split_run(run: str) -> tuple[str, str]:
-    """Profile and model of a run: "ci", or "ci@a model" where the whole book is to run on another one.
+def split_run(run: str) -> tuple[str, int | None, str]:
+    """Profile, seed and model of a run: "ci", "ci@a model", "ci+3@a model" (of a grid).
 
-    >>> split_run("ci"), split_run("ci@organisation/name@revision")
-    (('ci', ''), ('ci', 'organisation/name@revision'))
+    >>> split_run("ci"), split_run("ci+3@organisation/name@revision")
+    (('ci', None, ''), ('ci', 3, 'organisation/name@revision'))
     """
-    profile, _, model = run.partition("@")
-    return profile, model
+    name, _, model = run.partition("@")
+    profile, _, seed = name.partition("+")
+    return profile, int(seed) if seed else None, model
 
 
 def name_folder(run: str) -> str:
     """What the folder of a run is called, below `_build/runs` and, for another model, `_build/sites`."""
     from helpers import runs
 
-    profile, model = split_run(run)
-    return f"{profile}@{runs.locate_results(model).name}" if model else profile
+    name, at, model = run.partition("@")
+    return f"{name}@{runs.locate_results(model).name}" if at else name
 
 
 def run_parameters(run: str, chapter: str) -> dict[str, Any]:
-    """The parameters that a run sets for a chapter: those of its profile, and its model."""
-    profile, model = split_run(run)
-    has_model = bool(model) and re.search(r"^model_name\b", "".join(_code_cells(chapter)), re.MULTILINE)
-    return profile_parameters(profile, chapter) | ({"model_name": model} if has_model else {})
+    """The parameters that a run sets for a chapter: those of its profile, its seed and its model."""
+    profile, seed, model = split_run(run)
+    own = set(re.findall(r"^(model_name|seed)\b", "".join(_code_cells(chapter)), re.MULTILINE))
+    besides = {"model_name": model or None, "seed": seed}
+    besides = {name: value for name, value in besides.items() if name in own and value is not None}
+    return profile_parameters(profile, chapter) | besides
+
+
+def estimate_memory(chapter: str, run: str) -> int:
+    """Megabytes that a run will take: as measured on the same model, else on another with the difference in weights."""
+    from helpers import models
+
+    def weigh(name: str) -> float:
+        """Gigabytes of weights in float32, as far as they are known."""
+        try:
+            return 4 * (models.find(name).parameters or 0) / 1e9
+        except InputError:
+            return 0.0
+
+    model = run_parameters(run, chapter).get("model_name", models.DEFAULT_MODEL)
+    found = sorted((ROOT / "_build" / "runs").glob(f"*/{chapter}.json"), key=lambda path: path.stat().st_mtime)
+    measured = {}
+    for path in found:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        measured[record["model"]["name"]] = record["provenance"]["memory_gb"]
+    if model in measured:
+        gigabytes = measured[model]
+    else:
+        other, gigabytes = next(reversed(measured.items()), (models.DEFAULT_MODEL, UNMEASURED_GB))
+        gigabytes += max(0.0, weigh(model) - weigh(other))
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+    return int(min(1200 * gigabytes, installed))
 
 
 def profile_parameters(profile: str, chapter: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ n_data_seeds: int = 2  # data sets in all, 1 to 10
 n_natural: int = 0  # sentences of SST-2 to test on besides, an even number up to 800; needs the network once
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
@@ -66,8 +67,9 @@ parameters = runs.validate(
     n_natural=(n_natural, range(0, 801)),
     seed=(seed, range(1_000_000)),
     device=(device, str),
+    dtype=(dtype, ("", *models.DTYPES)),
 )
-model = models.load(model_name, device=device)
+model = models.load(model_name, device=device, dtype=dtype or None)
 run = runs.start(
     "projects/probe-based-faithfulness-detection/day3-4_first_probes",
     parameters,

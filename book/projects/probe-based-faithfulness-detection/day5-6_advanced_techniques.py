@@ -38,6 +38,7 @@ n_directions: int = 5  # random directions of each kind, 2 to 100
 n_data_seeds: int = 1  # data sets in all, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
@@ -56,8 +57,9 @@ parameters = runs.validate(
     n_data_seeds=(n_data_seeds, range(1, 11)),
     seed=(seed, range(1_000_000)),
     device=(device, str),
+    dtype=(dtype, ("", *models.DTYPES)),
 )
-model = models.load(model_name, device=device)
+model = models.load(model_name, device=device, dtype=dtype or None)
 run = runs.start(
     "projects/probe-based-faithfulness-detection/day5-6_advanced_techniques",
     parameters,
@@ -698,7 +700,7 @@ run.claim(
 
 # %%
 bridge = models.load(
-    model_name, backend="transformer_lens", device=device
+    model_name, backend="transformer_lens", device=device, dtype=model.dtype
 ).model
 unit = weights[0] / weights[0].norm()
 unit = unit * torch.sign(unit @ gap_of_means)

@@ -36,6 +36,7 @@ n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
 n_controls: int = 5  # directions of each kind of control, 2 to 100
 seed: int = 0  # of all sampling, 0 to 999000
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
@@ -56,8 +57,9 @@ parameters = runs.validate(
     n_controls=(n_controls, range(2, 101)),
     seed=(seed, range(999_001)),
     device=(device, str),
+    dtype=(dtype, ("", *models.DTYPES)),
 )
-model = models.load(model_name, device=device)
+model = models.load(model_name, device=device, dtype=dtype or None)
 run = runs.start(
     "projects/probe-based-faithfulness-detection/faithfulness_causes_notebook",
     parameters,

@@ -39,6 +39,7 @@ n_permutations: int = 100  # of the labels, 100 to 1000
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import re
@@ -76,8 +77,9 @@ parameters = runs.validate(
     n_data_seeds=(n_data_seeds, range(1, 11)),
     seed=(seed, range(999_001)),
     device=(device, str),
+    dtype=(dtype, ("", *models.DTYPES)),
 )
-model = models.load(model_name, device=device)
+model = models.load(model_name, device=device, dtype=dtype or None)
 run = runs.start(
     "projects/probe-based-faithfulness-detection/faithfulness_detection_with_probes_notebook",
     parameters,

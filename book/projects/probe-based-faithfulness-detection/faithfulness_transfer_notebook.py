@@ -36,6 +36,7 @@ n_tasks: int = 6  # of those that passed, at most so many, 1 to 10
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
@@ -54,8 +55,9 @@ parameters = runs.validate(
     n_data_seeds=(n_data_seeds, range(1, 11)),
     seed=(seed, range(999_001)),
     device=(device, str),
+    dtype=(dtype, ("", *models.DTYPES)),
 )
-model = models.load(model_name, device=device)
+model = models.load(model_name, device=device, dtype=dtype or None)
 run = runs.start(
     "projects/probe-based-faithfulness-detection/faithfulness_transfer_notebook",
     parameters,

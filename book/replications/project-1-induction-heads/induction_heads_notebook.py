@@ -42,6 +42,7 @@ n_training_steps: int = 1200  # of each toy model, 1 to 20000
 n_training_seeds: int = 1  # toy models of each depth, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
@@ -71,8 +72,9 @@ parameters = runs.validate(
     n_training_seeds=(n_training_seeds, range(1, 11)),
     seed=(seed, range(1_000_000)),
     device=(device, str),
+    dtype=(dtype, ("", *models.DTYPES)),
 )
-model = models.load(model_name, device=device)
+model = models.load(model_name, device=device, dtype=dtype or None)
 run = runs.start(
     "replications/project-1-induction-heads/induction_heads_notebook",
     parameters,
@@ -1125,7 +1127,7 @@ run.claim(
 bridge = None
 if model.tokenizer is not None:
     bridge = models.load(
-        model_name, backend="transformer_lens", device=device
+        model_name, backend="transformer_lens", device=device, dtype=model.dtype
     ).model
     hook = f"blocks.{best_layer}.attn.hook_pattern"
     _, cache = bridge.run_with_cache(
@@ -1137,7 +1139,7 @@ if model.tokenizer is not None:
     score_apart = abs(
         theirs - float(scores["induction"][0, best_layer, best_head])
     )
-    assert score_apart < 1e-4 or model.dtype != torch.float32
+    assert score_apart < 1e-4 or model.dtype != "float32"
 
 # %%
 if bridge is not None:
@@ -1156,7 +1158,7 @@ if bridge is not None:
     )[0, -1]
     theirs = (logits[pairs[0][0]] - logits[pairs[0][1]]).item()
     patch_apart = abs(theirs - float(patched.values[best_layer, best_head, 0]))
-    assert patch_apart < 1e-2 or model.dtype != torch.float32
+    assert patch_apart < 1e-2 or model.dtype != "float32"
 
 # %% tags=["hide-input"]
 run.value("check_score", "not checked" if bridge is None else score_apart)

@@ -38,6 +38,7 @@ n_reference: int = 100  # prompts behind the means of knock-outs, 40 to 2000
 n_random_sets: int = 10  # random circuits to compare with, 10 to 200
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
@@ -54,8 +55,9 @@ parameters = runs.validate(
     n_random_sets=(n_random_sets, range(10, 201)),
     seed=(seed, range(1_000_000)),
     device=(device, str),
+    dtype=(dtype, ("", *models.DTYPES)),
 )
-model = models.load(model_name, device=device)
+model = models.load(model_name, device=device, dtype=dtype or None)
 run = runs.start(
     "replications/project-2-indirect-object-identification/IOI_notebook",
     parameters,
@@ -227,7 +229,7 @@ run.claim(
 # %%
 parts = attribute_logits(model, chosen.prompts, chosen.answers)
 mismatch = float((parts.total - torch.tensor(difference)).abs().max())
-assert mismatch < 1e-2 or model.dtype != torch.float32, mismatch
+assert mismatch < 1e-2 or model.dtype != "float32", mismatch
 attribution = parts.heads.mean(-1)
 
 # %% tags=["hide-input"]
@@ -1207,7 +1209,7 @@ run.claim(
 strongest = last_heads or all_heads[-1:]
 layer, head = max(strongest, key=lambda place: abs(float(attribution[place])))
 bridge = models.load(
-    model_name, backend="transformer_lens", device=device
+    model_name, backend="transformer_lens", device=device, dtype=model.dtype
 ).model
 hook = f"blocks.{layer}.attn.hook_z"
 first = tested.first(1)
@@ -1235,7 +1237,7 @@ ours = patching.patch_sets(
     answers=first.answers,
 )
 check_difference = abs(theirs - float(ours.values))
-assert check_difference < 1e-2 or model.dtype != torch.float32
+assert check_difference < 1e-2 or model.dtype != "float32"
 run.value("check_difference", check_difference)
 run.value("check_head", f"{layer}.{head}")
 
