@@ -101,8 +101,10 @@ def measure_copy_rates(
     tokens = torch.tensor(as_wholes(tokens), device=loaded.device)
     if not 0 <= int(tokens.min()) <= int(tokens.max()) < loaded.config.vocab_size:
         raise InputError(f"tokens {tokens.tolist()[:5]}…: legal are 0 to {loaded.config.vocab_size - 1}")
-    if resid.shape != (len(tokens), loaded.config.hidden_size):
-        raise InputError(f"resid of shape {list(resid.shape)} for {len(tokens)} tokens: legal is example d_model")
+    if resid.shape != (len(tokens), loaded.config.hidden_size) or not resid.isfinite().all():
+        raise InputError(
+            f"resid of shape {list(resid.shape)} for {len(tokens)} tokens: legal are finite numbers, example d_model"
+        )
     if not 1 <= as_whole(top) <= loaded.config.vocab_size:
         raise InputError(f"top = {top}: legal are 1 to {loaded.config.vocab_size}")
     resid = resid.to(loaded.device, loaded.model.dtype)
@@ -136,7 +138,10 @@ def score_copying(
         InputError: a token that occurs twice in a sequence.
     """
     _check_backend(loaded)
-    tokens = torch.as_tensor(tokens)
+    tokens = torch.tensor(hooks.tokenize(loaded, tokens))
+    size = (len(tokens), loaded.n_layers, tokens.shape[1], loaded.config.hidden_size)
+    if resid_pre.shape != size or not resid_pre.isfinite().all():
+        raise InputError(f"resid_pre of shape {list(resid_pre.shape)}: legal are finite numbers of shape {list(size)}")
     n_different = torch.tensor([len(row.unique()) for row in tokens])
     if (n_different < tokens.shape[1]).any():
         raise InputError("a token occurs twice in a sequence: legal are sequences of different tokens")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers import InputError, hooks
 from helpers.engine import backends
-from helpers.engine.inputs import as_count, as_list, as_whole, as_wholes, is_row, make_generator
+from helpers.engine.inputs import as_count, as_list, as_tensor, as_whole, as_wholes, is_row, make_generator
 from helpers.engine.sites import Positions, Prompts, check_site, locate_positions
 from helpers.folds import Folds, Groups, Labels, check_labels, resolve_folds
 from helpers.hooks import Head
@@ -86,13 +86,15 @@ def score_baselines(
     folds = resolve_folds(checked, groups, folds, seed)
     scores = {"majority class": _majority(checked, folds)}
     scores |= score_text(loaded, texts, checked, groups, folds=folds, seed=seed)
-    unfitted = {f"rule: {name}": torch.as_tensor(values, dtype=torch.float32) for name, values in rules.items()}
+    if not isinstance(rules, Mapping):
+        raise InputError(f"rules {str(rules)[:60]}: legal are scores by name")
+    unfitted = {f"rule: {name}": as_tensor(values, f"rule {name!r}").float() for name, values in rules.items()}
     output = read_output(loaded, texts, *answers, positions=positions)
     names = locate_positions(positions, torch.tensor([len(loaded.encode(text)) for text in texts]))[0]
     unfitted |= {f"the model's output at {name}": column for name, column in zip(names, output.T, strict=True)}
     for name, values in unfitted.items():
-        if values.shape != (len(checked),):
-            raise InputError(f"{name}: {len(values)} scores for {len(checked)} labels: legal is one for each")
+        if values.shape != (len(checked),) or not values.isfinite().all():
+            raise InputError(f"{name}: scores of shape {list(values.shape)}: legal are {len(checked)} finite numbers")
         middle = torch.stack([values[folds != fold].median() for fold in range(int(folds.max()) + 1)])
         scores[name] = values - middle[folds]
     return scores
@@ -123,8 +125,9 @@ def score_text(
     from sklearn.pipeline import make_pipeline
 
     checked, _ = check_labels(labels, groups)
-    if len(texts) != len(checked):
-        raise InputError(f"{len(texts)} texts for {len(checked)} labels: legal is one for each")
+    texts = as_list(texts)
+    if not is_row(texts) or len(texts) != len(checked) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"texts {str(texts)[:60]!r} for {len(checked)} labels: legal is one for each")
     folds = resolve_folds(checked, groups, folds, seed)
     kinds = {
         "word n-grams": {"ngram_range": (1, 2), "token_pattern": r"\S+"},

@@ -30,6 +30,8 @@ RULE_NODES = (
     *(ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant),
     *(ast.And, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Lt, ast.LtE, ast.Gt, ast.GtE),
 )
+FINEST = 1e-9
+"""As a share of the interval: what lies in a narrower part is no other outcome."""
 MOST_PARTS = 1000
 """Of an interval that a rule is tried on before it is refused."""
 
@@ -109,6 +111,8 @@ def average(samples: Sequence[float], *, seed: int, of: str = "sequences") -> Es
     import numpy as np
     from scipy.stats import bootstrap
 
+    from helpers.engine.inputs import check_seed
+
     numbers = np.asarray(samples, dtype=float)
     if numbers.ndim != 1 or len(numbers) < 2:
         raise InputError(f"an interval needs at least two samples in one row, not shape {numbers.shape}")
@@ -117,7 +121,7 @@ def average(samples: Sequence[float], *, seed: int, of: str = "sequences") -> Es
     if np.ptp(numbers) == 0:  # exactly, where a mean would round
         middle = low = high = numbers[0]
     else:
-        interval = bootstrap((numbers,), np.mean, n_resamples=10_000, method="percentile", rng=seed)
+        interval = bootstrap((numbers,), np.mean, n_resamples=10_000, method="percentile", rng=check_seed(seed))
         middle, (low, high) = numbers.mean(), interval.confidence_interval
     return Estimate(float(middle), float(low), float(high), len(numbers), of)
 
@@ -198,7 +202,7 @@ def _turns(comparisons: Sequence[CodeType], names: dict[str, Any], estimate: Est
         # Each True, False or, where it is not the same all over the part, None.
         everywhere = [eval(code, names | {"value": iv.mpf([low, high])}) for code in comparisons]
         open_still = None in everywhere and not any(one is False for one in everywhere)
-        if open_still and low < middle < high:  # else the part is one point, which has been tried
+        if open_still and high - low > FINEST * (parts[0][1] - parts[0][0]):  # else it is a point, which has been tried
             parts += [(low, middle), (middle, high)]
         if len(parts) > MOST_PARTS:
             return None, outcome

@@ -32,7 +32,7 @@ from helpers import InputError
 from helpers.engine import backends, generation
 from helpers.engine.backends import SiteName
 from helpers.engine.generation import BATCH_SIZE, Nudged, nudge, score_next_tokens
-from helpers.engine.inputs import as_list, as_whole, as_wholes, is_row
+from helpers.engine.inputs import as_list, as_tensor, as_whole, as_wholes, is_row
 from helpers.engine.sites import (
     SITES,
     Captured,
@@ -478,11 +478,8 @@ def _checked(loaded: LoadedModel, edit: Edit) -> Edit:
         raise InputError(f"unknown edit {edit.how!r}: legal are {', '.join(HOW)}")
     if len(set(heads)) < len(heads) or (several and not heads):
         raise InputError(f"heads {list(heads)} of '{edit}': legal are different ones, at least one")
-    try:
-        value = torch.as_tensor(edit.value)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"the value {str(edit.value)[:40]!r} of '{edit}': legal are numbers") from None
-    if value.is_complex() or value.dtype == torch.bool:
+    value = as_tensor(edit.value, f"the value of '{edit}'")
+    if value.dtype == torch.bool:
         raise InputError(f"the value of '{edit}' holds {value.dtype}: legal are real numbers")
     position = edit.position
     if position is not None:

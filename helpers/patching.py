@@ -212,15 +212,15 @@ def ablate(
     every_head = sets is None
     if sets is None:
         sets = [[Node("head_z", layer, head)] for layer in range(loaded.n_layers) for head in range(loaded.n_heads)]
-    reference = prompts if reference is None else reference
+    prompts = tokenize(loaded, prompts)
+    reference = prompts if reference is None else tokenize(loaded, reference)
     groups, reference_groups = (
         None if names is None else as_names(names, "groups") for names in (groups, reference_groups)
     )
     if groups is not None and how != "mean":
         raise InputError(f"groups are given for {how} ablation: legal is mean")
     if how == "resample":
-        rows = tokenize(loaded, prompts)
-        source = _others(rows, tokenize(loaded, reference), seed)
+        source = _others(prompts, reference, seed)
     else:
         source = _constants(loaded, reference, sets, how, groups, reference_groups)
     sweep = _Sweep(loaded, prompts, source, answers, metric)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from helpers import InputError
 from helpers.claims import Estimate
-from helpers.engine.inputs import as_count, as_mask, as_names, as_wholes, check_seed, make_generator
+from helpers.engine.inputs import as_count, as_list, as_mask, as_names, as_tensor, as_wholes, check_seed, make_generator
 from helpers.engine.solvers import Method, check_penalties, fit, standardise
 from helpers.folds import (
     Folds,
@@ -110,6 +110,10 @@ def list_sites(activations: Captured) -> list[Site]:
 
 def read_features(activations: Captured, site: Site) -> Float[Tensor, "row feature"]:
     """The activations of all prompts at one site."""
+    n_heads = activations[site.component].shape[3] if len(activations.axes[site.component]) == 5 else 0
+    known = site.layer in activations.layers and site.position in activations.positions
+    if not known or not (site.head is None if not n_heads else site.head in range(n_heads)):
+        raise InputError(f"no activations of {site}: legal are those of list_sites")
     place = activations.layers.index(site.layer), activations.positions.index(site.position)
     block = activations[site.component][:, *place]
     return block if site.head is None else block[:, site.head]
@@ -571,6 +575,7 @@ def _drawn(
 
 
 def _numbers(all_sites: Sequence[Site], sites: Sequence[Site] | None) -> list[int]:
+    sites = as_list(sites)
     places = {site: number for number, site in enumerate(all_sites)}
     for site in sites or ():
         if site not in places:
@@ -581,7 +586,7 @@ def _numbers(all_sites: Sequence[Site], sites: Sequence[Site] | None) -> list[in
 
 
 def standardise_site(activations: Float[Tensor, "row feature"], n_rows: int) -> Float[Tensor, "1 row feature"]:
-    activations = torch.as_tensor([] if activations is None else activations)
+    activations = as_tensor(activations, "activations")
     if activations.ndim != 2 or len(activations) != n_rows:
         raise InputError(f"activations of shape {list(activations.shape)} for {n_rows} labels: legal is row feature")
     if not activations.isfinite().all():

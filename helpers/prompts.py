@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from helpers import InputError
-from helpers.engine.inputs import as_count, as_whole, check_seed, is_row, make_generator
+from helpers.engine.inputs import as_count, as_list, as_whole, check_seed, is_row, make_generator
 from helpers.models import LoadedModel
 
 __all__ = [
@@ -126,6 +126,7 @@ def keep_single_tokens(loaded: LoadedModel, words: Sequence[str]) -> list[str]:
     """The words that are one token with a space before them."""
     if loaded.tokenizer is None:
         raise InputError(f"model {loaded.card.name!r} has no tokenizer, so no words can be chosen for it")
+    words = as_list(words)
     if not is_row(words) or not all(isinstance(word, str) and word.strip() for word in words):
         raise InputError(f"words {str(words)[:60]}: legal are words, at least a letter each")
     return [word for word in words if len(loaded.encode_after(f" {word}")) == 1]

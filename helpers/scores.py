@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from helpers import InputError
 from helpers.claims import Estimate
-from helpers.engine.inputs import as_mask, as_whole, as_wholes, make_generator
+from helpers.engine.inputs import as_mask, as_tensor, as_whole, as_wholes, make_generator
 from helpers.folds import Folds, Groups, Labels, check_folds, check_labels, number_groups
 
 N_RESAMPLES = 1000
@@ -28,7 +27,7 @@ FEWEST_NEGATIVES = 300
 
 def compute_auroc(scores: Float[Tensor, "*any row"], labels: Bool[Tensor, "*#any row"]) -> Float[Tensor, "*any"]:
     """The AUROC of each row of scores, ties counting one half; NaN where a class is missing."""
-    scores, labels = torch.as_tensor(scores), torch.as_tensor(labels).bool()
+    scores, labels = as_tensor(scores, "scores"), as_tensor(labels, "labels").bool()
     ordered, order = scores.sort(-1)
     labels = labels.expand_as(scores).gather(-1, order)
     new = torch.nn.functional.pad(ordered.diff() > 0, (1, 1), value=True)  # where another value begins
@@ -58,7 +57,7 @@ def evaluate(
     Raises:
         InputError: shapes that don't match, NaN, one class only, a group in two folds.
     """
-    scores = _as_scores(scores).float()
+    scores = as_tensor(scores, "scores").float()
     labels, folds = _checked_scores(scores, labels, groups, folds)
     return estimate_scores(scores, labels, groups, folds, seed) | {"recall": _recall(scores, labels, groups, seed)}
 
@@ -113,7 +112,11 @@ def combine(
         raise InputError("no AUROC to combine: legal is at least one")
     parts, codes = [], torch.from_numpy(number_groups(groups))
     for weight, scores, chosen in terms:
-        scores, rows = _as_scores(scores).double(), torch.from_numpy(as_mask(chosen, len(labels), "rows of a term"))
+        weight = float(as_tensor(weight, "weight"))
+        scores, rows = (
+            as_tensor(scores, "scores").double(),
+            torch.from_numpy(as_mask(chosen, len(labels), "rows of a term")),
+        )
         if scores.shape == rows.shape:  # else refused in the next line
             scores = scores.where(rows, 0.0)
         truth, numbers = _checked_scores(scores, labels, groups, folds)
@@ -146,7 +149,7 @@ def measure_calibration_error(
         seed: of the bootstrap.
     """
     checked, _ = check_labels(labels, groups)
-    logits = _as_scores(logits)
+    logits = as_tensor(logits, "logits")
     truth, _ = _checked_scores(logits, checked, groups, None)
     if not 1 <= as_whole(n_bins) <= len(truth):
         raise InputError(f"{n_bins} bins: legal are 1 to {len(truth)}, the number of rows")
@@ -180,16 +183,6 @@ def tabulate(
         {"scores": name} | as_columns(evaluate(values, labels, groups, folds=folds, seed=seed))
         for name, values in scores.items()
     )
-
-
-def _as_scores(scores: Any) -> Float[Tensor, " row"]:
-    try:
-        given = torch.as_tensor(scores)
-        if given.is_complex():
-            raise TypeError
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"scores {str(scores)[:60]}: legal are finite numbers, one for each row") from None
-    return given
 
 
 def _checked_scores(

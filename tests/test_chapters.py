@@ -145,6 +145,9 @@ def test_a_run_is_a_profile_and_maybe_a_model():
     assert chapters.run_parameters("ci", chapter) == of_profile
     for model in ("gpt2-small", "organisation/name@revision", "a folder/with a model"):
         assert chapters.run_parameters(f"ci@{model}", chapter) == of_profile | {"model_name": model}
+    for run in ("ci@", "ci+x", "ci+03", "ci+-1", "", "@a", "ci+1+2"):
+        with pytest.raises(InputError, match="legal are a profile"):
+            chapters.split_run(run)
     names = ["ci", "ci@gpt2-small", "ci@a/b", "ci@a-b", "ci@../b", "record@a/b"]
     folders = [chapters.name_folder(run) for run in names]
     assert folders[:2] == ["ci", "ci@gpt2-small"] and len(set(folders)) == len(names)

@@ -145,6 +145,10 @@ def test_what_one_half_of_a_rule_refuses_everywhere_fails_however_the_other_turn
     assert decide(rule, Estimate(0.2, 0.1, 0.5, 4), baseline=-0.9).verdict == "holds"
 
 
+def test_bounds_that_meet_leave_nothing_between_them():
+    assert decide("value > baseline and value < 0", Estimate(0.2, -0.1, 0.5, 4), baseline=0.0).verdict == "fails"
+
+
 @given(*(st.floats(low, high) for low, high in ((-1, 1), (0, 1), (0, 1), (-1, 1), (-1, 1))))
 def test_two_bounds_are_decided_as_on_a_fine_grid(value, below, above, one, other):
     low, high = value - below, value + above

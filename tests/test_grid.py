@@ -19,7 +19,8 @@ def test_every_combination_is_a_cell_of_its_own():
     for cell in cells:
         parameters = chapters.run_parameters(cell.run, cell.chapter)
         assert (parameters["model_name"], parameters["seed"]) == (cell.model, cell.seed)
-        assert parameters.items() >= chapters.profile_parameters("ci", cell.chapter).items() - {"seed"}
+        sizes = {name: size for name, size in chapters.profile_parameters("ci", cell.chapter).items() if name != "seed"}
+        assert sizes and parameters.items() >= sizes.items()
     assert len(grid.list_cells("ci", ["gpt2-small", "gpt2-small"], [], [1, 1])) == len(chapters.all_chapters())
 
 
@@ -29,12 +30,30 @@ def test_every_combination_is_a_cell_of_its_own():
         ("huge", ["gpt2-small"], [], "there is no profile 'huge'"),
         ("ci", ["gpt2-smal"], [], "unknown model 'gpt2-smal': did you mean 'gpt2-small'?"),
         ("ci", ["gpt2-small"], ["IOI"], "there is no chapter 'IOI'"),
+        ("ci@foo", ["gpt2-small"], [], "there is no profile 'ci@foo'"),
+        ("ci+1", ["gpt2-small"], [], "there is no profile 'ci+1'"),
     ],
 )
 def test_a_grid_that_can_not_be_is_refused(profile, names, some, sentence):
     with pytest.raises(InputError) as caught:
         grid.list_cells(profile, names, some, [0])
     assert str(caught.value).startswith(sentence)
+
+
+def test_a_cell_is_done_by_what_its_last_run_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(book, "RUNS", tmp_path)
+    (cell,) = grid.list_cells("ci", ["gpt2-small"], ["IOI_notebook"], [0])
+    log = cell.record.with_suffix(".log")
+    assert cell.state() == "to do"
+    book.write(log, f"{cell.chapter}: Summary (cell 3 of 4)\n")
+    assert cell.state() == "running, or stopped"
+    book.write(log, f"generate: 10 %\rgenerate: 100 %\r{cell.chapter}: done in 20 s\n")
+    assert cell.state() == "running, or stopped", "without a record"
+    book.write(cell.record, "{}")
+    assert cell.state() == "done"
+    book.write(log, "error: chapter x: KeyError\n")
+    assert cell.state() == "failed: chapter x: KeyError", "the record is that of an earlier run"
+    assert len(grid.gather_claims([cell])) == 0
 
 
 def test_memory_is_what_was_measured_or_grows_with_the_weights(tmp_path, monkeypatch):
@@ -52,6 +71,7 @@ def test_memory_is_what_was_measured_or_grows_with_the_weights(tmp_path, monkeyp
         assert chapters.estimate_memory(chapter, "ci@qwen2.5-0.5b-instruct") == 1800 + int(
             1.2 * 4 * (494.032768 - 124.439808)
         )
+        assert chapters.estimate_memory(chapter, "ci@org/some-7b") > 10_000, "of which nothing is known"
     assert 1000 < small <= large
 
 

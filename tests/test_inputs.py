@@ -10,7 +10,7 @@ import torch
 from shared.five_prompts import assert_close
 from shared.tiny import prefixing_tokenizer
 
-from helpers import InputError, attribution, baselines, folds, hooks, models, patching, probes, prompts, scores
+from helpers import InputError, attribution, baselines, claims, folds, hooks, models, patching, probes, prompts, scores
 from helpers.engine import inputs
 from helpers.hooks import Edit
 from helpers.patching import Node
@@ -451,6 +451,110 @@ def test_prompts_of_such_a_vocabulary_have_their_parts_in_their_places(prefixing
         assert row[drawn.positions["IO"][i]] == drawn.io[i]
         assert row[drawn.positions["S2"][i]] == drawn.subject[i] == row[drawn.positions["S1"][i]]
         assert drawn.positions["END"][i] == len(row) - 1
+
+
+@pytest.mark.parametrize("words", [["at", "a", "t", "as", "ball", "cat", "the"], ["a", ":t", ":b", "t", "b"]])
+def test_a_word_without_a_space_is_looked_up_without_one(words, load_tiny):
+    loaded = dataclasses.replace(large_vocabulary(load_tiny("llama")), tokenizer=prefixing_tokenizer(words))
+    letters = [loaded.encode_after(letter) for letter in "tbs"]
+    assert [loaded.tokenizer.convert_ids_to_tokens(ids) for ids in letters] == [["t"], ["b"], ["s"]]
+
+
+# What a reviewer tried
+
+GAP = range(10, 10 + N)
+"""Row numbers of a table that was filtered: none is zero."""
+
+
+def test_a_column_of_a_filtered_table_is_its_values():
+    column, values = pd.Series(X[:, 0, 0, 0].tolist(), index=GAP), X[:, 0, 0, 0]
+    labels, groups = pd.Series(LABELS, index=GAP), pd.Series(GROUPS, index=GAP)
+    found = scores.evaluate(column, labels, groups, seed=0)["auroc"]
+    assert found == scores.evaluate(values, LABELS, GROUPS, seed=0)["auroc"]
+    assert float(scores.compute_auroc(column, labels)) == pytest.approx(float(scores.compute_auroc(values, LABELS)))
+    assert scores.subtract(column, values, labels, groups, seed=0).value == 0
+    assert torch.equal(
+        cross_train(labels=labels, groups=groups, training={"a": pd.Series([True] * N, GAP)})["a"],
+        cross_train(training={"a": [True] * N})["a"],
+    )
+
+
+def test_rows_are_selected_by_number_or_by_mask():
+    some = [i % 3 == 0 for i in range(N)]
+    wanted = CAPTURED.select([i for i, one in enumerate(some) if one])["resid_post"]
+    for mask in (some, torch.tensor(some), np.array(some), pd.Series(some, GAP)):
+        assert torch.equal(CAPTURED.select(mask)["resid_post"], wanted)
+    for rows in (0, [N], "01", [0.5], [True, False], torch.tensor([True, False]), None):
+        with pytest.raises(InputError):
+            CAPTURED.select(rows)
+
+
+def test_one_position_has_one_name_in_any_form(loaded):
+    for position in (2, np.array(2), torch.tensor(2), np.int64(2)):
+        assert hooks.capture(loaded, BASE, "resid_post", positions=position).positions == ("2",)
+
+
+def test_a_site_that_was_not_captured_is_not_read():
+    for site in (
+        probes.Site("resid_post", 0, "last", 1),
+        probes.Site("resid_post", 9, "last"),
+        probes.Site("resid_post", 0, "x"),
+    ):
+        with pytest.raises(InputError, match="no activations of"):
+            probes.read_features(CAPTURED, site)
+
+
+def test_prompts_of_an_ablation_come_in_any_form(loaded):
+    wanted = patching.ablate(loaded, BASE, answers=ANSWERS).values
+    for how in ({"input_ids": torch.tensor(BASE)}, (row for row in BASE), torch.tensor(BASE)):
+        assert torch.equal(patching.ablate(loaded, how, answers=ANSWERS).values, wanted)
+    zero = patching.ablate(loaded, {"input_ids": torch.tensor(BASE)}, how="zero", answers=ANSWERS).values
+    assert torch.equal(zero, patching.ablate(loaded, BASE, how="zero", answers=ANSWERS).values)
+    assert patching.encode_answers(loaded, zip([7, 8], [8, 7], strict=True)).tolist() == [[7, 8], [8, 7]]
+
+
+TRIED = {
+    "mask": [
+        lambda m, v: hooks.tokenize(m, {"input_ids": [[1, 2, 3]], "attention_mask": v}),
+        [[[0.0, 0.0, -1e9]], [[1]], [[1, 1, 1], [1, 1, 1]], torch.ones(1, 1, 3, 3)],
+    ],
+    "input_ids": [lambda m, v: hooks.tokenize(m, {"input_ids": v}), [3, "a", None]],
+    "nudges": [
+        lambda m, v: hooks.nudge(m, BASE, [[1], [2]], v, layer=0),
+        [torch.randn(1, 2, 1), torch.full((1, 2, 16), torch.nan), torch.randn(1, 2, 5), "abc", None],
+    ],
+    "copied": [
+        lambda m, v: attribution.score_copying(m, BASE, v),
+        [
+            torch.zeros(3, 2, 4, 16),
+            torch.zeros(2, 2, 1, 16),
+            torch.full((2, 2, 4, 16), torch.nan),
+            torch.zeros(2, 3, 4, 16),
+        ],
+    ],
+    "copied ids": [
+        lambda m, v: attribution.score_copying(m, v, torch.zeros(2, 2, 2, 16)),
+        [[[1, -1], [1, 2]], [[1, 999]] * 2],
+    ],
+    "resid": [
+        lambda m, v: attribution.measure_copy_rates(m, [1, 2], v),
+        [torch.full((2, 16), torch.nan), torch.zeros(2, 5), torch.zeros(3, 16)],
+    ],
+    "texts": [lambda m, v: baselines.score_text(m, v, LABELS, GROUPS, seed=0), ["a" * N, [3] * N, None]],
+    "rules": [
+        lambda m, v: baselines.score_baselines(
+            m, [f"a {i}" for i in range(N)], LABELS, GROUPS, answers=([1], [2]), rules=v, seed=0
+        ),
+        [[[1.0] * N], {"r": "x"}, {"r": [float("nan")] * N}],
+    ],
+    "mean": [lambda m, v: claims.average([1.0, 2.0], seed=v), NO_SEEDS],
+}
+
+
+@pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind, (_, values) in TRIED.items() for value in values])
+def test_what_a_reviewer_gave_is_refused_in_a_sentence(kind, value, loaded, refused):
+    with refused():
+        TRIED[kind][0](loaded, value)
 
 
 # One by one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import json
@@ -53,10 +54,14 @@ def split_run(run: str) -> tuple[str, int | None, str]:
 
     >>> split_run("ci"), split_run("ci+3@organisation/name@revision")
     (('ci', None, ''), ('ci', 3, 'organisation/name@revision'))
+
+    Raises:
+        InputError: something else.
     """
-    name, _, model = run.partition("@")
-    profile, _, seed = name.partition("+")
-    return profile, int(seed) if seed else None, model
+    found = re.fullmatch(r"(?P<profile>[^@+]+)(\+(?P<seed>0|[1-9]\d*))?(@(?P<model>.+))?", run)
+    if found is None:
+        raise InputError(f"run {run!r}: legal are a profile, profile@model, and profile+seed@model")
+    return found["profile"], None if found["seed"] is None else int(found["seed"]), found["model"] or ""
 
 
 def name_folder(run: str) -> str:
@@ -80,12 +85,17 @@ def estimate_memory(chapter: str, run: str) -> int:
     """Megabytes that a run will take: as measured on the same model, else on another with the difference in weights."""
     from helpers import models
 
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+
     def weigh(name: str) -> float:
-        """Gigabytes of weights in float32, as far as they are known."""
-        try:
-            return 4 * (models.find(name).parameters or 0) / 1e9
-        except InputError:
-            return 0.0
+        """Gigabytes of weights in float32; where nothing is known of them, all memory, so that it runs alone."""
+        with contextlib.suppress(InputError, OSError):
+            if parameters := models.find(name).parameters:
+                return 4 * parameters / 1e9
+            files = list(Path(name).expanduser().glob("*.safetensors"))
+            if files:
+                return 2 * sum(file.stat().st_size for file in files) / 1e9  # they may be in half precision
+        return installed / 1e3
 
     model = run_parameters(run, chapter).get("model_name", models.DEFAULT_MODEL)
     found = sorted((ROOT / "_build" / "runs").glob(f"*/{chapter}.json"), key=lambda path: path.stat().st_mtime)
@@ -98,7 +108,6 @@ def estimate_memory(chapter: str, run: str) -> int:
     else:
         other, gigabytes = next(reversed(measured.items()), (models.DEFAULT_MODEL, UNMEASURED_GB))
         gigabytes += max(0.0, weigh(model) - weigh(other))
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
     return int(min(1200 * gigabytes, installed))
 
 

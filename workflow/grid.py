@@ -9,9 +9,9 @@ done land in `_build/grid/claims.parquet`, a row for each model, chapter, seed a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from itertools import product
@@ -40,14 +40,15 @@ class Cell:
         return book.RUNS / chapters.name_folder(self.run) / f"{self.chapter}.json"
 
     def state(self) -> str:
-        """Whether it is done; else what its log ends with."""
-        if self.record.exists():
-            return "done"
+        """Whether it is done, by what its last run said; a record alone may be that of an earlier one."""
         log = self.record.with_suffix(".log")
         if not log.exists():
             return "to do"
-        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
-        return last.replace("error:", "failed:", 1) if last.startswith("error: ") else "running, or stopped"
+        text = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())[-1].strip()
+        if text.startswith("error: "):
+            return text.replace("error:", "failed:", 1)
+        ended = re.search(rf"{re.escape(self.chapter)}: done in \d+ s$", text)
+        return "done" if ended and self.record.exists() else "running, or stopped"
 
 
 def list_cells(profile: str, names: list[str], some: list[str], seeds: list[int]) -> list[Cell]:
@@ -56,6 +57,7 @@ def list_cells(profile: str, names: list[str], some: list[str], seeds: list[int]
     Raises:
         InputError: no such profile, model or chapter; a chapter without a seed.
     """
+    chapters.profile_parameters(profile, "")
     chosen = [chapters.find_chapter(name) for name in some] if some else chapters.all_chapters()
     for model in names:
         models.find(model)
@@ -73,7 +75,7 @@ def gather_claims(cells: list[Cell]) -> pd.DataFrame:
     """A row for each claim of each cell that is done."""
     rows = []
     for cell in cells:
-        if not cell.record.exists():
+        if cell.state() != "done":
             continue
         record = json.loads(cell.record.read_text(encoding="utf-8"))
         common = {"model": cell.model, "chapter": cell.chapter, "seed": cell.seed}
@@ -87,15 +89,20 @@ def gather_claims(cells: list[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def run_cells(cells: list[Cell]) -> None:
-    """Let Snakemake run what is not done, and write the claims of all that is then."""
+def run_cells(cells: list[Cell]) -> bool:
+    """Let Snakemake run what is not done, and write the claims of all that is then; whether it came to its end."""
     targets = [str(cell.record.relative_to(book.ROOT).with_suffix(".ipynb")) for cell in cells]
     with book.only_one():
-        with contextlib.suppress(InputError):  # which jobs failed, and why, is in the table
+        try:
             book.snakemake(targets, *dict.fromkeys(cell.run for cell in cells), options=GRID, grid=True)
+            ended = True
+        except InputError:  # which jobs failed, and why, is in the table
+            book.say("error: not every job came to its end: see the table, and .snakemake/log/")
+            ended = False
         OUTCOMES.mkdir(parents=True, exist_ok=True)
         gather_claims(cells).to_parquet(partial := OUTCOMES / ".claims.parquet")
         partial.replace(OUTCOMES / "claims.parquet")
+    return ended
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,15 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         cells = list_cells(options.profile, options.models, options.chapters, options.seeds)
-        if not options.status:
-            run_cells(cells)
+        ended = options.status or run_cells(cells)
     except (InputError, OSError) as error:
         book.say(f"error: {error}")
         return 1
     states = pd.DataFrame([{"model": c.model, "chapter": c.chapter, "seed": c.seed, "state": c.state()} for c in cells])
     done = (states["state"] == "done").sum()
     print(states.to_string(index=False), f"{done} of {len(states)} done", OUTCOMES / "claims.parquet", sep="\n")
-    return 0 if done == len(states) else 1
+    return 0 if ended and done == len(states) else 1
 
 
 if __name__ == "__main__":

@@ -113,8 +113,11 @@ class LoadedModel:
 
         A vocabulary that puts a space of its own before each text gives other ids where the text stands alone.
         """
-        before, whole = self.encode("a", start=False), self.encode("a" + text, start=False)
-        return whole[len(before) :] if whole[: len(before)] == before else self.encode(text, start=False)
+        for anchor in ("a", ":", ".", "0", "\n") if text[:1].isspace() else (":", ".", "\n", "0", "a"):
+            before, whole = self.encode(anchor, start=False), self.encode(anchor + text, start=False)
+            if before and whole[: len(before)] == before:  # else the two grew together
+                return whole[len(before) :]
+        return self.encode(text, start=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens."""

@@ -31,7 +31,7 @@ from helpers.engine import backends
 from helpers.engine.architectures import FAMILIES, AnyModule
 from helpers.engine.backends import Batch, SiteName
 from helpers.engine.cards import LoadedModel
-from helpers.engine.inputs import as_list, as_wholes, is_row
+from helpers.engine.inputs import as_list, as_tensor, as_wholes, is_row
 from helpers.engine.sites import Captured, Prompt, Readable, check_site, get_axes, tokenize
 
 BATCH_SIZE = 64
@@ -213,9 +213,13 @@ def nudge(
     check_site(loaded, "resid_post", layer)
     if min(map(len, rows)) < 2:
         raise InputError("a prompt of one token: legal are at least two")
-    tokens, vectors = _choices(loaded, tokens, len(rows)), torch.as_tensor(vectors)
-    if vectors.ndim != 3 or vectors.shape[1] != len(rows):
-        raise InputError(f"{list(vectors.shape)} vectors, {len(rows)} prompts: legal is one each")
+    tokens, vectors = _choices(loaded, tokens, len(rows)), as_tensor(vectors, "vectors")
+    size = len(rows), loaded.config.hidden_size
+    if vectors.ndim != 3 or vectors.shape[1:] != size or not vectors.isfinite().all():
+        raise InputError(
+            f"vectors of shape {list(vectors.shape)} for {len(rows)} prompts: legal are finite numbers of shape "
+            f"vector, {size[0]}, {size[1]}"
+        )
     logits = torch.empty(len(vectors), *tokens.shape)
     divergence = torch.empty(vectors.shape[:2])
     for number, row in enumerate(rows):

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from helpers import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def as_list(given: Any) -> Any:
-    """An array, a tensor or a column of a table as a list (or as its one number); all else as it is."""
+    """An array, a tensor, a column of a table or what gives one after the other as a list; a lone number as it is."""
+    if isinstance(given, Iterator):
+        return list(given)
     return given.tolist() if hasattr(given, "tolist") else given
+
+
+def as_tensor(given: Any, what: str) -> Tensor:
+    """Numbers in any form as a tensor; a tensor stays what it is."""
+    import torch
+
+    try:
+        found = given if isinstance(given, torch.Tensor) else torch.as_tensor(np.asarray(as_list(given)))
+        if found.is_complex():
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{what} {' '.join(str(given).split())[:60]}: legal are real numbers") from None
+    return found
 
 
 def is_row(given: Any) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -14,7 +15,7 @@ from helpers import InputError
 from helpers.engine import backends
 from helpers.engine.backends import SiteName
 from helpers.engine.cards import LoadedModel
-from helpers.engine.inputs import as_list, as_whole, as_wholes, is_row
+from helpers.engine.inputs import as_list, as_mask, as_whole, as_wholes, is_row
 
 Prompt = str | Sequence[int]
 """A text, or its token ids."""
@@ -60,7 +61,12 @@ class Captured:
 
     def select(self, rows: Sequence[int]) -> Captured:
         """Those of some of the prompts."""
-        rows = list(rows)
+        rows = as_list(rows)
+        if is_row(rows) and rows and all(isinstance(row, bool) for row in rows):
+            rows = np.flatnonzero(as_mask(rows, len(self.lengths), "rows")).tolist()
+        rows = list(as_wholes(rows)) if is_row(rows) else rows
+        if not is_row(rows) or not all(-len(self.lengths) <= row < len(self.lengths) for row in rows):
+            raise InputError(f"rows {str(rows)[:60]}: legal are numbers below {len(self.lengths)}, or True and False")
         values = {site: tensor[rows] for site, tensor in self.values.items()}
         return replace(self, values=values, lengths=self.lengths[rows])
 
@@ -94,17 +100,22 @@ def tokenize(loaded: LoadedModel, prompts: Prompts) -> list[list[int]]:
 def _unpacked(prompts: Any) -> Any:
     """The rows in what a tokenizer returns, without padding; all else as a list, or as it is."""
     if not isinstance(prompts, Mapping):
-        return list(prompts) if isinstance(prompts, Iterator) else as_list(prompts)
+        return as_list(prompts)
     if "input_ids" not in prompts:
         names = ", ".join(map(repr, list(prompts)[:3]))
         raise InputError(f"prompts in a mapping of {names}: legal are texts, token ids, or what a tokenizer returns")
     rows, masks = (as_list(prompts.get(name)) for name in ("input_ids", "attention_mask"))
+    if not is_row(rows):
+        raise InputError(f"input_ids {str(rows)[:60]}: legal are token ids, or lists of them")
     if rows and not is_row(as_list(rows[0])):
         rows, masks = [rows], masks and [masks]
     if not masks:
         return rows
-    pairs = zip(map(as_list, rows), map(as_list, masks), strict=True)
-    return [[token for token, seen in zip(row, mask, strict=True) if seen] for row, mask in pairs]
+    if len(masks) != len(rows):
+        raise InputError(f"an attention mask of {len(masks)} rows for {len(rows)} prompts: legal is one for each")
+    rows, masks = [as_list(row) for row in rows], [as_list(mask) for mask in masks]
+    seen = [as_mask(mask, len(row), "attention mask") for row, mask in zip(rows, masks, strict=True)]
+    return [[token for token, one in zip(row, mask, strict=True) if one] for row, mask in zip(rows, seen, strict=True)]
 
 
 def locate_positions(
@@ -123,7 +134,7 @@ def locate_positions(
             )
         positions = {positions: -1 if positions == "last" else -2}
     elif not isinstance(positions, Mapping):
-        positions = {"each" if is_row(as_list(positions)) else str(positions): positions}
+        positions = {"each" if is_row(as_list(positions)) else str(as_list(positions)): positions}
     columns = []
     for name, position in positions.items():
         numbers = torch.tensor(locate_one(position, len(lengths), f"position {name!r}"))

@@ -21,6 +21,7 @@ from helpers import InputError, probes
 from helpers.claims import Estimate
 from helpers.folds import assign_stratified_folds, permute_labels
 from helpers.probes import Site, Sweep
+from helpers.prompts import make_generator
 from helpers.scores import combine, compute_auroc, subtract
 
 Rows = Bool[ndarray, " row"]
@@ -242,7 +243,7 @@ def _attacked(draw: Draw, source: Rows, styles: Sequence[str] | None, folds: Int
 
 def draw_one_style_each(transcripts: Sequence[Hashable], styles: Sequence[str], *, seed: int) -> Rows:
     """Of every transcript one style at random: as many rows as one style has, of all styles (for the remedy)."""
-    generator = np.random.default_rng(seed)
+    generator = make_generator(seed)
     names = sorted(set(styles))
     meant = {transcript: names[generator.integers(len(names))] for transcript in dict.fromkeys(transcripts)}
     return np.array([meant[one] == style for one, style in zip(transcripts, styles, strict=True)])
@@ -265,7 +266,7 @@ def tie_styles(
     """
     if not 0.5 <= share <= 1:
         raise InputError(f"share = {share}: legal are 0.5 to 1")
-    generator = np.random.default_rng(seed)
+    generator = make_generator(seed)
     label_of = dict(zip(transcripts, map(bool, labels), strict=True))
     meant = {}
     for label in (True, False):

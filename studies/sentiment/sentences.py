@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 from helpers import InputError
 from helpers.models import LoadedModel
-from helpers.prompts import encode_word, keep_single_tokens
+from helpers.prompts import encode_word, keep_single_tokens, make_generator
 
 Family = Literal["copula", "attributive", "opinion", "question", "negation"]
 # One judgement a sentence; {THING} is what is judged, {WORD} the judging adjective. Families differ in how it is said;
@@ -106,7 +105,7 @@ def draw_sentiment(
         raise InputError(f"unknown family {unknown[0]!r}: legal are {', '.join(TEMPLATES)}")
     valences = {word: valence for word, valence in _valences().items() if word in ADJECTIVES and abs(valence) >= 1}
     known = [word for word in dict.fromkeys(ADJECTIVES) if word in valences]
-    generator = np.random.default_rng(seed)
+    generator = make_generator(seed)
     chosen = []
     single = keep_single_tokens(loaded, known)
     for side in (1, -1):
@@ -145,7 +144,7 @@ def draw_sst2(loaded: LoadedModel, *, n_sentences: int, seed: int) -> Sentiment:
     most = 2 * int(table["label"].value_counts().min())
     if not 2 <= n_sentences <= most or n_sentences % 2:
         raise InputError(f"{n_sentences} sentences of SST-2 are asked for: legal are even numbers from 2 to {most}")
-    generator = np.random.default_rng(seed)
+    generator = make_generator(seed)
     rows = []
     for label in (0, 1):
         for sentence in generator.permutation(table["sentence"][table["label"] == label])[: n_sentences // 2]:
