@@ -282,7 +282,7 @@ def test_bad_input_is_refused(load_tiny, refused):
         hooks.capture(loaded, SHARED, "resid_post", as_trees=True)
     with refused("one token", "at least two"):
         hooks.nudge(loaded, [[5]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=0)
-    with refused("[1, 2, 16] vectors", "1 prompts"):
+    with refused("shape [1, 2, 16] for 1 prompts", "1 prompts"):
         hooks.nudge(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 2, 16), layer=0)
     with refused("layer 9"):
         hooks.nudge(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=9)
