@@ -227,7 +227,7 @@ def generate(
     max_new_tokens: int,
     stop: str | Sequence[str] = (),
     batch_size: int = BATCH_SIZE,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
 ) -> list[list[int]]:
     """The most likely next token, again and again: the new tokens of each prompt, up to its end token or a stop.
 
@@ -250,6 +250,8 @@ def generate(
     rows, stop = tokenize(loaded, prompts), (stop,) if isinstance(stop, str) else as_list(stop)
     if not is_row(stop) or not all(isinstance(text, str) and text for text in stop):
         raise InputError(f"texts to stop at {stop!r}: legal are texts of at least one letter")
+    if folder is not None and not isinstance(folder, str | Path):
+        raise InputError(f"folder {folder!r}: legal is a path")
     stop, max_new_tokens, batch_size = tuple(stop), as_whole(max_new_tokens), as_whole(batch_size)
     if max_new_tokens < 1 or batch_size < 1:
         raise InputError(f"max_new_tokens = {max_new_tokens}, batch_size = {batch_size}: legal is at least 1 of each")
@@ -260,7 +262,9 @@ def generate(
         )
     why_not = generation.explain_unshareable(loaded, rows, max_new_tokens)
     if why_not is None:
-        return generation.continue_rows(loaded, rows, max_new_tokens, stop, batch_size, folder and Path(folder))
+        return generation.continue_rows(
+            loaded, rows, max_new_tokens, stop, batch_size, Path(folder) if folder else None
+        )
     if folder is not None:
         raise InputError(f"a job can't go on from {folder} here, since {why_not}: legal is no folder")
     lengths = torch.tensor([len(row) for row in rows])

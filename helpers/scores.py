@@ -17,7 +17,7 @@ from torch import Tensor
 
 from helpers import InputError
 from helpers.claims import Estimate
-from helpers.engine.inputs import as_mask, as_tensor, as_whole, as_wholes, make_generator
+from helpers.engine.inputs import as_mask, as_tensor, as_whole, as_wholes, is_row, make_generator
 from helpers.folds import Folds, Groups, Labels, check_folds, check_labels, number_groups
 
 N_RESAMPLES = 1000
@@ -111,7 +111,10 @@ def combine(
     if not terms:
         raise InputError("no AUROC to combine: legal is at least one")
     parts, codes = [], torch.from_numpy(number_groups(groups))
-    for weight, scores, chosen in terms:
+    for term in terms:
+        if not is_row(term) or len(term) != 3:
+            raise InputError(f"term {str(term)[:60]}: legal are weight, scores and rows")
+        weight, scores, chosen = term
         weight = float(as_tensor(weight, "weight"))
         scores, rows = (
             as_tensor(scores, "scores").double(),
@@ -179,6 +182,8 @@ def tabulate(
         folds: the number of each row's; by default all rows are in one.
         seed: of the bootstrap.
     """
+    if not isinstance(scores, Mapping):
+        raise InputError(f"scores {str(scores)[:60]}: legal are scores by name")
     return pd.DataFrame(
         {"scores": name} | as_columns(evaluate(values, labels, groups, folds=folds, seed=seed))
         for name, values in scores.items()

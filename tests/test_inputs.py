@@ -547,6 +547,16 @@ TRIED = {
         ),
         [[[1.0] * N], {"r": "x"}, {"r": [float("nan")] * N}],
     ],
+    "folder": [lambda m, v: hooks.generate(m, BASE, max_new_tokens=1, folder=v), [5, ["a"]]],
+    "fitted": [
+        lambda m, v: probes.fit(v, torch.tensor(LABELS)[:, None], method="ridge", penalties=[1.0]),
+        [None, "a", {}],
+    ],
+    "table": [lambda m, v: scores.tabulate(v, LABELS, GROUPS, seed=0), [None, [[1.0] * N], "a"]],
+    "term": [
+        lambda m, v: scores.combine([v], LABELS, GROUPS, seed=0),
+        [None, (1.0, [0.5] * N), ("a", [0.5] * N, [True] * N)],
+    ],
     "mean": [lambda m, v: claims.average([1.0, 2.0], seed=v), NO_SEEDS],
 }
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from helpers import InputError
-from helpers.engine.inputs import as_list, is_row
+from helpers.engine.inputs import as_list, as_tensor, is_row
 
 Method = Literal["ridge", "logistic", "mean_difference"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -75,7 +75,7 @@ def fit(
         InputError: unknown method, a penalty that is not above zero.
     """
     penalties = check_penalties(method, penalties)
-    z, labels = torch.as_tensor(z).float(), torch.as_tensor(labels)
+    z, labels = as_tensor(z, "z").float(), as_tensor(labels, "labels")
     if z.ndim != 3 or labels.ndim != 2 or len(labels) != z.shape[1] or not z.isfinite().all():
         raise InputError(
             f"z of shape {list(z.shape)} with labels of shape {list(labels.shape)}: legal are finite numbers by site, "
