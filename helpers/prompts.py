@@ -10,20 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from helpers import InputError
-from helpers.engine.inputs import as_count, as_list, as_whole, check_seed, is_row, make_generator
+from helpers.engine.inputs import as_count, as_list, as_whole, check_seed, is_row
 from helpers.models import LoadedModel
 
-__all__ = [
-    "NAMES",
-    "as_count",
-    "draw_segments",
-    "encode_word",
-    "is_row",
-    "keep_single_tokens",
-    "make_generator",
-    "prepend_start_token",
-    "read_passages",
-]
 PASSAGES = Path(__file__).parent / "data" / "moby_dick.txt"
 
 

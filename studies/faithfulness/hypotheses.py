@@ -19,9 +19,8 @@ from torch import Tensor
 
 from helpers import InputError, probes
 from helpers.claims import Estimate
-from helpers.folds import assign_stratified_folds, permute_labels
+from helpers.folds import assign_stratified_folds, make_generator, permute_labels
 from helpers.probes import Site, Sweep
-from helpers.prompts import make_generator
 from helpers.scores import combine, compute_auroc, subtract
 
 Rows = Bool[ndarray, " row"]

@@ -11,8 +11,9 @@ from typing import Literal, get_args
 import pandas as pd
 
 from helpers import InputError
+from helpers.folds import make_generator
 from helpers.models import LoadedModel
-from helpers.prompts import NAMES, as_count, encode_word, is_row, keep_single_tokens, make_generator
+from helpers.prompts import NAMES, as_count, encode_word, is_row, keep_single_tokens
 
 # Indirect object identification
 

@@ -12,8 +12,9 @@ from typing import Literal
 import pandas as pd
 
 from helpers import InputError
+from helpers.folds import make_generator
 from helpers.models import LoadedModel
-from helpers.prompts import encode_word, keep_single_tokens, make_generator
+from helpers.prompts import encode_word, keep_single_tokens
 
 Family = Literal["copula", "attributive", "opinion", "question", "negation"]
 # One judgement a sentence; {THING} is what is judged, {WORD} the judging adjective. Families differ in how it is said;
