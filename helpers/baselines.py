@@ -126,8 +126,10 @@ def score_text(
 
     checked, _ = check_labels(labels, groups)
     texts = as_list(texts)
-    if not is_row(texts) or len(texts) != len(checked) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"texts {str(texts)[:60]!r} for {len(checked)} labels: legal is one for each")
+    if not is_row(texts) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"texts {str(texts)[:60]!r}: legal is a text for each label")
+    if len(texts) != len(checked):
+        raise InputError(f"{len(texts)} texts for {len(checked)} labels: legal is one for each")
     folds = resolve_folds(checked, groups, folds, seed)
     kinds = {
         "word n-grams": {"ngram_range": (1, 2), "token_pattern": r"\S+"},
