@@ -102,5 +102,5 @@ def test_bad_input_is_refused(refused, load_tiny):
             baselines.read_output(loaded, texts, positive, negative)
     with refused("23 texts for 24 labels"):
         baselines.score_baselines(loaded, texts[:-1], labels, groups, answers=([1], [2]), rules={}, seed=0)
-    with refused("rule: short", "3 scores for 24 labels"):
+    with refused("rule: short", "shape [3]", "24 finite numbers"):
         baselines.score_baselines(loaded, texts, labels, groups, answers=([1], [2]), rules={"short": [1, 2, 3]}, seed=0)
