@@ -30,9 +30,7 @@ RULE_NODES = (
     *(ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant),
     *(ast.And, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Lt, ast.LtE, ast.Gt, ast.GtE),
 )
-FINEST = 1e-9
-"""As a share of the interval: what lies in a narrower part is no other outcome."""
-MOST_PARTS = 1000
+MOST_PARTS = 10_000
 """Of an interval that a rule is tried on before it is refused."""
 
 
@@ -202,7 +200,7 @@ def _turns(comparisons: Sequence[CodeType], names: dict[str, Any], estimate: Est
         # Each True, False or, where it is not the same all over the part, None.
         everywhere = [eval(code, names | {"value": iv.mpf([low, high])}) for code in comparisons]
         open_still = None in everywhere and not any(one is False for one in everywhere)
-        if open_still and high - low > FINEST * (parts[0][1] - parts[0][0]):  # else it is a point, which has been tried
+        if open_still and low < middle < high:  # else the part is one point, which has been tried
             parts += [(low, middle), (middle, high)]
         if len(parts) > MOST_PARTS:
             return None, outcome

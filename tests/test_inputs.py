@@ -460,7 +460,7 @@ def test_a_word_without_a_space_is_looked_up_without_one(words, load_tiny):
     assert [loaded.tokenizer.convert_ids_to_tokens(ids) for ids in letters] == [["t"], ["b"], ["s"]]
 
 
-# What a reviewer tried
+# Found by trying
 
 GAP = range(10, 10 + N)
 """Row numbers of a table that was filtered: none is zero."""
@@ -562,7 +562,7 @@ TRIED = {
 
 
 @pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind, (_, values) in TRIED.items() for value in values])
-def test_what_a_reviewer_gave_is_refused_in_a_sentence(kind, value, loaded, refused):
+def test_what_broadcasts_or_can_not_be_read_is_refused_in_a_sentence(kind, value, loaded, refused):
     with refused():
         TRIED[kind][0](loaded, value)
 
