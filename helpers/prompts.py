@@ -34,14 +34,8 @@ def draw_segments(
     Raises:
         InputError: the vocabulary holds fewer tokens than a sequence needs.
     """
-    n_sequences, segment_length, n_segments = (
-        as_count(number, what)
-        for number, what in (
-            (n_sequences, "n_sequences"),
-            (segment_length, "segment_length"),
-            (n_segments, "n_segments"),
-        )
-    )
+    n_sequences = as_count(n_sequences, "n_sequences")
+    segment_length, n_segments = as_count(segment_length, "segment_length"), as_count(n_segments, "n_segments")
     special = set(loaded.tokenizer.all_special_ids) if loaded.tokenizer else set()
     vocabulary_size = loaded.config.vocab_size if loaded.tokenizer is None else len(loaded.tokenizer)
     vocabulary_size = min(vocabulary_size, loaded.config.vocab_size)  # some embeddings are padded, some cut

@@ -137,7 +137,10 @@ def locate_positions(
         positions = {"each" if is_row(as_list(positions)) else str(as_list(positions)): positions}
     columns = []
     for name, position in positions.items():
-        numbers = torch.tensor(locate_one(position, len(lengths), f"position {name!r}"))
+        given = as_wholes(position)
+        if is_row(as_list(position)) and len(given) != len(lengths):
+            raise InputError(f"position {name!r} is given for {len(given)} prompts: there are {len(lengths)}")
+        numbers = torch.tensor(given).expand(len(lengths))
         wrong = ((numbers >= lengths) | (numbers < -lengths)).nonzero()
         if len(wrong):
             i = int(wrong[0])
@@ -149,16 +152,6 @@ def locate_positions(
     if not columns:
         raise InputError("no positions: legal is at least one")
     return tuple(map(str, positions)), torch.stack(columns, dim=1)
-
-
-def locate_one(position: Any, n_prompts: int, what: str) -> tuple[int, ...]:
-    """One number for all prompts, or one for each, as one for each."""
-    numbers = as_wholes(position)
-    if not is_row(as_list(position)):
-        return numbers * n_prompts
-    if len(numbers) != n_prompts:
-        raise InputError(f"{what} is given for {len(numbers)} prompts: there are {n_prompts}")
-    return numbers
 
 
 def split_batches(
