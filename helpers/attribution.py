@@ -7,6 +7,7 @@ Elhage et al. (2021). It says what a part writes, not what would happen without 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from helpers import InputError, hooks
-from helpers.engine import backends, sites
-from helpers.engine.architectures import AnyModule, Layer, find_family, list_layers
+from helpers.engine.architectures import Layer, get_final_norm, list_layers, record_block_calls, unembed
+from helpers.engine.attention import AnyModule
 from helpers.engine.inputs import as_whole, as_wholes
+from helpers.engine.propagation import read_block
 from helpers.engine.sites import Prompts
 from helpers.models import LoadedModel
 from helpers.patching import Answers, encode_answers
@@ -50,7 +52,7 @@ def attribute_logits(loaded: LoadedModel, prompts: Prompts, answers: Answers) ->
         InputError: another backend than Hugging Face, a model that bounds its logits, answers that do not fit.
     """
     _check_backend(loaded)
-    model, family = loaded.model, find_family(loaded.config)
+    model, layout = loaded.model, loaded.layout
     if getattr(loaded.config, "final_logit_softcapping", None) is not None:
         raise InputError(f"{loaded.config.model_type} bounds its logits, so they are no sum: legal are models without")
     tokens = encode_answers(loaded, answers)
@@ -59,20 +61,21 @@ def attribute_logits(loaded: LoadedModel, prompts: Prompts, answers: Answers) ->
         raise InputError(f"{len(tokens)} answers for {len(captured.lengths)} prompts: legal is a pair for each")
     last = {site: captured[site][:, :, 0].to(loaded.device) for site in captured.values}
     unembedding = model.get_output_embeddings()
-    norm = getattr(model.base_model, family.final_norm)
+    norm = get_final_norm(model, layout)
     with torch.no_grad():
         right, wrong = (unembedding.weight[token].float() for token in tokens.T.to(loaded.device))
-        toward = pull_through_norm(norm, last["resid_post"][:, -1], right - wrong)
-        biases = (right - wrong) @ _bias(norm)
-        if unembedding.bias is not None:
-            biases = biases + unembedding.bias[tokens[:, 0]] - unembedding.bias[tokens[:, 1]]
+        difference = layout.logit_scale * (right - wrong)
+        toward = pull_through_norm(norm, last["resid_post"][:, -1], difference)
+        biases = _dot_bias(difference, norm)
+        if getattr(unembedding, "bias", None) is not None:
+            bias = layout.logit_scale * unembedding.bias
+            biases = biases + bias[tokens[:, 0]] - bias[tokens[:, 1]]
         heads = []
-        for number, layer in enumerate(list_layers(model)):
+        for number, layer in enumerate(list_layers(model, layout)):
             z = last["head_z"][:, number]
             at_output = pull_through_attn_out(layer, z, toward)
-            projection = getattr(layer.attention, family.out)
-            biases = biases + at_output @ _bias(projection)
-            heads.append(torch.einsum("nhd,nhd->hn", z, (at_output @ _matrix(projection)).view_as(z)))
+            biases = biases + _dot_bias(at_output, layer.out)
+            heads.append(torch.einsum("nhd,nhd->hn", z, (at_output @ _matrix(layer.out)).view_as(z)))
         return Attribution(
             embedding=torch.einsum("nd,nd->n", last["resid_pre"][:, 0], toward).cpu(),
             heads=torch.stack(heads).cpu(),
@@ -108,10 +111,11 @@ def measure_copy_rates(
     if not 1 <= as_whole(top) <= loaded.config.vocab_size:
         raise InputError(f"top = {top}: legal are 1 to {loaded.config.vocab_size}")
     resid = resid.to(loaded.device, loaded.model.dtype)
+    attended = _attended(loaded, lambda layer: resid)
     raised, lowered = torch.zeros((2, loaded.n_layers, loaded.n_heads))
     with torch.no_grad():
         for number in range(loaded.n_layers):
-            logits = backends.unembed(loaded.model, _normed(loaded, _attended(loaded, number, resid)))
+            logits = unembed(loaded.model, loaded.layout, _normed(loaded, next(attended)))
             own = logits.gather(2, tokens[None, :, None].expand(len(logits), -1, 1))
             raised[number] = ((logits >= own).sum(2) <= top).float().mean(1)  # a tie is no rank
             lowered[number] = ((logits <= own).sum(2) <= top).float().mean(1)
@@ -149,9 +153,9 @@ def score_copying(
     scores = torch.empty(len(tokens), loaded.n_layers, loaded.n_heads)
     with torch.no_grad():
         for i, row in enumerate(tokens.to(loaded.device)):
-            for number in range(loaded.n_layers):
-                resid = resid_pre[i, number].to(loaded.device, loaded.model.dtype)
-                logits = _normed(loaded, _attended(loaded, number, resid)).float() @ embedding[row].T.float()
+            resid = resid_pre[i].to(loaded.device, loaded.model.dtype)
+            for number, written in enumerate(_attended(loaded, resid.__getitem__)):
+                logits = _normed(loaded, written).float() @ embedding[row].T.float()
                 raised = (logits - logits.mean(-1, keepdim=True)).relu()  # head attended token
                 share = raised.diagonal(dim1=1, dim2=2) / raised.sum(-1).clamp(min=1e-12)
                 scores[i, number] = (2 * share.mean(1) - 1).cpu()
@@ -159,19 +163,22 @@ def score_copying(
 
 
 def _attended(
-    loaded: LoadedModel, number: int, resid: Float[Tensor, "example d_model"]
-) -> Float[Tensor, "head example d_model"]:
-    """What each head of a layer writes if it attends to one position only, less the output's bias."""
-    layer, n_heads = list_layers(loaded.model)[number], loaded.n_heads
-    value = layer.qkv(resid)[2].repeat_interleave(n_heads // sites.count_heads(loaded, "v"), dim=1)
-    apart = torch.eye(n_heads, device=value.device)[:, None, :, None] * value
-    written = layer.attn_out(apart.flatten(0, 1)) - layer.attn_out(torch.zeros_like(value[:1]))
-    return written.unflatten(0, (n_heads, -1))
+    loaded: LoadedModel, resid_of: Callable[[int], Float[Tensor, "example d_model"]]
+) -> Iterator[Float[Tensor, "head example d_model"]]:
+    """For each layer what its heads write if they attend to one position only, less the output's bias."""
+    calls = record_block_calls(loaded.model, loaded.layout, [0])
+    for number, layer in enumerate(list_layers(loaded.model, loaded.layout)):
+        resid, n_heads = resid_of(number), loaded.n_heads
+        (value,) = read_block(loaded, number, layer, calls[number], resid[:, None], ["v"]).values()
+        value = value[:, 0].repeat_interleave(n_heads // loaded.layout.n_kv_heads, dim=1)
+        apart = torch.eye(n_heads, device=value.device, dtype=value.dtype)[:, None, :, None] * value
+        written = write_attn_out(layer, apart.flatten(0, 1)) - write_attn_out(layer, torch.zeros_like(value[:1]))
+        yield written.unflatten(0, (n_heads, -1))
 
 
 def _normed(loaded: LoadedModel, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
     """Through the last norm, less its bias."""
-    norm = getattr(loaded.model.base_model, find_family(loaded.config).final_norm)
+    norm = get_final_norm(loaded.model, loaded.layout)
     return norm(resid) - _bias(norm)
 
 
@@ -185,39 +192,73 @@ def pull_through_norm(
 ) -> Float[Tensor, "example d_model"]:
     """The direction whose dot product with a norm's input is that of `direction` with its output, less any bias.
 
-    The norm's scale is frozen to that of `inputs`. LayerNorm and RMSNorm; Gemma's gain is 1 + weight.
+    The norm's scale is frozen to that of `inputs`. LayerNorm and RMSNorm, whose gain is its weight, one more, or none;
+    which of these a norm is, is read off its output.
 
     Args:
         norm: a LayerNorm or an RMSNorm.
         inputs: what it reads.
         direction: of what it gives.
+
+    Raises:
+        InputError: a norm that is neither.
     """
-    name = type(norm).__name__
-    gain = norm.weight.float() + (1 if name.startswith("Gemma") else 0)
-    epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
-    pulled = direction * gain
-    if isinstance(norm, torch.nn.LayerNorm):
-        pulled = pulled - pulled.mean(-1, keepdim=True)
-        inputs = inputs - inputs.mean(-1, keepdim=True)
-    elif not name.endswith("RMSNorm"):
-        raise InputError(f"norm {name} is not known here: legal are LayerNorm and RMSNorm")
-    return pulled * torch.rsqrt(inputs.float().pow(2).mean(-1, keepdim=True) + epsilon)
+    epsilon = next((getattr(norm, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(norm, name)), 0.0)
+    own = getattr(norm, "weight", None)
+    dtype = torch.float32 if own is None else own.dtype
+    weight = torch.ones_like(inputs[0]) if own is None else own.float()
+    inputs = inputs.float()
+    try:
+        with torch.no_grad():
+            given = norm(inputs.to(dtype)).float()
+    except (ValueError, RuntimeError):  # it takes something else
+        given = torch.full_like(inputs, torch.nan)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    for centred in (False, True):
+        stream = inputs - inputs.mean(-1, keepdim=True) if centred else inputs
+        scale = torch.rsqrt(stream.pow(2).mean(-1, keepdim=True) + epsilon)
+        for gain in (weight, weight + 1):
+            if (stream * scale * gain + _bias(norm) - given).norm() <= tolerance * given.norm():
+                pulled = direction * gain
+                return (pulled - pulled.mean(-1, keepdim=True) if centred else pulled) * scale
+    raise InputError(f"norm {type(norm).__name__} is not known here: legal are LayerNorm and RMSNorm")
 
 
 def pull_through_attn_out(
     layer: Layer, head_z: Float[Tensor, "example head d_head"], direction: Float[Tensor, "example d_model"]
 ) -> Float[Tensor, "example d_model"]:
-    """A direction of the residual stream, taken back through Gemma's norm after attention, where there is one.
+    """A direction of the residual stream, taken back to what the output matrix gives: through a norm, if there is one.
 
     Args:
         layer: of a plain Hugging Face model.
         head_z: of all its heads, which sets the scale of the norm.
         direction: of the residual stream.
+
+    Raises:
+        InputError: a layer in which something else stands between the heads and the residual stream.
     """
-    if layer.family.after_attention is None:
+    if "head_z" not in layer.layout.points or getattr(layer.out, "weight", torch.empty(0)).ndim != 2:
+        raise InputError(
+            f"{type(layer.attention).__name__} has no matrix that reads head_z, so what a head writes is no sum"
+        )
+    direction = direction * layer.layout.points["attn_out"].scale
+    if layer.layout.after_attention is None:
         return direction
-    projected = getattr(layer.attention, layer.family.out)(head_z.flatten(1))
-    return pull_through_norm(getattr(layer.block, layer.family.after_attention), projected, direction)
+    norm = layer.block.get_submodule(layer.layout.after_attention)
+    return pull_through_norm(norm, layer.out(head_z.flatten(1)), direction)
+
+
+def write_attn_out(layer: Layer, head_z: Float[Tensor, "example head d_head"]) -> Float[Tensor, "example d_model"]:
+    """What attention adds to the residual stream.
+
+    Args:
+        layer: of a plain Hugging Face model.
+        head_z: of all its heads.
+    """
+    out = layer.out(head_z.flatten(-2))
+    if layer.layout.after_attention is not None:
+        out = layer.block.get_submodule(layer.layout.after_attention)(out)
+    return out * layer.layout.points["attn_out"].scale
 
 
 def _matrix(projection: AnyModule) -> Float[Tensor, "d_model head*d_head"]:
@@ -226,8 +267,11 @@ def _matrix(projection: AnyModule) -> Float[Tensor, "d_model head*d_head"]:
     return weight.T if type(projection).__name__ == "Conv1D" else weight
 
 
-def _bias(module: AnyModule) -> Float[Tensor, " d_model"]:
+def _dot_bias(direction: Float[Tensor, "example d_model"], module: AnyModule) -> Float[Tensor, " example"]:
     bias = getattr(module, "bias", None)
-    return (
-        torch.zeros_like(module.weight[..., 0] if module.weight.ndim > 1 else module.weight) if bias is None else bias
-    )
+    return torch.zeros_like(direction[:, 0]) if bias is None else direction @ bias.float()
+
+
+def _bias(module: AnyModule) -> Float[Tensor, " d_model"] | float:
+    bias = getattr(module, "bias", None)
+    return 0.0 if bias is None else bias.float()

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from helpers import InputError
 from helpers.engine import backends, generation
-from helpers.engine.backends import SiteName
+from helpers.engine.architectures import SiteName
 from helpers.engine.generation import BATCH_SIZE, Nudged, nudge, score_next_tokens
 from helpers.engine.inputs import as_list, as_tensor, as_whole, as_wholes, is_row
 from helpers.engine.sites import (
@@ -151,7 +151,8 @@ def capture(
         site: get_size(loaded, site, len(chosen), len(names), int(lengths.max())) for site in sites
     }
     values: dict[Readable, Tensor] = {site: torch.empty(len(rows), *size) for site, size in sizes.items()}
-    queue = list(split_batches(lengths.argsort(stable=True), lengths, TOKENS_PER_BATCH))
+    order, apart = lengths.argsort(stable=True), generation.find_original_length(loaded.config)
+    queue = list(split_batches(order, lengths, TOKENS_PER_BATCH, apart))
     with tqdm(total=len(rows), desc="capture", delay=2, mininterval=2, leave=False, file=sys.stderr) as bar:
         while queue:
             examples = queue.pop(0)

@@ -30,7 +30,7 @@ from helpers.engine.embedded import fetch_embedded, get_first_line, hash_file, l
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from helpers.engine.architectures import AnyModule
+    from helpers.engine.attention import AnyModule
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model", "*.jinja"]
 HUB_ID = re.compile(r"(?P<hub_id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -106,6 +106,8 @@ def load(
     """
     import torch
 
+    from helpers.engine import inspection
+
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: legal are {', '.join(BACKENDS)}")
     card = find(name)
@@ -127,16 +129,22 @@ def load(
             "model, bfloat16, or a larger device"
         ) from None
     tokenizer = _load_tokenizer(folder)
-    return LoadedModel(
+    plain = LoadedModel(
         card=card,
-        model=_on_backend(model, tokenizer, folder, backend),
+        model=model,
         tokenizer=tokenizer,
         weights_sha256=weights_sha256,
         start_token_id=_start_token_id(tokenizer),
-        backend=backend,
+        backend="huggingface",
         device=device,
         dtype=dtype,
+        layout=inspection.find_layout(model, weights_sha256),
     )
+    if backend == "huggingface":
+        return plain
+    if backend == "transformer_lens":
+        return inspection.load_bridge(plain, lambda: _on_backend(model, tokenizer, folder, backend))
+    return replace(plain, model=_on_backend(model, tokenizer, folder, backend), backend=backend)
 
 
 def check_device(device: str) -> None:
@@ -162,6 +170,8 @@ def randomise(loaded: LoadedModel, *, seed: int) -> LoadedModel:
     import torch
     import transformers
 
+    from helpers.engine.attention import open_up
+
     if loaded.backend != "huggingface":
         raise InputError(f"no untrained copy on backend {loaded.backend!r}: legal is 'huggingface'")
     with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -172,7 +182,7 @@ def randomise(loaded: LoadedModel, *, seed: int) -> LoadedModel:
     return replace(
         loaded,
         card=replace(loaded.card, title=f"{loaded.card.title}, untrained"),
-        model=model.to(loaded.device).eval().requires_grad_(False),
+        model=open_up(model).to(loaded.device).eval().requires_grad_(False),
         weights_sha256=f"random, seed {seed}",
     )
 
@@ -308,8 +318,16 @@ def _hub_snapshot(hub_id: str, revision: str | None, *, local_files_only: bool) 
 def _load_model(folder: Path, dtype: Any) -> AnyModule:
     import transformers
 
+    from helpers.engine.attention import open_up
+
     try:
         with quiet_transformers():
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            if getattr(config, "is_encoder_decoder", False):
+                raise InputError(
+                    f"model folder {folder} holds an encoder with a decoder ({config.model_type}): legal are causal "
+                    "language models"
+                )
             found: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -320,6 +338,8 @@ def _load_model(folder: Path, dtype: Any) -> AnyModule:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that they are reported, and refused below by name
             )
+    except InputError:
+        raise
     except Exception as error:
         if _is_out_of_memory(error):
             raise
@@ -335,7 +355,7 @@ def _load_model(folder: Path, dtype: Any) -> AnyModule:
             f"model folder {folder} does not fit its config.json: {len(broken)} tensors are missing or of another "
             f"shape, first {broken[0]}"
         )
-    return _take_text_part(model).eval().requires_grad_(False)
+    return open_up(_take_text_part(model)).eval().requires_grad_(False)
 
 
 def _take_text_part(model: AnyModule) -> AnyModule:
@@ -370,16 +390,20 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _on_backend(
     model: AnyModule, tokenizer: PreTrainedTokenizerBase | None, folder: Path, backend: Backend
 ) -> AnyModule:
-    if backend == "huggingface":
-        return model
     if tokenizer is None:
         raise InputError(f"backend {backend!r} needs a tokenizer, and {folder} has none: legal is 'huggingface'")
     if backend == "transformer_lens":
         from transformer_lens.model_bridge import TransformerBridge
 
-        return TransformerBridge.boot_transformers(
-            str(folder), hf_model=model, device=str(model.device), dtype=model.dtype
-        )
+        try:
+            return TransformerBridge.boot_transformers(
+                str(folder), hf_model=model, device=str(model.device), dtype=model.dtype
+            )
+        except Exception as error:  # each of its adapters fails in its own way
+            raise InputError(
+                f"TransformerLens can't load architecture {model.config.model_type!r} as configured here "
+                f"({type(error).__name__}: {get_first_line(error)}): legal are the backends huggingface, nnsight"
+            ) from None
     from nnsight import TransformersModel
 
     return TransformersModel(model, tokenizer=tokenizer, task="text-generation", device=str(model.device))

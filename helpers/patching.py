@@ -26,9 +26,28 @@ from torch import Tensor
 
 from helpers import InputError, hooks
 from helpers.engine import backends
-from helpers.engine.architectures import Layer, find_family, list_layers
+from helpers.engine.architectures import (
+    BlockCall,
+    get_final_norm,
+    list_layers,
+    recording_block_calls,
+    scale_logits,
+    unembed,
+)
+from helpers.engine.attention import AttentionCall, redirect
 from helpers.engine.inputs import as_list, as_names, as_whole, is_row, make_generator
-from helpers.engine.propagation import Change, Kept, Key, Part, Patch, cut, get_step_size, propagate, run_senders
+from helpers.engine.propagation import (
+    Change,
+    Kept,
+    Key,
+    Part,
+    Patch,
+    cut,
+    get_step_size,
+    propagate,
+    read_block,
+    run_senders,
+)
 from helpers.engine.sites import Positions, Prompts, check_site, count_heads, locate_positions, tokenize
 from helpers.hooks import SiteName
 from helpers.models import LoadedModel
@@ -309,7 +328,10 @@ class _Sweep:
         if isinstance(metric, str) and metric != "losses":
             raise InputError(f"unknown metric {metric!r}: legal are 'losses' and functions of the last logits")
         self.loaded, self.metric, self.losses = loaded, metric, metric == "losses"
-        self.layers = list_layers(loaded.model)
+        if backends.is_tapped(loaded):
+            raise InputError("edits are in place: legal is patching outside of hooks.intervene")
+        self.layers = list_layers(loaded.model, loaded.layout)
+        self.final_norm = get_final_norm(loaded.model, loaded.layout)
         self.rows = tokenize(loaded, base)
         self.lengths = torch.tensor([len(row) for row in self.rows])
         self.constants = source if isinstance(source, _Constants) else None
@@ -344,28 +366,31 @@ class _Sweep:
         values = torch.empty((n_layers * n_heads, len(self.rows)))
         starts = {node.layer for node in nodes}
         last = max((node.layer for node in nodes), default=n_layers)
-        frozen: set[Key] = {(site, layer) for site in ("resid_pre", "attn_out", "head_z") for layer in range(last)}
+        frozen: set[Key] = {(site, layer) for site in ("resid_pre", "head_z") for layer in range(last)}
         for part in self._parts(starts, {("head_z", layer) for layer in range(last)}, frozen):
             if nodes:
-                self._fill(values, part, _through_receivers(self.layers, part, nodes))
+                self._fill(values, part, self._through_receivers(part, nodes))
             else:
-                *_, (_, state) = run_senders(self.layers, part, slice(-1, None), n_layers)
+                *_, (_, state) = run_senders(self.loaded, self.layers, part, slice(-1, None), n_layers)
                 values[:, part.examples] = self.read(state[:, :, 0], part)
         return values.view(n_layers, n_heads, -1)
 
     def read(self, final: Float[Tensor, "patch example d_model"], part: Part) -> Float[Tensor, "patch example"]:
         """The metric, from the residual stream that leaves the last layer at the last position."""
         model = self.loaded.model
-        normed = getattr(model.base_model, find_family(self.loaded.config).final_norm)(final)
+        normed = self.final_norm(final)
         if self.answers is not None:
             embedding, answers = model.get_output_embeddings(), self.answers[part.examples]
             logits = torch.einsum("pnd,nad->pna", normed, embedding.weight[answers])
             if embedding.bias is not None:
                 logits = logits + embedding.bias[answers]
-            logits = backends.cap_logits(model, logits).float().cpu()
+            logits = scale_logits(model, self.loaded.layout.logit_scale, logits).float().cpu()
             return logits[..., 0] - logits[..., 1]
         assert callable(self.metric)
-        found = [torch.as_tensor(self.metric(backends.unembed(model, one).float(), part.examples)) for one in normed]
+        found = [
+            torch.as_tensor(self.metric(unembed(model, self.loaded.layout, one).float(), part.examples))
+            for one in normed
+        ]
         for values in found:
             if values.shape != part.examples.shape:
                 raise InputError(f"the metric gave shape {list(values.shape)}: legal is {list(part.examples.shape)}")
@@ -375,10 +400,9 @@ class _Sweep:
         self, final: Float[Tensor, "example read d_model"], rows: Sequence[Sequence[int]]
     ) -> Float[Tensor, "example read-1"]:
         """The loss of each token after the first that is read, from the residual stream that leaves the last layer."""
-        model, n_read = self.loaded.model, final.shape[1]
+        n_read = final.shape[1]
         tokens = torch.tensor([row[-n_read:] for row in rows], device=final.device)
-        normed = getattr(model.base_model, find_family(self.loaded.config).final_norm)(final[:, :-1])
-        return backends.compute_token_losses(model, normed, tokens[:, 1:]).cpu()
+        return backends.compute_token_losses(self.loaded, self.final_norm(final[:, :-1]), tokens[:, 1:]).cpu()
 
     def _fill(self, values: Float[Tensor, "patch example *position"], part: Part, patches: Sequence[Patch]) -> None:
         rows = [self.rows[i] for i in part.examples.tolist()]
@@ -397,12 +421,10 @@ class _Sweep:
         """Run the prompts unpatched, part by part; `starts` are the layers in which patches begin."""
         from tqdm import tqdm
 
-        n_layers, key_site = self.loaded.n_layers, find_family(self.loaded.config).key_site
+        n_layers = self.loaded.n_layers
         end: Key = ("resid_pre", n_layers)
-        cached: set[Key] = {
-            (site, layer) for site in (key_site, "v") for layer in range(min(starts, default=n_layers), n_layers)
-        }
-        wanted: set[Key] = {*cached, *base, end, *(("resid_pre", layer) for layer in starts)}
+        wanted: set[Key] = {*base, end, *(("resid_pre", layer) for layer in starts)}
+        first = min(starts, default=n_layers)
         differ = torch.tensor([_first_difference(*pair) for pair in zip(self.rows, self.source_rows, strict=True)])
         if self.constants is not None:
             differ = torch.zeros_like(differ)
@@ -418,13 +440,16 @@ class _Sweep:
             chosen, n_rows = examples.tolist(), len(examples)
             rows = [self.rows[i] for i in chosen]
             if self.constants is None:  # base and source go through together
-                both = _record(self.loaded, rows + [self.source_rows[i] for i in chosen], wanted | source)
+                both, met, calls = _record(
+                    self.loaded, rows + [self.source_rows[i] for i in chosen], wanted | source, first
+                )
                 ran = {key: kept[:n_rows] for key, kept in both.items()}
                 origin = {key: kept[n_rows:] for key, kept in both.items()}
             else:
-                ran = _record(self.loaded, rows, wanted)
+                ran, met, calls = _record(self.loaded, rows, wanted, first)
                 origin = self.constants.of(examples, len(rows[0]))
-            part = Part(examples, len(rows[0]), int(differ[examples].min()), ran, origin)
+            met = {layer: (key[:n_rows], value[:n_rows]) for layer, (key, value) in met.items()}
+            part = Part(examples, len(rows[0]), int(differ[examples].min()), ran, origin, met, calls)
             for found, run, tokens in ((self.base, ran, self.rows), (self.source, origin, self.source_rows)):
                 if end in run and self.losses:
                     found[examples, : part.length - 1] = self.read_losses(run[end], [tokens[i] for i in chosen])
@@ -432,10 +457,41 @@ class _Sweep:
                     found[examples] = self.read(run[end][None, :, -1], part)[0]
             yield part
 
+    def _through_receivers(self, part: Part, receivers: Sequence[Node]) -> list[Patch]:
+        """What reaches the receivers from each sender, as patches of the receivers."""
+        nodes = [(node, None if node.position is None else node.position % part.length) for node in receivers]
+        nodes = [(node, position) for node, position in nodes if position is None or position >= part.first]
+        if not nodes:
+            return []
+        first = min(part.first if position is None else position for _, position in nodes)
+        end = max(part.length if position is None else position + 1 for _, position in nodes)
+        changes: dict[int, list[Change]] = defaultdict(list)
+        senders = run_senders(self.loaded, self.layers, part, slice(first, end), max(node.layer for node, _ in nodes))
+        for number, state in senders:
+            here = [(node, position) for node, position in nodes if node.layer == number]
+            if not here or not len(state):
+                continue
+            sites: list[SiteName] = sorted({node.site for node, _ in here})
+            found = read_block(self.loaded, number, self.layers[number], part.calls[number], state, sites, first)
+            for node, position in here:
+                values = found[node.site]
+                values = values if node.head is None else values[..., node.head, :]
+                at = first if position is None else position
+                written = values[:, :, at - first : None if position is None else at - first + 1]
+                for sender, one in enumerate(written):
+                    changes[sender].append(Change(node.site, number, node.head, one, at))
+        return [
+            Patch(sender, min(c.layer for c in made), min(map(_first_written, made)), tuple(made))
+            for sender, made in changes.items()
+        ]
 
-def _record(loaded: LoadedModel, rows: Sequence[Sequence[int]], keys: Set[Key]) -> Kept:
-    """Run equally long prompts and keep sites whole, on the model's device."""
+
+def _record(
+    loaded: LoadedModel, rows: Sequence[Sequence[int]], keys: Set[Key], first: int
+) -> tuple[Kept, dict[int, tuple[Tensor, Tensor]], list[BlockCall]]:
+    """Run equally long prompts; keep sites whole, on the model's device, keys and values from a layer on, and calls."""
     kept: dict[Key, Tensor] = {}
+    met: dict[int, tuple[Tensor, Tensor]] = {}
 
     def tap(site: SiteName, layer: int) -> tuple[SiteName, int, backends.Tap]:
         def keep(tensor: Tensor) -> None:
@@ -443,15 +499,24 @@ def _record(loaded: LoadedModel, rows: Sequence[Sequence[int]], keys: Set[Key]) 
                 raise InputError(
                     f"{site} of layer {layer} holds NaN or infinity: legal are prompts whose activations are finite"
                 )
-            kept[site, layer] = tensor
+            kept[site, layer] = tensor.clone()  # some models go on to add to it in place
 
         return (site, layer, keep) if layer < loaded.n_layers else ("resid_post", layer - 1, keep)
 
-    with backends.tap(loaded, [tap(*key) for key in sorted(keys)]):
+    def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        if call.layer >= first:
+            met[call.layer] = call.key.transpose(1, 2), call.value.transpose(1, 2)
+        return call.run()
+
+    with (
+        backends.tap(loaded, [tap(*key) for key in sorted(keys)]),
+        redirect(loaded.model, attend),
+        recording_block_calls(loaded.model, loaded.layout.blocks) as calls,
+    ):
         backends.forward(
             loaded, backends.make_batch(rows, loaded.device), stop_after=max(layer for _, layer in keys) - 1
         )
-    return kept
+    return kept, met, calls
 
 
 def _patch(part: Part, number: int, nodes: Sequence[Node], at: Int[Tensor, " example"] | None) -> Patch | None:
@@ -493,31 +558,6 @@ def _changes_nothing(part: Part, change: Change) -> bool:
 def _first_written(change: Change) -> int:
     first = change.first
     return first if isinstance(first, int) else int(first[first >= 0].min())
-
-
-def _through_receivers(found: Sequence[Layer], part: Part, receivers: Sequence[Node]) -> list[Patch]:
-    """What reaches the receivers from each sender, as patches of the receivers."""
-    nodes = [(node, None if node.position is None else node.position % part.length) for node in receivers]
-    nodes = [(node, position) for node, position in nodes if position is None or position >= part.first]
-    if not nodes:
-        return []
-    first = min(part.first if position is None else position for _, position in nodes)
-    end = max(part.length if position is None else position + 1 for _, position in nodes)
-    changes: dict[int, list[Change]] = defaultdict(list)
-    for number, state in run_senders(found, part, slice(first, end), max(node.layer for node, _ in nodes)):
-        here = [(node, position) for node, position in nodes if node.layer == number]
-        parts = found[number].qkv(state) if here and len(state) else ()
-        for node, position in here if parts else ():
-            values = parts["qkv".index(node.site)]
-            values = values if node.head is None else values[..., node.head, :]
-            at = first if position is None else position
-            written = values[:, :, at - first : None if position is None else at - first + 1]
-            for sender, one in enumerate(written):
-                changes[sender].append(Change(node.site, number, node.head, one, at))
-    return [
-        Patch(sender, min(c.layer for c in made), min(map(_first_written, made)), tuple(made))
-        for sender, made in changes.items()
-    ]
 
 
 # Small things

@@ -163,10 +163,18 @@ def copy_of(tiny_folders, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def foreign_folders(tmp_path_factory):
-    """Models that transformers loads and whose heads this book does not know how to reach."""
-    top = tmp_path_factory.mktemp("foreign")
-    return {family: save_tiny(family, top / family) for family in ("bert", "opt", "mamba")}
+def load_decoder(tmp_path_factory):
+    """Loads a model of `DECODERS`, each once on each backend."""
+    top, loaded = tmp_path_factory.mktemp("decoders"), {}
+
+    def load(name, backend="huggingface"):
+        if not (top / name).exists():
+            tiny_tokenizer(puts_start_token=False).save_pretrained(save_tiny(name, top / name))
+        if (name, backend) not in loaded:
+            loaded[name, backend] = models.load(str(top / name), backend=backend)
+        return loaded[name, backend]
+
+    return load
 
 
 @pytest.fixture

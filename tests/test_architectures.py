@@ -1,96 +1,74 @@
-import dataclasses
+"""Tensors that hold a site among others, and what a block is called with."""
 
 import pytest
 import torch
-import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from shared import by_hand
-from shared.tiny import FAMILIES, tiny_config
 
-from helpers import hooks
-from helpers.engine import architectures, backends
+from helpers.engine.architectures import Point, list_layers, record_block_calls
+from helpers.engine.propagation import read_block
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TOKENS = torch.randint(300, (13,), generator=torch.Generator().manual_seed(0))
+
+@given(
+    view=st.sampled_from(["grouped", "chunked"]),
+    part=st.integers(0, 2),
+    n_kv=st.integers(1, 3),
+    group=st.integers(1, 3),
+    seed=st.integers(0, 100),
+)
+def test_a_part_of_a_fused_tensor_is_read_and_written_where_it_lies(view, part, n_kv, group, seed):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [torch.randn(2, 5, n, 4, generator=generator) for n in (n_kv * group, n_kv, n_kv)]
+    points = [Point("", view=view, sizes=(number, n_kv, group, 4)) for number in range(3)]
+    fused = torch.empty(2, 5, n_kv * (group + 2) * 4)
+    if view == "chunked":
+        fused = torch.cat([one.flatten(-2) for one in parts], dim=-1)
+    else:
+        q, k, v = parts
+        rows = [torch.cat([q[:, :, i * group : (i + 1) * group], k[:, :, [i]], v[:, :, [i]]], 2) for i in range(n_kv)]
+        fused = torch.cat(rows, dim=2).flatten(-2)
+    for point, one in zip(points, parts, strict=True):
+        assert torch.equal(point.read(fused, 2), one)
+    new = torch.randn(parts[part].shape, generator=generator)
+    changed = points[part].merge(fused, new)
+    for number, (point, one) in enumerate(zip(points, parts, strict=True)):
+        assert torch.equal(point.read(changed, 2), new if number == part else one)
 
 
-def sites_by_hand(loaded):
-    seen = {}
-    by_hand.run(loaded.model, TOKENS, lambda site, layer, tensor: seen.update({(site, layer): tensor}))
-    return seen
+@pytest.mark.parametrize(
+    ("point", "shape"),
+    [
+        (Point("", view="flat", sizes=(4,)), (2, 5, 12)),
+        (Point("", view="heads"), (2, 5, 3, 4)),
+        (Point("", view="heads_first"), (2, 3, 5, 4)),
+    ],
+)
+def test_a_site_is_the_same_however_a_tensor_is_laid_out(point, shape):
+    site = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    raw = {"flat": site.flatten(-2), "heads": site, "heads_first": site.transpose(1, 2)}[point.view]
+    assert raw.shape == shape
+    assert torch.equal(point.read(raw, 2), site)
+    assert torch.equal(point.merge(raw, site), raw)
 
 
-def assert_close(found, wanted):
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+def test_a_part_of_the_residual_stream_counts_as_it_is_added():
+    raw = torch.randn(10, 7, generator=torch.Generator().manual_seed(0))
+    point = Point("", scale=0.5, by_row=True)
+    assert torch.equal(point.read(raw, 2), raw.view(2, 5, 7) / 2)
+    torch.testing.assert_close(point.merge(raw, point.read(raw, 2)), raw)
 
 
-def test_the_pieces_of_a_layer_are_those_computed_by_hand(tiny):
-    seen = sites_by_hand(tiny)
-    tables = architectures.compute_rotary_tables(tiny.model, len(TOKENS))
-    for i, (layer, table) in enumerate(zip(architectures.list_layers(tiny.model), tables, strict=True)):
-        q, k, v = layer.qkv(seen["resid_pre", i])
-        for site, found in zip("qkv", (q, k, v), strict=True):
-            assert_close(found, seen[site, i])
-        for site, found in zip(("rot_q", "rot_k"), layer.rotate(q, k, table), strict=True):
-            assert_close(found, seen[site if table is not None else site[-1], i])
-        assert_close(layer.attn_out(seen["head_z", i]), seen["attn_out", i])
-        assert layer.parallel == (("resid_mid", i) not in seen)
-        assert_close(layer.mlp_out(seen["resid_pre" if layer.parallel else "resid_mid", i]), seen["mlp_out", i])
-
-
-def test_leading_axes_of_the_pieces_are_free(tiny):
-    layer = architectures.list_layers(tiny.model)[0]
-    resid = torch.randn((2, 3, 16), generator=torch.Generator().manual_seed(0))
-    for found, one in zip(layer.qkv(resid), layer.qkv(resid[1, 2]), strict=True):
-        assert_close(found[1, 2], one)
-    assert_close(layer.mlp_out(resid)[1, 2], layer.mlp_out(resid[1, 2]))
-    z = layer.qkv(resid)[0]
-    assert_close(layer.attn_out(z)[1, 2], layer.attn_out(z[1, 2]))
-
-
-@given(family=st.sampled_from(["gpt2", "gpt_neox"]), seed=st.integers(0, 100))
-def test_joining_is_the_inverse_of_splitting(load_tiny, family, seed):
-    layer = architectures.list_layers(load_tiny(family).model)[1]
-    fused = torch.randn((5, 48), generator=torch.Generator().manual_seed(seed))
-    parts = layer.split_qkv(fused)
-    assert [part.shape[-1] for part in parts] == [16, 16, 16]
-    assert torch.equal(layer.join_qkv(list(parts)), fused)
-
-
-def test_only_gemmas_local_layer_has_a_window(tiny):
-    windows = [layer.sliding_window for layer in architectures.list_layers(tiny.model)]
-    assert windows == ([8, None] if tiny.config.model_type == "gemma3_text" else [None, None])
-
-
-def test_rotary_tables_do_not_depend_on_how_many_positions_are_asked_for(tiny):
-    short, long = (architectures.compute_rotary_tables(tiny.model, n) for n in (3, 40))
-    for a, b in zip(short, long, strict=True):
-        assert (a is None) == (b is None) == (tiny.config.model_type == "gpt2")
-        if a is not None:
-            assert all(torch.equal(one, other[:3]) for one, other in zip(a, b, strict=True))
-
-
-def test_gpt_neox_without_parallel_blocks_has_a_resid_mid(load_tiny):
-    config = tiny_config("gpt_neox")
-    config.use_parallel_residual = False
-    torch.manual_seed(0)
-    model = transformers.GPTNeoXForCausalLM._from_config(config, attn_implementation="eager").eval()
-    loaded = dataclasses.replace(load_tiny("gpt_neox"), model=model.requires_grad_(False))
-    assert not architectures.is_parallel(config) and backends.explain_missing(loaded, "resid_mid") is None
-    seen = sites_by_hand(loaded)
-    captured = hooks.capture(loaded, TOKENS[None], ["resid_mid", "mlp_out", "resid_post"], positions="all")
-    for site in captured.values:
-        for i in (0, 1):
-            assert_close(captured[site][0, i], seen[site, i])
-    edit = hooks.Edit("resid_mid", 0, torch.randn(16, generator=torch.Generator().manual_seed(1)), position=4)
-    with hooks.intervene(loaded, edit):
-        logits = hooks.capture(loaded, TOKENS[None], "logits", positions="all")["logits"]
-    assert_close(logits[0], by_hand.run(model, TOKENS, by_hand.edits(edit)))
-
-
-@pytest.mark.parametrize("family", ["bert", "opt", "mamba"])
-def test_an_unknown_family_is_refused_by_its_name_with_those_that_are_known(family, refused):
-    with refused(repr(family), *FAMILIES):
-        architectures.find_family(tiny_config(family))
+def test_a_blocks_arguments_are_taken_at_the_positions_asked_for(tiny):
+    """Queries at shuffled positions, in one block call, are those of whole prompts."""
+    tokens = torch.randint(300, (9,), generator=torch.Generator().manual_seed(0)).tolist()
+    calls = record_block_calls(tiny.model, tiny.layout, tokens)
+    shorter = record_block_calls(tiny.model, tiny.layout, tokens[:4])
+    resid = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
+    for number, layer in enumerate(list_layers(tiny.model, tiny.layout)):
+        late = read_block(tiny, number, layer, calls[number], resid, ["q", "v"], first=5)
+        early = read_block(tiny, number, layer, shorter[number], resid, ["q", "v"])
+        assert late["q"].shape == (4, 4, tiny.layout.d_head)
+        for site in ("q", "v"):  # before the rotary embedding, so that nothing depends on the position
+            torch.testing.assert_close(late[site], early[site])

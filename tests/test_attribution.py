@@ -9,7 +9,7 @@ from shared import by_hand
 from shared.tiny import VOCABULARY
 
 from helpers import attribution, hooks, models, patching
-from helpers.engine.architectures import find_family, list_layers
+from helpers.engine.architectures import get_final_norm, list_layers
 from studies.ioi import templates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,18 +39,18 @@ def test_a_part_is_what_is_missing_when_the_norm_stays_and_the_part_goes(tiny, d
     """The second way: take a head's output out of the last residual stream, and leave the norm's scale."""
     rows, answers = data
     parts = attribution.attribute_logits(tiny, rows, answers)
-    layer = list_layers(tiny.model)[1]
+    layer = list_layers(tiny.model, tiny.layout)[1]
     captured = hooks.capture(tiny, rows, ["head_z", "resid_post"])
     z, resid = captured["head_z"][:, 1, 0], captured["resid_post"][:, 1, 0]
-    norm = getattr(tiny.model.base_model, find_family(tiny.config).final_norm)
+    norm = get_final_norm(tiny.model, tiny.layout)
     unembed = tiny.model.get_output_embeddings().weight
     direction = torch.stack([unembed[a] - unembed[b] for a, b in answers])
     for head in range(4):
         without = z.clone()
         without[:, head] = 0
-        if layer.family.after_attention:
+        if layer.layout.after_attention:
             continue  # its norm would change as well
-        written = layer.attn_out(z) - layer.attn_out(without)
+        written = attribution.write_attn_out(layer, z) - attribution.write_attn_out(layer, without)
         centred, whole = written, resid
         if isinstance(norm, torch.nn.LayerNorm):
             centred, whole = (part - part.mean(-1, keepdim=True) for part in (written, resid))
@@ -154,7 +154,7 @@ def test_copying_scores_are_those_computed_by_hand(tiny):
     resid = torch.randn(3, 2, 6, 16, generator=generator)
     kind, base = tiny.config.model_type, tiny.model.base_model
     d_head, plus = 8 if kind == "gemma3_text" else 4, float(kind == "gemma3_text")
-    final = getattr(base, find_family(tiny.config).final_norm)
+    final = get_final_norm(tiny.model, tiny.layout)
     bias = final.bias if isinstance(final, torch.nn.LayerNorm) else 0
     unembed = tiny.model.get_output_embeddings().weight
     scores = attribution.score_copying(tiny, tokens, resid)

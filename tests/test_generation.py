@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import hooks, models
+from helpers import hooks
 from helpers.engine import backends, generation
 
 PREFIX = [5, 9, 120, 33, 7, 81, 14] * 4
@@ -235,21 +235,14 @@ def test_a_job_that_can_not_go_on_from_a_folder_is_refused(load_tiny, tmp_path, 
         hooks.generate(loaded, SHARED, max_new_tokens=1, folder=tmp_path)
     with refused(tmp_path, "backend 'nnsight'", "legal is no folder"):
         hooks.generate(load_tiny("llama", "nnsight"), SHARED, max_new_tokens=1, folder=tmp_path)
-    with refused(tmp_path, "sliding window of 8", "legal is no folder"):
+    with refused(tmp_path, "window of 8", "legal is no folder"):
         hooks.generate(load_tiny("gemma3_text"), SHARED, max_new_tokens=1, folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_where_nothing_can_be_shared_the_tokens_are_still_those_of_transformers(
-    load_tiny, foreign_folders, refused, monkeypatch
-):
+def test_where_nothing_can_be_shared_the_tokens_are_still_those_of_transformers(load_tiny, load_decoder, refused):
     tokens = torch.zeros(len(SHARED), 1, dtype=torch.long)
-    unshared = {
-        "sliding window of 8": load_tiny("gemma3_text"),
-        "'opt' is not known": models.load(str(foreign_folders["opt"])),
-        "caps its attention scores": load_tiny("llama"),
-    }
-    monkeypatch.setattr(load_tiny("llama").config, "attn_logit_softcapping", 50.0, raising=False)
+    unshared = {"window of 8": load_tiny("gemma3_text"), "tokens exceed the 16": load_decoder("llama-longrope")}
     for why_not, loaded in unshared.items():
         assert hooks.generate(loaded, SHARED, max_new_tokens=4) == by_transformers(loaded, SHARED, 4)
         with refused(why_not, "hooks.capture and generate"):

@@ -409,27 +409,6 @@ def test_an_activation_that_is_no_number_is_refused_with_its_site(load_tiny, ref
             hooks.capture(loaded, PROMPTS, "logits", positions=positions)
 
 
-@pytest.mark.parametrize("family", ["bert", "opt", "mamba"])
-def test_an_unknown_architecture_is_refused_by_its_name(family, foreign_folders, refused):
-    loaded = models.load(str(foreign_folders[family]))
-    for site in ("resid_post", "head_z", "logits"):
-        with refused(repr(family), *FAMILIES):
-            hooks.capture(loaded, PROMPTS, site)
-    with refused(repr(family)), hooks.intervene(loaded, Edit("resid_post", 0)):
-        pass
-
-
-@pytest.mark.parametrize("family", ["bert", "opt", "mamba"])
-def test_losses_of_an_unknown_architecture_are_right_or_refused(family, foreign_folders, token_ids):
-    loaded = models.load(str(foreign_folders[family]))
-    try:
-        losses = hooks.measure_losses(loaded, token_ids[:2])
-    except models.InputError as error:
-        assert repr(family) in str(error)
-    else:
-        assert_close(losses[0].double(), naive_losses(loaded, token_ids[0]))
-
-
 @pytest.mark.parametrize("entries", [[29], [-1], [0, 1, 30], [2, -29]])
 def test_entries_that_there_are_not_are_refused(llama, entries, token_ids, refused):
     with refused("entries", entries, "legal", "0 to 28"):

@@ -19,7 +19,7 @@ from shared.five_prompts import (
 )
 
 from helpers import hooks, models
-from helpers.engine import backends
+from helpers.engine import attention, backends
 from helpers.hooks import Edit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -398,7 +398,7 @@ def state(loaded):
         sum(len(getattr(module, "fwd_hooks", ())) for module in modules),
         len(getattr(loaded.model, "_edits", [])),
         plain.config._attn_implementation,
-        sum(map(len, backends._ATTENTION_TAPS.values())),
+        len(attention._STACKS),
     )
 
 

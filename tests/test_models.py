@@ -160,7 +160,7 @@ def test_the_record_of_a_model_says_which_weights_it_has(tiny, tiny_folders):
         ("[]", ["config.json", "no JSON object"]),
         ("{}", ["config.json", "names no model_type"]),
         ('{"model_type": "nosuch"}', ["nosuch"]),
-        ('{"model_type": "t5"}', ["T5Config"]),
+        ('{"model_type": "t5"}', ["t5", "encoder"]),
         ('{"model_type": "llama", "num_hidden_layers": "x"}', ["config.json", "num_hidden_layers"]),
     ],
 )
@@ -385,11 +385,6 @@ def test_a_damaged_tokenizer_is_refused_by_its_folder(copy_of, refused):
     truncate(folder / "tokenizer.json")
     with refused("tokenizer", folder):
         models.load(str(folder))
-
-
-def test_a_model_without_attention_heads_gives_a_sentence_and_no_traceback(foreign_folders, capsys):
-    status = models.main(["check", str(foreign_folders["mamba"])])
-    assert status == 0 or "mamba" in capsys.readouterr().err
 
 
 # The start token

@@ -485,13 +485,6 @@ def test_an_activation_that_is_no_number_is_refused(copy_of, data, refused):
         patching.patch_heads(loaded, *data[:2], answers=data[2])
 
 
-@pytest.mark.parametrize("family", ["bert", "opt", "mamba"])
-def test_an_unknown_architecture_is_refused_by_its_name(family, foreign_folders, refused):
-    loaded = models.load(str(foreign_folders[family]))
-    with refused(repr(family)):
-        patching.patch_heads(loaded, [[1, 2]], [[1, 3]], answers=[(1, 2)])
-
-
 # The real model
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import models, prompts
+from helpers import prompts
 
 SHAPES = {"n_sequences": st.integers(1, 6), "segment_length": st.integers(1, 20), "n_segments": st.integers(1, 4)}
 
@@ -108,15 +108,6 @@ def test_a_sequence_longer_than_the_context_is_refused_counting_the_start_token(
     assert fits.shape[1] == loaded.context_length == 64
     with refused("65 tokens", "64", repr(loaded.card.name)):
         prompts.prepend_start_token(loaded, torch.ones(2, longest + 1, dtype=torch.long))
-
-
-def test_a_model_without_a_fixed_context_takes_any_length_or_is_refused(foreign_folders):
-    loaded = models.load(str(foreign_folders["mamba"]))
-    token_ids = torch.ones(2, 100, dtype=torch.long)
-    try:
-        assert torch.equal(prompts.prepend_start_token(loaded, token_ids), token_ids)
-    except models.InputError as error:
-        assert "mamba" in str(error)
 
 
 # Prose

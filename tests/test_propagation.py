@@ -28,7 +28,7 @@ def count_tokens(loaded, run):
         layer.block.mlp.register_forward_pre_hook(
             lambda _, inputs, i=i: counts.__setitem__(i, counts[i] + inputs[0].numel() // inputs[0].shape[-1])
         )
-        for i, layer in enumerate(list_layers(loaded.model))
+        for i, layer in enumerate(list_layers(loaded.model, loaded.layout))
     ]
     try:
         run()

@@ -1,200 +1,267 @@
-"""Where each family of transformers keeps the parts of a layer, under one set of names.
+"""Where a model keeps the parts of a layer, under one set of names: a layout, found by `inspection` and used by all.
 
 A layer adds two things to the residual stream:
 
     resid_mid  = resid_pre + attn_out
     resid_post = resid_mid + mlp_out       (with parallel blocks: resid_pre + attn_out + mlp_out)
 
-`Layer` gives the pieces of that sum as functions of plain tensors whose leading axes are free, so that
-tokens of many sequences can go through together. Each piece calls the model's own modules: biases,
-norms and activations are those of the model.
+Nothing here knows a family by name. What stands in a layout was found in the model itself and checked there.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from helpers import InputError
+from helpers.engine.attention import AnyModule, AttentionCall, redirect
 
-AnyModule = Any
-"""A module or a model of PyTorch, whose parts are looked up by name: which there are depends on the family."""
+SiteName = Literal[
+    "resid_pre", "q", "k", "v", "rot_q", "rot_k", "pattern", "head_z", "attn_out", "resid_mid", "mlp_out", "resid_post"
+]
+"""In the order of the forward pass."""
+FORWARD_ORDER: tuple[SiteName, ...] = get_args(SiteName)
+View = Literal["whole", "flat", "heads", "heads_first", "grouped", "chunked"]
+"""How a tensor holds a site: as it is; heads side by side; with an axis of heads, after or before the positions; or
+queries, keys and values in one, for each key/value head together or one after the other."""
 
 
 @dataclass(frozen=True)
-class Family:
-    """Names of modules; those of attention are looked up inside its attention module."""
+class Point:
+    """A module's input or output that holds a site, maybe among other things."""
 
-    layers: str = "layers"
-    final_norm: str = "norm"
-    attention: str = "self_attn"
-    attention_norm: str = "input_layernorm"
-    mlp_norm: str = "post_attention_layernorm"
+    module: str
+    """Its name within the block; empty for the block itself."""
+    side: Literal["input", "output"] = "output"
+    view: View = "whole"
+    sizes: tuple[int, ...] = ()
+    """Of views with heads: how many numbers a head has. Of fused ones: (number of the part, key/value heads, query
+    heads of each, numbers of a head)."""
+    scale: float = 1.0
+    """What it is multiplied by before it is added to the residual stream."""
+    by_row: bool = False
+    """Whether examples and positions are one axis there."""
+
+    def read(self, raw: Tensor, n_examples: int) -> Float[Tensor, "example position ..."]:
+        """The site in a module's tensor."""
+        raw = raw.unflatten(0, (n_examples, -1)) if self.by_row else raw
+        if self.view == "flat":
+            return raw.unflatten(-1, (-1, *self.sizes))
+        if self.view == "heads_first":
+            return raw.transpose(1, 2)
+        if self.view in ("grouped", "chunked"):
+            return self._split(raw)[self.sizes[0]]
+        return raw if self.scale == 1 else raw * self.scale
+
+    def merge(self, raw: Tensor, new: Float[Tensor, "example position ..."]) -> Tensor:
+        """A module's tensor with another value of the site."""
+        if self.view == "flat":
+            new = new.flatten(-2)
+        elif self.view == "heads_first":
+            new = new.transpose(1, 2)
+        elif self.view in ("grouped", "chunked"):
+            parts = list(self._split(raw))
+            parts[self.sizes[0]] = new
+            new = self._join(parts)
+        elif self.scale != 1:
+            new = new / self.scale
+        return new.reshape(raw.shape) if self.by_row else new
+
+    def _split(self, fused: Float[Tensor, "... qkv"]) -> tuple[Float[Tensor, "... heads d_head"], ...]:
+        _, n_kv, group, size = self.sizes
+        if self.view == "grouped":
+            together = fused.unflatten(-1, (n_kv, group + 2, size))
+            return together[..., :group, :].flatten(-3, -2), together[..., group, :], together[..., group + 1, :]
+        parts = fused.unflatten(-1, (-1, size))
+        return parts.split([n_kv * group, n_kv, n_kv], dim=-2)
+
+    def _join(self, parts: Sequence[Float[Tensor, "... heads d_head"]]) -> Float[Tensor, "... qkv"]:
+        _, n_kv, _, _ = self.sizes
+        if self.view == "chunked":
+            return torch.cat(list(parts), dim=-2).flatten(-2)
+        q, k, v = parts
+        return torch.cat([q.unflatten(-2, (n_kv, -1)), k.unsqueeze(-2), v.unsqueeze(-2)], dim=-2).flatten(-3)
+
+
+@dataclass(frozen=True)
+class LayerLayout:
+    """The parts of one layer; names are those within its block."""
+
+    attention: str
+    points: Mapping[SiteName, Point]
+    projections: Mapping[str, int]
+    """The matrices before the attention function, and how many numbers each gives."""
     after_attention: str | None = None
-    """A norm between attention and the residual stream."""
-    after_mlp: str | None = None
-    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    """One name where one module gives all three, side by side or, if `interleaved`, head by head."""
-    interleaved: bool = False
-    head_norms: tuple[str, str] | None = None
-    """Norms on each query and each key, before the rotary embedding."""
-    out: str = "o_proj"
-    rotary: bool = True
-
-    @property
-    def key_site(self) -> Literal["rot_k", "k"]:
-        """The site at which keys meet queries, and are kept in a key/value cache."""
-        return "rot_k" if self.rotary else "k"
-
-
-FAMILIES = {
-    "gpt2": Family(
-        layers="h",
-        final_norm="ln_f",
-        attention="attn",
-        attention_norm="ln_1",
-        mlp_norm="ln_2",
-        projections=("c_attn",),
-        out="c_proj",
-        rotary=False,
-    ),
-    "llama": Family(),
-    "qwen2": Family(),
-    "gemma3_text": Family(
-        mlp_norm="pre_feedforward_layernorm",
-        after_attention="post_attention_layernorm",
-        after_mlp="post_feedforward_layernorm",
-        head_norms=("q_norm", "k_norm"),
-    ),
-    "gpt_neox": Family(
-        final_norm="final_layer_norm",
-        attention="attention",
-        projections=("query_key_value",),
-        interleaved=True,
-        out="dense",
-    ),
-}
-
-
-def find_family(config: Any) -> Family:
-    """The family of a text model's configuration.
-
-    Raises:
-        InputError: a family that is laid out otherwise, with its name.
-    """
-    if config.model_type not in FAMILIES:
-        raise InputError(f"architecture {config.model_type!r} is not known here: legal are {', '.join(FAMILIES)}")
-    return FAMILIES[config.model_type]
-
-
-def is_parallel(config: Any) -> bool:
+    """A norm between the output matrix and the residual stream."""
+    parallel: bool = False
     """Whether attention and MLP both read `resid_pre`, so that there is no `resid_mid`."""
-    return config.model_type == "gpt_neox" and config.use_parallel_residual
 
 
-def list_layers(model: AnyModule) -> list[Layer]:
-    """The layers of a plain Hugging Face model, first to last."""
-    config = model.config.get_text_config()
-    family = find_family(config)
-    return [
-        Layer(block, family, config.num_attention_heads, is_parallel(config))
-        for block in getattr(model.base_model, family.layers)
-    ]
+@dataclass(frozen=True)
+class Layout:
+    """What was found in a model, and what is missing there."""
+
+    model_type: str
+    blocks: str
+    """The list of blocks, by its name in the base model."""
+    final_norm: str
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_value: int
+    layers: tuple[LayerLayout, ...]
+    missing: Mapping[SiteName, str] = field(default_factory=dict)
+    """Why a site can't be had."""
+    logit_scale: float = 1.0
+    """What the unembedding's output is multiplied by."""
+    plain_attention: bool = True
+    """Whether PyTorch's fused attention does the same."""
+    hooks: Mapping[SiteName, Point] = field(default_factory=dict)
+    """Where TransformerLens has its hooks, by their names within a block; empty on other backends."""
+
+    def count_heads(self, site: SiteName) -> int:
+        return self.n_kv_heads if site in ("k", "rot_k", "v") else self.n_heads
+
+    def get_width(self, site: SiteName) -> int:
+        """How many numbers a head has at a site."""
+        return self.d_value if site in ("v", "head_z") else self.d_head
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a model, as functions. Shapes: `...` are any leading axes; `kv_head` ≤ `head`."""
+    """One layer of a plain Hugging Face model."""
 
     block: AnyModule
-    family: Family
-    n_heads: int
-    parallel: bool
+    layout: LayerLayout
+
+    def get_module(self, point: Point) -> AnyModule:
+        return self.block.get_submodule(point.module)
 
     @cached_property
     def attention(self) -> AnyModule:
-        return getattr(self.block, self.family.attention)
+        return self.block.get_submodule(self.layout.attention)
 
     @cached_property
-    def d_head(self) -> int:
-        return getattr(self.attention, "head_dim", None) or self.attention.head_size
+    def out(self) -> AnyModule:
+        """What reads `head_z`."""
+        return self.get_module(self.layout.points["head_z"])
 
     @property
-    def sliding_window(self) -> int | None:
-        """How many tokens back a query may look, itself included; None for all."""
-        return getattr(self.attention, "sliding_window", None)
+    def parallel(self) -> bool:
+        return self.layout.parallel
 
-    def qkv(
-        self, resid_pre: Float[Tensor, "... d_model"]
-    ) -> tuple[
-        Float[Tensor, "... head d_head"], Float[Tensor, "... kv_head d_head"], Float[Tensor, "... kv_head d_head"]
-    ]:
-        """`q`, `k` (both before the rotary embedding) and `v`."""
-        normed = getattr(self.block, self.family.attention_norm)(resid_pre)
-        outputs = [getattr(self.attention, name)(normed) for name in self.family.projections]
-        q, k, v = outputs if len(outputs) == 3 else self.split_qkv(outputs[0])
-        q, k, v = (part.unflatten(-1, (-1, self.d_head)) for part in (q, k, v))
-        if self.family.head_norms:
-            q, k = (
-                getattr(self.attention, name)(part) for name, part in zip(self.family.head_norms, (q, k), strict=True)
-            )
-        return q, k, v
-
-    def split_qkv(self, fused: Float[Tensor, "... qkv"]) -> list[Float[Tensor, "... head*d_head"]]:
-        """The three parts of one module's output."""
-        if not self.family.interleaved:
-            return list(fused.chunk(3, dim=-1))
-        return [part.flatten(-2) for part in fused.unflatten(-1, (self.n_heads, 3, -1)).unbind(-2)]
-
-    def join_qkv(self, parts: list[Float[Tensor, "... head*d_head"]]) -> Float[Tensor, "... qkv"]:
-        """The inverse of `split_qkv`."""
-        if not self.family.interleaved:
-            return torch.cat(parts, dim=-1)
-        return torch.stack([part.unflatten(-1, (self.n_heads, -1)) for part in parts], dim=-2).flatten(-3)
-
-    def rotate(
-        self,
-        q: Float[Tensor, "token head d_head"],
-        k: Float[Tensor, "token kv_head d_head"],
-        cos_sin: tuple[Float[Tensor, "token rotary"], Float[Tensor, "token rotary"]] | None,
-    ) -> tuple[Float[Tensor, "token head d_head"], Float[Tensor, "token kv_head d_head"]]:
-        """`rot_q` and `rot_k`: the model's own rotary embedding, or nothing where it has none."""
-        if cos_sin is None:
-            return q, k
-        return sys.modules[type(self.attention).__module__].apply_rotary_pos_emb(q, k, *cos_sin, unsqueeze_dim=1)
-
-    def attn_out(self, head_z: Float[Tensor, "... head d_head"]) -> Float[Tensor, "... d_model"]:
-        """What attention adds to the residual stream."""
-        out = getattr(self.attention, self.family.out)(head_z.flatten(-2))
-        return out if self.family.after_attention is None else getattr(self.block, self.family.after_attention)(out)
-
-    def mlp_out(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """What the MLP adds to the residual stream, from `resid_mid` (parallel blocks: from `resid_pre`)."""
-        out = self.block.mlp(getattr(self.block, self.family.mlp_norm)(resid))
-        return out if self.family.after_mlp is None else getattr(self.block, self.family.after_mlp)(out)
+    def run(
+        self, resid_pre: Float[Tensor, "token d_model"], called: BlockCall, positions: Int[Tensor, " token"]
+    ) -> Float[Tensor, "token d_model"]:
+        """`resid_post` of tokens of many prompts at once, each at its position; attention must be redirected."""
+        arguments, options = called.at(positions)
+        found = self.block(resid_pre[None], *arguments, **options)
+        return (found[0] if isinstance(found, tuple) else found)[0]
 
 
-def compute_rotary_tables(
-    model: AnyModule, n_positions: int
-) -> list[tuple[Float[Tensor, "position rotary"], Float[Tensor, "position rotary"]] | None]:
-    """For each layer the cosines and sines of its rotary embedding, or None."""
-    base, config = model.base_model, model.config.get_text_config()
-    if not find_family(config).rotary:
-        return [None] * config.num_hidden_layers
-    positions = torch.arange(n_positions, device=model.device)[None]
-    like = torch.empty(0, dtype=model.dtype, device=model.device)
+def list_layers(model: AnyModule, layout: Layout) -> list[Layer]:
+    """The layers of a plain Hugging Face model, first to last."""
+    return [
+        Layer(block, one)
+        for block, one in zip(model.base_model.get_submodule(layout.blocks), layout.layers, strict=True)
+    ]
 
-    def table(*kind: str) -> tuple[Tensor, Tensor]:
-        cos, sin = base.rotary_emb(like, positions, *kind)
-        return cos[0], sin[0]
 
-    if not hasattr(base.rotary_emb, "layer_types"):  # Gemma 3 has a table for each kind of layer
-        return [table()] * config.num_hidden_layers
-    tables = {kind: table(kind) for kind in set(config.layer_types)}
-    return [tables[kind] for kind in config.layer_types]
+def get_final_norm(model: AnyModule, layout: Layout) -> AnyModule:
+    return model.base_model.get_submodule(layout.final_norm)
+
+
+def unembed(model: AnyModule, layout: Layout, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... token"]:
+    """Logits of what left the final norm."""
+    return scale_logits(model, layout.logit_scale, model.get_output_embeddings()(normed))
+
+
+def scale_logits(model: AnyModule, logit_scale: float, raw: Tensor) -> Tensor:
+    """Logits of what the unembedding gave: times a constant, and within Gemma's soft bound, where a model has these."""
+    logits = raw if logit_scale == 1 else raw * logit_scale
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What a model hands to a block besides the residual stream, for one prompt of a length."""
+
+    length: int
+    arguments: tuple[Any, ...]
+    options: Mapping[str, Any]
+    mask: Float[Tensor, "head_or_1 query key"] | None
+    """What is added to the scores of its attention."""
+
+    def at(self, positions: Int[Tensor, " token"]) -> tuple[list[Any], dict[str, Any]]:
+        """The same for tokens at any positions: whatever has an entry for each position is taken there."""
+
+        def take(given: Any) -> Any:
+            if isinstance(given, tuple):
+                return tuple(map(take, given))
+            if not isinstance(given, Tensor):
+                return given
+            if given.ndim == 1 and len(given) == self.length:
+                return given[positions]
+            return given[:, positions] if given.ndim > 1 and given.shape[:2] == (1, self.length) else given
+
+        return [take(given) for given in self.arguments], {name: take(given) for name, given in self.options.items()}
+
+
+@contextmanager
+def recording_block_calls(model: AnyModule, blocks: str) -> Iterator[list[BlockCall]]:
+    """While the context lasts, what each block is called with, for prompts of one length without padding."""
+    calls: list[BlockCall] = []
+
+    def of_one(given: Any, shape: tuple[int, int]) -> Any:
+        """For one prompt of several, which are all alike in what they get besides the residual stream."""
+        if isinstance(given, tuple):
+            return tuple(of_one(one, shape) for one in given)
+        return given[:1] if isinstance(given, Tensor) and given.shape[:2] == shape else given
+
+    def begin(_: AnyModule, given: tuple, options: dict[str, Any]) -> None:
+        stream = given[0] if given else options["hidden_states"]
+        shape = (stream.shape[0], stream.shape[1])
+        named = {name: of_one(one, shape) for name, one in options.items() if name != "hidden_states"}
+        calls.append(BlockCall(shape[1], of_one(given[1:], shape), named, None))
+
+    def attend(call: AttentionCall) -> Any:
+        mask = call.mask
+        calls[-1] = replace(calls[-1], mask=None if mask is None else mask[0])
+        return call.run()
+
+    with ExitStack() as stack:
+        for block in model.base_model.get_submodule(blocks):
+            stack.callback(block.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        stack.enter_context(redirect(model, attend))
+        yield calls
+
+
+def record_block_calls(model: AnyModule, layout: Layout, tokens: Sequence[int]) -> list[BlockCall]:
+    """What each block is called with when the model runs a prompt."""
+    with torch.inference_mode(), recording_block_calls(model, layout.blocks) as calls:
+        model.base_model(torch.tensor([list(tokens)], device=model.device), use_cache=False)
+    return calls
+
+
+@contextmanager
+def projections_off(layer: Layer) -> Iterator[None]:
+    """While the context lasts, queries, keys and values are zeros that cost nothing; for attention that is given."""
+
+    def give_zeros(width: int) -> Callable[[Tensor], Tensor]:
+        return lambda inputs: inputs.new_zeros(*inputs.shape[:-1], width)
+
+    modules = {layer.block.get_submodule(name): width for name, width in layer.layout.projections.items()}
+    try:
+        for module, width in modules.items():
+            module.forward = give_zeros(width)
+        yield
+    finally:
+        for module in modules:
+            del module.forward

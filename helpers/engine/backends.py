@@ -7,12 +7,12 @@ TransformerLens by its hook points, nnsight by edits of the traced model.
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,17 +21,15 @@ from torch import Tensor
 from torch.nn import Module
 
 from helpers import InputError
-from helpers.engine.architectures import FAMILIES, AnyModule, Layer, find_family, is_parallel, list_layers
+from helpers.engine.architectures import FORWARD_ORDER, Layer, Point, SiteName, list_layers, unembed
+from helpers.engine.attention import AnyModule, AttentionCall, keeps_to_itself, redirect
 from helpers.engine.cards import LoadedModel
 
 Tap = Callable[[Tensor], Tensor | None]
 """Axes `example position …` as in `hooks.SITES`, but a pattern as `example query head key`."""
 
-SiteName = Literal[
-    "resid_pre", "q", "k", "v", "rot_q", "rot_k", "pattern", "head_z", "attn_out", "resid_mid", "mlp_out", "resid_post"
-]
-"""In the order of the forward pass."""
-FORWARD_ORDER: tuple[SiteName, ...] = get_args(SiteName)
+IN_ATTENTION: tuple[SiteName, ...] = ("rot_q", "rot_k", "pattern")
+"""Sites inside the attention function."""
 _ACTIVE: WeakKeyDictionary[Module, _Active] = WeakKeyDictionary()
 
 
@@ -71,13 +69,20 @@ def make_batch(rows: Sequence[Sequence[int]], device: str) -> Batch:
 
 def explain_missing(loaded: LoadedModel, site: SiteName) -> str | None:
     """Why a model on its backend can't give a site, or None where it can."""
-    family, model_type = find_family(loaded.config), loaded.config.model_type
-    if site == "resid_mid" and is_parallel(loaded.config):
-        return f"{model_type} has parallel blocks, so there is no resid_mid: legal are resid_pre, resid_post"
-    if site in ("rot_q", "rot_k") and not family.rotary:
-        return f"{model_type} has no rotary embedding, so there is no {site}: legal is {site[-1]}"
-    if site in ("rot_q", "rot_k") and loaded.backend == "transformer_lens" and family.interleaved:
-        return f"TransformerLens has no hook at {site} of {model_type}: legal are the backends huggingface, nnsight"
+    layout = loaded.layout
+    if site in layout.missing:
+        return layout.missing[site]
+    if loaded.backend == "transformer_lens" and site != "resid_mid" and site not in layout.hooks:
+        return (
+            f"TransformerLens has no hook at {site} of {layout.model_type} that reads and changes it as the model "
+            "does: legal are the backends huggingface, nnsight"
+        )
+    if loaded.backend == "nnsight" and site in IN_ATTENTION:
+        attention = list_layers(get_huggingface_model(loaded), layout)[0].attention
+        if keeps_to_itself(attention):
+            return (
+                f"nnsight can't see {site} of {layout.model_type}: legal are the backends huggingface, transformer_lens"
+            )
     return None
 
 
@@ -130,14 +135,20 @@ class _Active:
                 pairs = [pair for tap in in_order for pair in _bridge_hooks(loaded, *tap)]
                 stack.enter_context(loaded.model.hooks(fwd_hooks=pairs))
             elif loaded.backend == "nnsight":
-                found = list_layers(get_huggingface_model(loaded)) if taps else []
+                found = list_layers(get_huggingface_model(loaded), loaded.layout) if taps else []
                 for site, layer, tap in in_order:
                     with _new_edits(loaded.model, stack):
                         _edit_nnsight(loaded.model, found[layer], site, tap)
             else:
-                found = list_layers(loaded.model) if taps else []
+                found = list_layers(loaded.model, loaded.layout) if taps else []
+                inside: dict[int, list[tuple[SiteName, Tap]]] = defaultdict(list)
                 for site, layer, tap in in_order:
-                    _hook_huggingface(stack, found[layer], site, tap)
+                    if site in IN_ATTENTION:
+                        inside[id(found[layer].attention)].append((site, tap))
+                    else:
+                        _hook_huggingface(stack, found[layer], site, tap)
+                if inside:
+                    stack.enter_context(redirect(loaded.model, lambda call: _attend_tapped(call, inside)))
             self.installed = stack.pop_all()
 
 
@@ -157,7 +168,7 @@ def watch(loaded: LoadedModel, began: Callable[[Pass], None]) -> Iterator[None]:
             raise InputError("edits need the attention mask as one row of zeros and ones for each prompt")
         began(Pass(new, total, (mask.cumsum(1) == 0).sum(1), mask.sum(1)))
 
-    handle = get_huggingface_model(loaded).base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    handle = get_huggingface_model(loaded).get_decoder().register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:
@@ -178,27 +189,27 @@ def forward(
             return torch.empty(0)
         rows = torch.arange(len(logits_at), device=logits_at.device)[:, None]
         chosen = hidden_or_logits[rows, logits_at]
-        return unembed(loaded.model, chosen) if _ends_in_unembedding(loaded) else chosen
+        return unembed(loaded.model, loaded.layout, chosen) if _ends_in_unembedding(loaded) else chosen
 
 
 def compute_losses(loaded: LoadedModel, batch: Batch, entries: Int[Tensor, " entry"]) -> Float[Tensor, "example entry"]:
     """One pass over equally long prompts; the cross-entropy, in nats, of the tokens after the positions `entries`."""
     from torch.nn.functional import cross_entropy
 
-    with torch.inference_mode(), _fused_attention(loaded):
+    with torch.inference_mode(), fused_attention(loaded):
         entries = entries.to(batch.input_ids.device)
         hidden_or_logits, targets = _forward(loaded, batch, None)[:, entries], batch.input_ids[:, entries + 1]
         if _ends_in_unembedding(loaded):
-            return compute_token_losses(loaded.model, hidden_or_logits, targets)
+            return compute_token_losses(loaded, hidden_or_logits, targets)
         return cross_entropy(hidden_or_logits.float().transpose(1, 2), targets, reduction="none")
 
 
 @contextmanager
-def _fused_attention(loaded: LoadedModel) -> Iterator[None]:
-    """PyTorch's fused attention, a quarter faster at 512 tokens. For passes without padding; taps keep their own."""
-    config = loaded.model.config
-    if not _ends_in_unembedding(loaded) or config._attn_implementation != "eager":
-        yield
+def fused_attention(loaded: LoadedModel) -> Iterator[None]:
+    """PyTorch's fused attention where it does the same, a quarter faster at 512 tokens. For passes without padding."""
+    config = loaded.config
+    if loaded.backend != "huggingface" or not loaded.layout.plain_attention or config._attn_implementation != "eager":
+        yield  # taps keep their own
         return
     config._attn_implementation = "sdpa"
     try:
@@ -208,13 +219,13 @@ def _fused_attention(loaded: LoadedModel) -> Iterator[None]:
 
 
 def compute_token_losses(
-    model: AnyModule, normed: Float[Tensor, "example position d_model"], targets: Int[Tensor, "example position"]
+    loaded: LoadedModel, normed: Float[Tensor, "example position d_model"], targets: Int[Tensor, "example position"]
 ) -> Float[Tensor, "example position"]:
     """The loss of target tokens, from what left the final norm; never all logits at once, which are a lot of memory."""
     from torch.nn.functional import cross_entropy
 
     losses = [
-        cross_entropy(unembed(model, some).float(), tokens, reduction="none")
+        cross_entropy(unembed(loaded.model, loaded.layout, some).float(), tokens, reduction="none")
         for some, tokens in zip(normed.flatten(0, 1).split(256), targets.flatten().split(256), strict=True)
     ]
     return torch.cat(losses).view(targets.shape)
@@ -227,19 +238,8 @@ def _forward(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tenso
 
 
 def _ends_in_unembedding(loaded: LoadedModel) -> bool:
-    """Whether the base model's output goes into the unembedding as it is; other families run whole."""
-    return loaded.backend == "huggingface" and loaded.config.model_type in FAMILIES
-
-
-def unembed(model: AnyModule, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... token"]:
-    """Logits of what left the final norm."""
-    return cap_logits(model, model.get_output_embeddings()(normed))
-
-
-def cap_logits(model: AnyModule, logits: Tensor) -> Tensor:
-    """Gemma's soft bound on logits, where a model has one."""
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if cap is None else cap * (logits / cap).tanh()
+    """Whether a pass ends before the unembedding; other backends run whole."""
+    return loaded.backend == "huggingface"
 
 
 def generate_greedily(
@@ -288,19 +288,25 @@ class _Stop(Exception):
     """Raised in a hook to end a forward pass."""
 
 
-def _stop(*_: Any, **__: Any) -> None:
+def stop(*_: Any, **__: Any) -> Any:
+    """End the pass in progress, within `stopping`."""
     raise _Stop
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Where a pass may be ended by `stop`."""
+    with suppress(_Stop):
+        yield
 
 
 def _forward_huggingface(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor:
     base = loaded.model.base_model
     handle = None
     if stop_after is not None:
-        block = list_layers(loaded.model)[stop_after].block
-        handle = block.register_forward_hook(_stop)
+        block = list_layers(loaded.model, loaded.layout)[stop_after].block
+        handle = block.register_forward_hook(stop)
     try:
-        if not _ends_in_unembedding(loaded):
-            return loaded.model(**_inputs(batch), use_cache=False).logits
         return base(**_inputs(batch), use_cache=False).last_hidden_state
     except _Stop:
         return torch.empty(0)
@@ -314,59 +320,12 @@ def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
 
-@dataclass(frozen=True)
-class _Point:
-    """A module's input or output that holds a site, maybe among other things."""
-
-    module: Module
-    side: Literal["input", "output"]
-    read: Callable[[Tensor], Tensor]
-    merge: Callable[[Tensor, Tensor], Tensor]
-    """(what was there, the changed site) to what goes on"""
-
-
-def _point(layer: Layer, site: SiteName) -> _Point:
-    """Where a site is found in Hugging Face's modules; not the sites inside the attention function."""
-    block, attention, family = layer.block, layer.attention, layer.family
-
-    def whole(module: Module, side: Literal["input", "output"]) -> _Point:
-        return _Point(module, side, lambda raw: raw, lambda _, new: new)
-
-    def per_head(module: Module, side: Literal["input", "output"]) -> _Point:
-        return _Point(module, side, lambda raw: raw.unflatten(-1, (-1, layer.d_head)), lambda _, new: new.flatten(-2))
-
-    if site == "resid_pre":
-        return whole(block, "input")
-    if site == "resid_post":
-        return whole(block, "output")
-    if site == "attn_out":
-        return whole(getattr(block, family.after_attention) if family.after_attention else attention, "output")
-    if site == "mlp_out":
-        return whole(getattr(block, family.after_mlp) if family.after_mlp else block.mlp, "output")
-    if site == "head_z":
-        return per_head(getattr(attention, family.out), "input")
-    number = "qkv".index(site)
-    if family.head_norms and number < 2:
-        norm = getattr(attention, family.head_norms[number])
-        return _Point(norm, "output", lambda raw: raw.transpose(1, 2), lambda _, new: new.transpose(1, 2))
-    if len(family.projections) == 3:
-        return per_head(getattr(attention, family.projections[number]), "output")
-
-    def merge(raw: Tensor, new: Tensor) -> Tensor:
-        parts = layer.split_qkv(raw)
-        parts[number] = new.flatten(-2)
-        return layer.join_qkv(parts)
-
-    fused = getattr(attention, family.projections[0])
-    return _Point(fused, "output", lambda raw: layer.split_qkv(raw)[number].unflatten(-1, (-1, layer.d_head)), merge)
-
-
-def _through(point: _Point, tap: Tap) -> Callable[[Any], Any]:
+def _through(point: Point, tap: Tap, examples: Callable[[], int]) -> Callable[[Any], Any]:
     """Hand a point's site to a tap; returns what goes on, or None for no change."""
 
     def change(raw: Any) -> Any:
         first = raw[0] if isinstance(raw, tuple) else raw  # attention modules give a tuple, layers a tensor
-        new = tap(point.read(first))
+        new = tap(point.read(first, examples()))
         if new is None:
             return None
         new = point.merge(first, new)
@@ -376,19 +335,26 @@ def _through(point: _Point, tap: Tap) -> Callable[[Any], Any]:
 
 
 def _hook_huggingface(stack: ExitStack, layer: Layer, site: SiteName, tap: Tap) -> None:
-    if site in ("rot_q", "rot_k", "pattern"):
-        stack.enter_context(_attention_tapped(layer.attention, site, tap))
-        return
-    if site == "resid_mid":
-        before: list[Tensor] = []
+    before: list[Tensor] = []
+    if site == "resid_mid" or layer.layout.points[site].by_row:
         _hook_huggingface(stack, layer, "resid_pre", lambda resid: before.__setitem__(slice(None), [resid]))
+    if site == "resid_mid":
         site, tap = "attn_out", _as_attn_out(before, tap)
-    point = _point(layer, site)
-    change = _through(point, tap)
+    point = layer.layout.points[site]
+    change, module = _through(point, tap, lambda: len(before[0]) if before else 0), layer.get_module(point)
+
+    def change_input(_: Module, inputs: tuple, options: dict[str, Any]) -> Any:
+        if inputs:
+            new = change(inputs)
+            return None if new is None else (new, options)
+        name = next(iter(options))  # called by name, of which the first is what is read
+        new = change(options[name])
+        return None if new is None else (inputs, options | {name: new})
+
     if point.side == "input":
-        handle = point.module.register_forward_pre_hook(lambda _, inputs: change(inputs))
+        handle = module.register_forward_pre_hook(change_input, with_kwargs=True)
     else:
-        handle = point.module.register_forward_hook(lambda _, inputs, output: change(output))
+        handle = module.register_forward_hook(lambda _, inputs, output: change(output))
     stack.callback(handle.remove)
 
 
@@ -402,37 +368,16 @@ def _as_attn_out(resid_pre: list[Tensor], tap: Tap) -> Tap:
     return on_attn_out
 
 
-_ATTENTION_TAPS: WeakKeyDictionary[Module, list[tuple[str, Tap]]] = WeakKeyDictionary()
-
-
-@contextmanager
-def _attention_tapped(attention: AnyModule, site: SiteName, tap: Tap) -> Iterator[None]:
-    """Tap queries, keys and pattern where they meet, through transformers' attention interface."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
-
-    AttentionInterface.register("tapped", _tapped_attention)
-    AttentionMaskInterface.register("tapped", eager_mask)
-    config, mine = attention.config, (site, tap)
-    before = config._attn_implementation
-    _ATTENTION_TAPS.setdefault(attention, []).append(mine)
-    config._attn_implementation = "tapped"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        _ATTENTION_TAPS[attention].remove(mine)
-
-
-def _tapped_attention(
-    module: Module, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """The architecture's own attention, with taps; query, key, value are `example head position d_head`."""
-    taps = _ATTENTION_TAPS.get(module, [])
-    query = _tapped_rotary(taps, query, key)
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    mixed, pattern = eager(module, query, key, value, *arguments, **options)
-    return _tapped_pattern(taps, mixed, pattern, value)
+def _attend_tapped(
+    call: AttentionCall, taps: Mapping[int, Sequence[tuple[SiteName, Tap]]]
+) -> tuple[Tensor, Tensor | None]:
+    """The architecture's own attention, with taps by the identity of its module."""
+    mine = taps.get(id(call.module), ())
+    if not mine:
+        return call.run()
+    query = _tapped_rotary(mine, call.query, call.key)
+    mixed, pattern = replace(call, query=query).run()
+    return _tapped_pattern(mine, mixed, pattern, call.value)
 
 
 def _tapped_rotary(taps: Sequence[tuple[str, Tap]], query: Tensor, key: Tensor) -> Tensor:
@@ -447,10 +392,10 @@ def _tapped_rotary(taps: Sequence[tuple[str, Tap]], query: Tensor, key: Tensor) 
 
 
 def _tapped_pattern(
-    taps: Sequence[tuple[str, Tap]], mixed: Tensor, pattern: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor]:
+    taps: Sequence[tuple[str, Tap]], mixed: Tensor, pattern: Tensor | None, value: Tensor
+) -> tuple[Tensor, Tensor | None]:
     for site, tap in taps:
-        if site == "pattern" and (new := tap(pattern.transpose(1, 2))) is not None:
+        if site == "pattern" and pattern is not None and (new := tap(pattern.transpose(1, 2))) is not None:
             pattern = new.transpose(1, 2)
             values = value.repeat_interleave(pattern.shape[1] // value.shape[1], dim=1)
             mixed = (pattern @ values).transpose(1, 2)
@@ -468,30 +413,15 @@ def _bridge_hooks(loaded: LoadedModel, site: SiteName, layer: int, tap: Tap) -> 
             (block + "hook_in", lambda resid, hook: before.__setitem__(slice(None), [resid])),
             *_bridge_hooks(loaded, "attn_out", layer, _as_attn_out(before, tap)),
         ]
-    family = find_family(loaded.config)
-    if (site in ("q", "k") and family.head_norms) or site == "pattern":
-
-        def swapped(tensor: Tensor, hook: Any) -> Tensor | None:
-            new = tap(tensor.transpose(1, 2))
-            return None if new is None else new.transpose(1, 2)
-
-        return [(block + ("attn.hook_pattern" if site == "pattern" else f"attn.{site}_norm.hook_out"), swapped)]
-    name = {
-        "resid_pre": "hook_in",
-        "resid_post": "hook_out",
-        "attn_out": "ln1_post.hook_out" if family.after_attention else "attn.hook_out",
-        "mlp_out": "ln2_post.hook_out" if family.after_mlp else "mlp.hook_out",
-        "head_z": "attn.o.hook_in",
-        "rot_q": "attn.hook_rot_q",
-        "rot_k": "attn.hook_rot_k",
-    }.get(site, f"attn.{site}.hook_out")
-    return [(block + name, lambda tensor, hook: tap(tensor))]
+    point = loaded.layout.hooks[site]
+    change = _through(point, tap, lambda: 0)
+    return [(block + point.module, lambda tensor, hook: change(tensor))]
 
 
 def _forward_bridge(loaded: LoadedModel, batch: Batch, stop_after: int | None) -> Tensor:
     inputs = _inputs(batch)
     # Its own `stop_at_layer` goes on to the unembedding where that is the number of layers.
-    stops = [] if stop_after is None else [(f"blocks.{stop_after}.hook_out", _stop)]
+    stops = [] if stop_after is None else [(f"blocks.{stop_after}.hook_out", stop)]
     try:
         with loaded.model.hooks(fwd_hooks=stops):
             return loaded.model(inputs.pop("input_ids"), **inputs)
@@ -509,7 +439,7 @@ def _edit_nnsight(model: Any, layer: Layer, site: SiteName, tap: Tap) -> None:
     def envoy_of(module: Module) -> Any:
         return model.get(names[module])
 
-    if site in ("rot_q", "rot_k", "pattern"):
+    if site in IN_ATTENTION:
         # The call of the attention function; `attention_interface_0` is the line that chooses it.
         call = envoy_of(layer.attention).source.attention_interface_1
         with model.edit(inplace=True) as tracer:
@@ -525,14 +455,16 @@ def _edit_nnsight(model: Any, layer: Layer, site: SiteName, tap: Tap) -> None:
                         call.output = (new_mixed, new_pattern)
         return
     before: list[Tensor] = []
-    if site == "resid_mid":
+    if site == "resid_mid" or layer.layout.points[site].by_row:
         block = envoy_of(layer.block)
         with model.edit(inplace=True) as tracer:
             for _ in tracer.iter[:]:
                 before[:] = [block.input]
+    if site == "resid_mid":
         site, tap = "attn_out", _as_attn_out(before, tap)
-    point = _point(layer, site)
-    change, envoy = _through(point, tap), envoy_of(point.module)
+    point = layer.layout.points[site]
+    change = _through(point, tap, lambda: len(before[0]) if before else 0)
+    envoy = envoy_of(layer.get_module(point))
     if point.side == "input":
         with model.edit(inplace=True) as tracer:
             for _ in tracer.iter[:]:
@@ -556,7 +488,7 @@ def _forward_nnsight(loaded: LoadedModel, batch: Batch, stop_after: int | None) 
         if stop_after is None:
             return model.trace(inputs, trace=False).logits
         names = {module: name for name, module in model._module.named_modules()}
-        last = model.get(names[list_layers(model._module)[stop_after].block])
+        last = model.get(names[list_layers(model._module, loaded.layout)[stop_after].block])
         with _new_edits(model, stack), model.edit(inplace=True) as tracer:
             _ = last.output
             tracer.stop()

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from helpers.engine.architectures import AnyModule
+    from helpers.engine.architectures import Layout
+    from helpers.engine.attention import AnyModule
 
 Backend = Literal["huggingface", "transformer_lens", "nnsight"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -72,6 +73,8 @@ class LoadedModel:
     backend: Backend
     device: str
     dtype: DType
+    layout: Layout
+    """Where its parts are."""
 
     @property
     def config(self) -> Any:
@@ -80,12 +83,12 @@ class LoadedModel:
 
     @property
     def n_layers(self) -> int:
-        return self.config.num_hidden_layers
+        return len(self.layout.layers)
 
     @property
     def n_heads(self) -> int:
         """Query heads per layer; with grouped-query attention there are fewer key/value heads."""
-        return getattr(self.config, "num_attention_heads", 0)
+        return self.layout.n_heads
 
     @property
     def context_length(self) -> int | None:

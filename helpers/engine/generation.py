@@ -11,9 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product, takewhile
@@ -24,12 +22,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
 from helpers import InputError
 from helpers.engine import backends
-from helpers.engine.architectures import FAMILIES, AnyModule
-from helpers.engine.backends import Batch, SiteName
+from helpers.engine.architectures import SiteName, unembed
+from helpers.engine.attention import Attend, AttentionCall, add_linear_bias, is_plain, redirect
+from helpers.engine.backends import Batch
 from helpers.engine.cards import LoadedModel
 from helpers.engine.inputs import as_list, as_tensor, as_wholes, is_row
 from helpers.engine.sites import Captured, Prompt, Readable, check_site, get_axes, tokenize
@@ -46,16 +46,13 @@ def explain_unshareable(loaded: LoadedModel, rows: Sequence[list[int]], n_new: i
     """Why prompts can't share what they begin with here, or None where they can."""
     if loaded.backend != "huggingface":
         return f"backend {loaded.backend!r} shares nothing"
-    if loaded.config.model_type not in FAMILIES:
-        return f"architecture {loaded.config.model_type!r} is not known here"
     if backends.is_tapped(loaded):
         return "edits are in place"
-    if getattr(loaded.config, "attn_logit_softcapping", None) is not None:
-        return "the model caps its attention scores"
     longest = max(map(len, rows)) + n_new
-    window = getattr(loaded.config, "sliding_window", None) or longest
-    if "sliding_attention" in (getattr(loaded.config, "layer_types", None) or ()) and longest > window:
-        return f"{longest} tokens exceed the sliding window of {window}"
+    if longest > (window := find_window(loaded.config)):
+        return f"{longest} tokens exceed the window of {window} that some layers attend to"
+    if longest > (original := find_original_length(loaded.config)):
+        return f"{longest} tokens exceed the {original} up to which rotary embeddings are those of short prompts"
     return None
 
 
@@ -122,7 +119,7 @@ def score_next_tokens(
     logits = torch.empty(tokens.shape)
     for tree in _trees(rows):
         asked = list(tree.leaves)
-        with _attention(loaded, "sdpa"):
+        with redirect(loaded.model, tree.make_attention(loaded.device)):
             ends = torch.tensor([list(tree.leaves.values())], device=loaded.device)
             (found,) = backends.forward(loaded, tree.batch(loaded.device), logits_at=ends)
         logits[asked] = found.gather(1, tokens[asked].to(found.device)).float().cpu()
@@ -156,7 +153,7 @@ def capture_trees(
             part.append(tensor[0, nodes.to(tensor.device)].float().cpu())
 
         taps = [(*tap, partial(keep, part=part)) for tap, part in parts.items()]
-        with _attention(loaded, "sdpa"), backends.tap(loaded, taps):
+        with redirect(loaded.model, tree.make_attention(loaded.device)), backends.tap(loaded, taps):
             backends.forward(loaded, tree.batch(loaded.device), stop_after=max(chosen))
     place = torch.tensor(order).argsort()
     values: dict[Readable, Tensor] = {
@@ -241,6 +238,29 @@ def nudge(
 # How it is done
 
 
+def find_window(config: Any) -> float:
+    """How many tokens back every layer sees at least, as far as a model says so."""
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    kinds = [*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())]
+    if kinds and not any(kind in ("sliding_attention", "chunked_attention", "local") for kind in kinds):
+        return float("inf")
+    return min((window for window in windows if isinstance(window, int)), default=float("inf"))
+
+
+def find_original_length(config: Any) -> float:
+    """Up to how many tokens rotary embeddings don't depend on how long a prompt is."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    changing = [one for one in kinds if one.get("rope_type") in ("longrope", "dynamic")]
+    original = [
+        one.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+        for one in changing
+    ]
+    return min(original, default=float("inf"))
+
+
 def _check(loaded: LoadedModel, rows: Sequence[list[int]]) -> None:
     if why_not := explain_unshareable(loaded, rows, 0):
         raise InputError(f"prompts can't share a beginning here, since {why_not}: legal are hooks.capture and generate")
@@ -280,16 +300,35 @@ class _Tree:
         return torch.tensor(path[::-1])
 
     def batch(self, device: str) -> Batch:
-        """One row, in which a token sees itself and all between it and the root."""
+        """One row; what a token sees is up to the attention."""
+        return Batch(
+            input_ids=torch.tensor([self.tokens], device=device),
+            attention_mask=None,
+            position_ids=torch.tensor([self.depths], device=device),
+        )
+
+    def make_attention(self, device: str) -> Attend:
+        """Attention in which a token sees itself and all between it and the root."""
         seen = torch.eye(len(self.tokens), dtype=torch.bool)
         for token, parent in enumerate(self.parents):
             if parent >= 0:
                 seen[token] |= seen[parent]
-        return Batch(
-            input_ids=torch.tensor([self.tokens], device=device),
-            attention_mask=seen.to(device)[None, None],
-            position_ids=torch.tensor([self.depths], device=device),
-        )
+        seen, places = seen.to(device)[None, None], torch.tensor([self.depths], device=device)
+
+        def attend(call: AttentionCall) -> tuple[Tensor, None]:
+            mask = add_linear_bias(call, seen, places)
+            if is_plain(call):
+                mixed = scaled_dot_product_attention(
+                    call.query, call.key, call.value, attn_mask=mask, scale=call.scaling, enable_gqa=True
+                )
+            else:
+                group = call.query.shape[1] // call.key.shape[1]
+                key, value = (part.repeat_interleave(group, 1) for part in (call.key, call.value))
+                scores = call.query @ key.mT * call.scaling
+                mixed = call.normalise(scores, mask, lambda numbers: numbers[:, None, None]).to(value.dtype) @ value
+            return mixed.transpose(1, 2), None
+
+        return attend
 
 
 def _trees(rows: Sequence[list[int]]) -> list[_Tree]:
@@ -327,13 +366,22 @@ def _beginnings(loaded: LoadedModel, rows: Sequence[list[int]]) -> list[_Beginni
 
 
 def _begun_with(loaded: LoadedModel, tokens: Sequence[int], *, family: int) -> _Beginning:
-    from transformers import DynamicCache
+    """Keys and values are those that attention has, which are not what every family keeps in its cache."""
+    keys, values = [], []
 
-    cache: Any = DynamicCache(config=loaded.config)
-    with torch.inference_mode(), _attention(loaded, "sdpa"):
-        loaded.model.base_model(torch.tensor([tokens], device=loaded.device), past_key_values=cache)
-    keys = tuple(layer.keys[0].transpose(0, 1) for layer in cache.layers)
-    return _Beginning(family, len(tokens), keys, tuple(layer.values[0].transpose(0, 1) for layer in cache.layers))
+    def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        keys.append(call.key[0].transpose(0, 1))
+        values.append(call.value[0].transpose(0, 1))
+        if not is_plain(call):
+            return call.run()
+        mixed = scaled_dot_product_attention(
+            call.query, call.key, call.value, is_causal=True, scale=call.scaling, enable_gqa=True
+        )
+        return mixed.transpose(1, 2), None
+
+    with torch.inference_mode(), redirect(loaded.model, attend):
+        loaded.model.base_model(torch.tensor([tokens], device=loaded.device), use_cache=False)
+    return _Beginning(family, len(tokens), tuple(keys), tuple(values))
 
 
 def _families(rows: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
@@ -417,9 +465,6 @@ class _Begun:
         return together.unflatten(2, (most, -1)).transpose(1, 2).flatten(0, 1)[places]
 
 
-_BEGUN: ContextVar[_Begun] = ContextVar("begun")
-
-
 class _Batch:
     """Rows on their way, padded on the left, with the keys and values of what comes after their beginnings."""
 
@@ -428,6 +473,8 @@ class _Batch:
     """A `StaticCache`."""
     seen: Bool[Tensor, "row column"]
     """Columns that are no padding."""
+    anything: Int[Tensor, "row column"]
+    """A mask that hides nothing, as some families ask for one; what is seen is up to the attention."""
 
     def __init__(
         self, loaded: LoadedModel, rows: Sequence[list[int]], beginnings: Sequence[_Beginning], n_new: int
@@ -441,6 +488,7 @@ class _Batch:
         self.ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rest], device=loaded.device)
         lengths = torch.tensor([len(row) for row in rest], device=loaded.device)
         self.seen = torch.arange(width, device=loaded.device) >= (width - lengths)[:, None]
+        self.anything = self.seen.new_ones(len(rest), width + n_new).long()
 
     def first_logits(self) -> Float[Tensor, "row token"]:
         """Of the token after each prompt."""
@@ -460,16 +508,20 @@ class _Batch:
             layer.keys, layer.values = layer.keys[kept], layer.values[kept]
 
     def _logits(self, ids: Int[Tensor, "row new"], mask: Bool[Tensor, "row new column"]) -> Float[Tensor, "row token"]:
-        places = self.begun.lengths[:, None] + self.seen.cumsum(1)[:, -ids.shape[1] :] - 1
-        token = _BEGUN.set(self.begun)
-        try:
-            with torch.inference_mode(), _attention(self.loaded, "after_beginning"):
-                hidden = self.loaded.model.base_model(
-                    ids, attention_mask=mask[:, None], position_ids=places.clamp(min=0), past_key_values=self.cache
-                ).last_hidden_state
-                return backends.unembed(self.loaded.model, hidden[:, -1].contiguous())
-        finally:
-            _BEGUN.reset(token)
+        places = (self.begun.lengths[:, None] + self.seen.cumsum(1) - 1).clamp(min=0)
+
+        def attend(call: AttentionCall) -> tuple[Tensor, None]:
+            return _attend_after_beginning(call, self.begun, mask[:, None], places)
+
+        model = self.loaded.model
+        with torch.inference_mode(), redirect(model, attend):
+            hidden = model.base_model(
+                ids,
+                attention_mask=self.anything[: len(ids)],
+                position_ids=places[:, -ids.shape[1] :],
+                past_key_values=self.cache,
+            ).last_hidden_state
+            return unembed(model, self.loaded.layout, hidden[:, -1].contiguous())
 
 
 def _continued(batch: _Batch, max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
@@ -522,48 +574,27 @@ def _write(file: Path, text: str) -> None:
     beside.replace(file)
 
 
-@contextmanager
-def _attention(loaded: LoadedModel, implementation: str) -> Iterator[None]:
-    """Another implementation of the attention, as long as the context lasts."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
-
-    AttentionInterface.register("after_beginning", _attention_after_beginning)
-    AttentionMaskInterface.register("after_beginning", eager_mask)
-    config = loaded.model.config
-    before, config._attn_implementation = config._attn_implementation, implementation
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-def _attention_after_beginning(
-    module: AnyModule,
-    query: Float[Tensor, "row head new d_head"],
-    key: Float[Tensor, "row kv_head column d_head"],
-    value: Float[Tensor, "row kv_head column d_head"],
-    attention_mask: Bool[Tensor, "row 1 new column"],
-    *,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
+def _attend_after_beginning(
+    call: AttentionCall, begun: _Begun, mask: Bool[Tensor, "row 1 new column"], places: Int[Tensor, "row column"]
+) -> tuple[Float[Tensor, "row new head d_head"], None]:
     """Attention to a beginning that some rows share, and to what each row holds itself."""
-    begun = _BEGUN.get()
-    n_rows, n_heads, n_new, d_head = query.shape
-    n_columns, n_kv = attention_mask.shape[-1], key.shape[1]
-    grouped = (query * (scaling or d_head**-0.5)).reshape(
-        n_rows, n_kv, -1, d_head
-    )  # the query heads of a key/value head, by position
-    key, value = key[:, :, :n_columns], value[:, :, :n_columns]  # the rest of the cache is yet to be written
+    n_rows, n_heads, n_new, d_head = call.query.shape
+    n_columns, n_kv = mask.shape[-1], call.key.shape[1]
+    grouped = (call.query * call.scaling).reshape(n_rows, n_kv, -1, d_head)  # a key/value head's, by position
+    key, value = call.key[:, :, :n_columns], call.value[:, :, :n_columns]  # the rest of the cache is yet to be written
     scores = (grouped @ key.mT).view(n_rows, n_heads, n_new, n_columns)
-    scores = scores.masked_fill(~attention_mask, float("-inf")).view(n_rows, n_kv, -1, n_columns)
+    if begun.keys:
+        n_before = begun.seen.shape[1]
+        to_beginning = begun.times(grouped, begun.keys[call.layer].mT).view(n_rows, n_heads, n_new, n_before)
+        scores = torch.cat([to_beginning, scores], dim=-1)
+        mask = torch.cat([begun.seen[:, None, None].expand(-1, -1, n_new, -1), mask], dim=-1)
+        before = torch.arange(n_before, device=places.device).expand(n_rows, -1)
+        places = torch.cat([before, places], dim=1)
+    pattern = call.normalise(scores, add_linear_bias(call, mask, places), lambda numbers: numbers[:, None, None])
+    pattern = pattern.to(value.dtype).view(n_rows, n_kv, -1, pattern.shape[-1])
     if not begun.keys:
-        mixed = scores.softmax(-1) @ value
+        mixed = pattern @ value
     else:
-        to_beginning = begun.times(grouped, begun.keys[module.layer_idx].mT)
-        to_beginning = to_beginning.masked_fill(~begun.seen[:, None, None], float("-inf"))
-        pattern = torch.cat([to_beginning, scores], dim=-1).softmax(-1)
-        to_beginning, to_own = pattern.split([to_beginning.shape[-1], n_columns], dim=-1)
-        mixed = begun.times(to_beginning, begun.values[module.layer_idx]) + to_own @ value
-    return mixed.reshape(n_rows, n_heads, n_new, d_head).transpose(1, 2).contiguous(), None
+        to_beginning, to_own = pattern.split([n_before, n_columns], dim=-1)
+        mixed = begun.times(to_beginning, begun.values[call.layer]) + to_own @ value
+    return mixed.reshape(n_rows, n_heads, n_new, -1).transpose(1, 2).contiguous(), None

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from helpers.engine.architectures import Layer, compute_rotary_tables
-from helpers.engine.backends import SiteName
+from helpers.engine import backends
+from helpers.engine.architectures import BlockCall, Layer, SiteName, projections_off
+from helpers.engine.attention import AttentionCall, redirect
 from helpers.engine.cards import LoadedModel
 
 Key = tuple[SiteName, int]
@@ -63,6 +66,10 @@ class Part:
     """The first position at which base and source differ."""
     base: Kept
     source: Kept
+    met: Mapping[int, tuple[Float[Tensor, "example position kv_head d_head"], ...]]
+    """By layer the keys and values of the base prompts, as attention had them."""
+    calls: Sequence[BlockCall]
+    """What each block is called with at this length."""
 
 
 def cut(patches: Sequence[Patch], part: Part) -> Iterator[list[Patch]]:
@@ -98,7 +105,6 @@ def propagate(
     Read are the last position, or all positions from each patch's first on.
     """
     n_layers = len(found)
-    tables = compute_rotary_tables(loaded.model, part.length)
     groups: dict[int, list[Patch]] = defaultdict(list)
     for patch in patches:
         groups[patch.position].append(patch)
@@ -119,9 +125,7 @@ def propagate(
         if number == n_layers:
             break
         pieces = [_Piece(position, state, changes[number, position]) for position, state in states.items()]
-        through = _LayerRun(
-            found[number], tables[number], part, is_last=number == n_layers - 1 and only_last, number=number
-        )
+        through = _LayerRun(loaded, found[number], part, is_last=number == n_layers - 1 and only_last, number=number)
         for step in _steps(pieces, get_step_size(loaded.model.device)):
             through(step)
         if through.is_last:
@@ -158,63 +162,90 @@ def _steps(pieces: Sequence[_Piece], budget: int) -> Iterator[list[_Piece]]:
 
 @dataclass(frozen=True)
 class _LayerRun:
-    """One layer, for pieces of any first position at once."""
+    """One layer, for pieces of any first position at once: the model's own block, with attention of ours."""
 
+    loaded: LoadedModel
     layer: Layer
-    table: tuple[Tensor, Tensor] | None
     part: Part
     is_last: bool
     """Whether only the last position leaves it."""
     number: int
 
     def __call__(self, pieces: Sequence[_Piece]) -> None:
-        layer, length = self.layer, self.part.length
         packed = torch.cat([piece.state.flatten(0, 2) for piece in pieces])
-        spans = _spans(pieces, length, only_last=False)
-        self.write("resid_pre", packed, spans)
-        q, k, v = layer.qkv(packed)
-        for site, tensor in zip("qkv", (q, k, v), strict=True):
-            self.write(site, tensor, spans)
-        if self.table is not None:
-            positions = torch.cat([torch.arange(s.first, length, device=q.device).repeat(s.n_rows) for s in spans])
-            q, k = layer.rotate(q, k, (self.table[0][positions], self.table[1][positions]))
-            self.write("rot_q", q, spans)
-            self.write("rot_k", k, spans)
-        keys_spans = spans
-        if self.is_last:
-            spans = _spans(pieces, length, only_last=True)
-            last = torch.cat([torch.arange(s.start + s.width - 1, s.end, s.width, device=q.device) for s in keys_spans])
-            packed, q = packed[last], q[last]
-        z = torch.empty_like(q)
-        for query_span, key_span in zip(spans, keys_spans, strict=True):
-            self.attend(z, q, k, v, query_span, key_span)
-        self.write("head_z", z, spans)
-        attn_out = layer.attn_out(z)
-        self.write("attn_out", attn_out, spans)
-        mid = packed + attn_out
-        self.write("resid_mid", mid, spans)
-        mlp_out = layer.mlp_out(packed if layer.parallel else mid)
-        self.write("mlp_out", mlp_out, spans)
-        post = mid + mlp_out
+        spans = keys_spans = _spans(pieces, self.part.length, only_last=False)
+        for span in spans:  # here and not at the block, whose input may be needed once more
+            for i, change in span.piece.changes:
+                if change.site == "resid_pre":
+                    _write(span.of(packed)[i], span.first, change)
+        met: list[tuple[Tensor, Tensor]] = []
+        if self.is_last:  # of other positions only keys and values are needed
+            self.run(packed, spans, _Attention(self, spans, spans, met, stops=True))
+            spans = _spans(pieces, self.part.length, only_last=True)
+            ends = [torch.arange(s.start + s.width - 1, s.end, s.width, device=packed.device) for s in keys_spans]
+            packed = packed[torch.cat(ends)]
+        post = self.run(packed, spans, _Attention(self, spans, keys_spans, met))
         for piece, span in zip(pieces, spans, strict=True):
             piece.state[:, :, -span.width :] = post[span.start : span.end].view(*piece.state.shape[:2], span.width, -1)
 
-    def write(self, site: str, tensor: Float[Tensor, "token ..."], spans: Sequence[_Span]) -> None:
-        for span in spans:
-            for i, change in span.piece.changes:
-                if change.site == site:
-                    _write(span.of(tensor)[i], span.first, change)
+    def run(self, packed: Float[Tensor, "token d_model"], spans: Sequence[_Span], attend: _Attention) -> Tensor:
+        positions = [torch.arange(s.first, self.part.length, device=packed.device).repeat(s.n_rows) for s in spans]
+        elsewhere: tuple[SiteName, ...] = (*backends.IN_ATTENTION, "resid_pre")
+        sites: set[SiteName] = {change.site for span in spans for _, change in span.piece.changes}
+        taps: list[tuple[SiteName, int, backends.Tap]] = [
+            (site, self.number, partial(self.write, site, spans)) for site in sites if site not in elsewhere
+        ]
+        with ExitStack() as stack:
+            stack.enter_context(redirect(self.loaded.model, attend))
+            if taps:
+                stack.enter_context(backends.tap(self.loaded, taps))
+            stack.enter_context(backends.stopping())
+            return self.layer.run(packed, self.part.calls[self.number], torch.cat(positions))
+        return packed  # stopped
 
-    def attend(self, z: Tensor, q: Tensor, k: Tensor, v: Tensor, queries: _Span, keys: _Span) -> None:
-        """Attention over the unpatched keys before a piece's first position, and its own after that.
+    def write(self, site: SiteName, spans: Sequence[_Span], tensor: Float[Tensor, "1 token ..."]) -> Tensor:
+        """The tensor with the changes that are made at a site."""
+        wanted = [(span, i, change) for span in spans for i, change in span.piece.changes if change.site == site]
+        new = tensor.clone() if wanted else tensor
+        for span, i, change in wanted:
+            _write(span.of(new[0])[i], span.first, change)
+        return new
 
-        The former are the same for all patches, so that one product serves them all.
-        """
+
+@dataclass(frozen=True)
+class _Attention:
+    """Attention over the unpatched keys before a piece's first position, and its own after that.
+
+    The former are the same for all patches, so that one product serves them all.
+    """
+
+    through: _LayerRun
+    spans: Sequence[_Span]
+    """Of the queries."""
+    keys_spans: Sequence[_Span]
+    met: list[tuple[Tensor, Tensor]]
+    """The keys and values of all positions, once they are known."""
+    stops: bool = False
+
+    def __call__(self, call: AttentionCall) -> tuple[Float[Tensor, "1 token head d_head"], None]:
+        q, k, v = (part[0].transpose(0, 1) for part in (call.query, call.key, call.value))  # token head d_head
+        q = self.through.write("rot_q", self.spans, q[None])[0]
+        if not self.met:
+            self.met.append((self.through.write("rot_k", self.spans, k[None])[0], v))
+        if self.stops:
+            backends.stop()
+        z = q.new_empty(*q.shape[:2], v.shape[-1])
+        for query_span, key_span in zip(self.spans, self.keys_spans, strict=True):
+            self.attend(call, z, q, query_span, key_span)
+        return z[None], None
+
+    def attend(self, call: AttentionCall, z: Tensor, q: Tensor, queries: _Span, keys: _Span) -> None:
+        part, number = self.through.part, self.through.number
         before = slice(None, keys.first)
-        base_k = self.part.base[self.layer.family.key_site, self.number][:, before]  # n t k d: key/value head, d_head
-        base_v = self.part.base["v", self.number][:, before]
-        own_k, own_v = keys.of(k), keys.of(v)  # p n t k d: patch first
-        grouped = queries.of(q).unflatten(3, (v.shape[1], -1))  # p n s k g d: query position, query head of its group
+        base_k, base_v = (kept[:, before] for kept in part.met[number])  # n t k d: key/value head, d_head
+        own_k, own_v = (keys.of(kept) for kept in self.met[0])  # p n t k d: patch first
+        n_kv = own_k.shape[3]
+        grouped = queries.of(q).unflatten(3, (n_kv, -1))  # p n s k g d: query position, query head of its group
         scores = torch.cat(
             [
                 torch.einsum("pnskgd,ntkd->pnksgt", grouped, base_k),
@@ -222,11 +253,14 @@ class _LayerRun:
             ],
             dim=-1,
         )
-        scores = scores * self.layer.attention.scaling
-        mask = _mask(queries.width, self.part.length, self.layer.sliding_window, q.device)
+        mask = part.calls[number].mask
         if mask is not None:
-            scores = scores.masked_fill(~mask[:, None], -torch.inf)
-        pattern = scores.softmax(dim=-1)
+            mask = mask[:, -queries.width :].unflatten(0, (-1, len(mask)) if len(mask) == 1 else (n_kv, -1))
+            mask = mask.transpose(1, 2)  # k s g t
+        if queries.width == 1 and mask is not None and not mask.any():
+            mask = None
+        by_head = lambda numbers: numbers.view(n_kv, 1, -1, 1)  # noqa: E731
+        pattern = call.normalise(scores * call.scaling, mask, by_head)
         for i, change in queries.piece.changes:
             if change.site == "pattern":
                 _write_pattern(pattern[i], queries.first, change)
@@ -288,16 +322,8 @@ def _write_pattern(target: Float[Tensor, "example kv_head position group key"], 
         _write(target[:, head // per_group, :, head % per_group], start, replace(change, head=None, values=values))
 
 
-def _mask(n_queries: int, n_keys: int, window: int | None, device: Any) -> Tensor | None:
-    """Which of all keys each of the last queries may see."""
-    if n_queries == 1 and (window is None or window >= n_keys):
-        return None
-    back = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None] - torch.arange(n_keys, device=device)
-    return (back >= 0) & (back < (window or n_keys))
-
-
 def run_senders(
-    found: Sequence[Layer], part: Part, positions: slice, last: int
+    loaded: LoadedModel, found: Sequence[Layer], part: Part, positions: slice, last: int
 ) -> Iterator[tuple[int, Float[Tensor, "sender example position d_model"]]]:
     """For each layer up to `last` its `resid_pre` with each head of the layers before it patched in turn.
 
@@ -308,17 +334,64 @@ def run_senders(
         yield number, state
         if number == last:
             return
-        layer = found[number]
-        sites: tuple[SiteName, ...] = ("resid_pre", "attn_out", "head_z")
-        resid, attn_out, z = (part.base[site, number][:, positions] for site in sites)
-        patched = z.repeat(z.shape[2], 1, 1, 1, 1)
-        for head in range(z.shape[2]):
+        resid, z = (part.base[site, number][:, positions] for site in ("resid_pre", "head_z"))
+        n_heads, n_before = z.shape[2], len(state)
+        patched = z.repeat(n_heads, 1, 1, 1, 1)
+        for head in range(n_heads):
             patched[head, :, :, head] = part.source["head_z", number][:, positions, head]
-        resid = torch.cat([state, resid.expand(len(patched), *resid.shape)])
-        state = resid + torch.cat([attn_out.expand(len(state), *attn_out.shape), layer.attn_out(patched)])
+        resid = torch.cat([state, resid.expand(n_heads, *resid.shape)])
+        patched = torch.cat([z.expand(n_before, *z.shape), patched])
+        places = torch.arange(part.length, device=z.device)[positions].repeat(resid.shape[1])
         step = max(1, get_step_size(state.device) // (resid.shape[1] * resid.shape[2]))
-        for mid, pre in zip(state.split(step), resid.split(step), strict=True):
-            mid += layer.mlp_out(pre if layer.parallel else mid)
+        state = torch.cat(
+            [
+                run_frozen(
+                    loaded,
+                    found[number],
+                    part.calls[number],
+                    some.flatten(0, 2),
+                    given.flatten(0, 2),
+                    places.repeat(len(some)),
+                ).view(some.shape)
+                for some, given in zip(resid.split(step), patched.split(step), strict=True)
+            ]
+        )
+
+
+def run_frozen(
+    loaded: LoadedModel,
+    layer: Layer,
+    call: BlockCall,
+    resid_pre: Float[Tensor, "token d_model"],
+    head_z: Float[Tensor, "token head d_head"],
+    positions: Int[Tensor, " token"],
+) -> Float[Tensor, "token d_model"]:
+    """`resid_post` of one layer where what its heads mix together is given."""
+    with projections_off(layer), redirect(loaded.model, lambda _: (head_z[None], None)):
+        return layer.run(resid_pre, call, positions)
+
+
+def read_block(
+    loaded: LoadedModel,
+    number: int,
+    layer: Layer,
+    call: BlockCall,
+    resid_pre: Float[Tensor, "*many position d_model"],
+    sites: Sequence[SiteName],
+    first: int = 0,
+) -> dict[SiteName, Float[Tensor, "*many position ..."]]:
+    """Sites of one layer up to its attention, from any `resid_pre`, whose positions begin with `first`."""
+    read: dict[SiteName, Tensor] = {}
+    shape = resid_pre.shape[:-1]
+    positions = torch.arange(first, first + shape[-1], device=resid_pre.device).repeat(shape[:-1].numel())
+
+    def keep(site: SiteName, tensor: Tensor) -> None:
+        read[site] = tensor[0]
+
+    taps: list[tuple[SiteName, int, backends.Tap]] = [(site, number, partial(keep, site)) for site in sites]
+    with redirect(loaded.model, backends.stop), backends.tap(loaded, taps), backends.stopping():
+        layer.run(resid_pre.flatten(0, -2), call, positions)
+    return {site: tensor.unflatten(0, shape) for site, tensor in read.items()}
 
 
 def get_step_size(device: Any) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from helpers import InputError
 from helpers.engine import backends
-from helpers.engine.backends import SiteName
+from helpers.engine.architectures import SiteName
 from helpers.engine.cards import LoadedModel
 from helpers.engine.inputs import as_list, as_mask, as_whole, as_wholes, is_row
 
@@ -155,12 +155,15 @@ def locate_positions(
 
 
 def split_batches(
-    order: Int[Tensor, " example"], lengths: Int[Tensor, " example"], tokens_per_batch: int
+    order: Int[Tensor, " example"], lengths: Int[Tensor, " example"], tokens_per_batch: int, apart: float = np.inf
 ) -> Iterator[Int[Tensor, " row"]]:
-    """Cut an order of examples, shortest first, into batches of at most so many tokens with their padding."""
-    start = 0
+    """Cut an order of examples, shortest first, into batches of at most so many tokens with their padding.
+
+    Examples of more than `apart` tokens never share a batch with shorter ones.
+    """
+    start, sizes = 0, lengths[order].tolist()
     for end in range(1, len(order) + 1):
-        if end == len(order) or (end + 1 - start) * int(lengths[order[end]]) > tokens_per_batch:
+        if end == len(order) or (end + 1 - start) * sizes[end] > tokens_per_batch or sizes[start] <= apart < sizes[end]:
             yield order[start:end]
             start = end
 
@@ -170,15 +173,13 @@ def get_axes(site: Readable) -> tuple[str, ...]:
 
 
 def get_size(loaded: LoadedModel, site: Readable, n_layers: int, n_positions: int, longest: int) -> tuple[int, ...]:
-    config, n_heads = loaded.config, loaded.n_heads
     if site == "logits":
         return n_positions, backends.get_huggingface_model(loaded).get_output_embeddings().weight.shape[0]
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
     if site == "pattern":
-        return n_layers, n_positions, n_heads, longest
+        return n_layers, n_positions, loaded.n_heads, longest
     if SITES[site][-1] == "d_model":
-        return n_layers, n_positions, config.hidden_size
-    return n_layers, n_positions, count_heads(loaded, site), d_head
+        return n_layers, n_positions, loaded.config.hidden_size
+    return n_layers, n_positions, count_heads(loaded, site), loaded.layout.get_width(site)
 
 
 def check_site(loaded: LoadedModel, site: SiteName, layer: int, heads: Sequence[int] = ()) -> None:
@@ -201,9 +202,7 @@ def count_heads(loaded: LoadedModel, site: SiteName) -> int:
     Raises:
         InputError: a site of the residual stream.
     """
-    if "kv_head" in SITES[site]:
-        return getattr(loaded.config, "num_key_value_heads", None) or loaded.n_heads
-    if "head" in SITES[site]:
-        return loaded.n_heads
+    if SITES[site][-1] != "d_model":
+        return loaded.layout.count_heads(site)
     with_heads = ", ".join(name for name, axes in SITES.items() if axes[-1] != "d_model")
     raise InputError(f"{site} has no heads: legal are {with_heads}")

@@ -1,0 +1,670 @@
+"""Find a model's layout by watching it run a few random tokens, and check that its parts add up.
+
+Every tensor that goes in and out of a module is compared with what attention was handed and with the sums that a layer
+must be. What is found is therefore true of the model at hand, whatever its family or its names; what isn't found is
+missing, with the reason; and a model whose sums don't come out is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from helpers import InputError
+from helpers.engine import backends
+from helpers.engine.architectures import (
+    FORWARD_ORDER,
+    BlockCall,
+    LayerLayout,
+    Layout,
+    Point,
+    SiteName,
+    View,
+    list_layers,
+    record_block_calls,
+    recording_block_calls,
+    scale_logits,
+)
+from helpers.engine.attention import AnyModule, AttentionCall, is_plain, redirect
+from helpers.engine.cards import LoadedModel
+from helpers.engine.embedded import get_first_line
+
+N_TOKENS = 9
+TOLERANCE = 1e-4
+"""How far two tensors may be apart, as a share of the larger; times 256 in half precision."""
+
+
+def find_layout(model: AnyModule, weights_sha256: str) -> Layout:
+    """The checked layout of a plain Hugging Face model; found once for given weights, then read from the cache.
+
+    Raises:
+        InputError: a model that can't be looked into; the sentence says why.
+    """
+    found = _remember(model, [weights_sha256], lambda: dataclasses.asdict(_inspect_or_refuse(model)))
+    layers = [LayerLayout(points=_as_points(one.pop("points")), **one) for one in found.pop("layers")]
+    return Layout(layers=tuple(layers), hooks=_as_points(found.pop("hooks")), **found)
+
+
+def load_bridge(plain: LoadedModel, boot: Callable[[], AnyModule]) -> LoadedModel:
+    """A plain model on TransformerLens, with the hooks that do there what our sites say; found once, as a layout is.
+
+    Raises:
+        InputError: a bridge that can't run the model, or that computes something else.
+    """
+    from importlib.metadata import version
+
+    def find() -> dict[Any, Any]:
+        expected = probe_sites(plain)
+        booted.append(replace(plain, model=boot(), backend="transformer_lens"))
+        return {site: dataclasses.asdict(point) for site, point in find_hooks(booted[0], expected).items()}
+
+    booted: list[LoadedModel] = []
+    key = [plain.weights_sha256, "transformer_lens", version("transformer-lens")]
+    hooks = _as_points(_remember(plain.model, key, find))
+    loaded = booted[0] if booted else replace(plain, model=boot(), backend="transformer_lens")
+    return replace(loaded, layout=replace(plain.layout, hooks=hooks))
+
+
+def _remember(model: AnyModule, key: Sequence[str], find: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+    """What was found once for a model as it is configured, by this version of the code and of its libraries."""
+    import transformers
+
+    source = b"".join((Path(__file__).parent / name).read_bytes() for name in _SOURCES)
+    described = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
+    everything = [*key, described, str(model.dtype), transformers.__version__, torch.__version__]
+    digest = hashlib.sha256(json.dumps(everything).encode() + source).hexdigest()[:32]
+    file = _locate_cache() / f"{digest}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(file.read_text("utf-8"))
+    text = json.dumps(find())
+    with suppress(OSError):  # a cache that can't be written costs a second, no more
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(f".{os.getpid()}")
+        beside.write_text(text, "utf-8")
+        beside.replace(file)
+    return json.loads(text)
+
+
+def _as_points(given: dict[SiteName, Any]) -> dict[SiteName, Point]:
+    return {site: Point(**point | {"sizes": tuple(point["sizes"])}) for site, point in given.items()}
+
+
+def _inspect_or_refuse(model: AnyModule) -> Layout:
+    """Whatever a family's own code makes of being run in parts, it ends in a sentence."""
+    try:
+        return inspect(model)
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"architecture {model.config.model_type!r} as configured here can't be run layer by layer "
+            f"({type(error).__name__}: {get_first_line(error)}): legal are decoders that can"
+        ) from None
+
+
+_SOURCES = ("architectures.py", "attention.py", "inspection.py")
+
+
+def _locate_cache() -> Path:
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "layouts"
+
+
+def inspect(model: AnyModule) -> Layout:
+    """The layout of a plain Hugging Face model with eager attention, found and checked in a few passes.
+
+    Raises:
+        InputError: as `find_layout`.
+    """
+    model_type = model.config.get_text_config().model_type
+    tokens = _draw_tokens(model)
+    with torch.inference_mode():
+        run = _watch(model, tokens)
+        blocks, calls = _find_blocks(model, run.calls, model_type)
+        others = _check_causal(model, tokens, run.logits, blocks, model_type)
+        base_names = {id(module): name for name, module in model.base_model.named_modules()}
+        layers, missing = [], {}
+        for number, call in enumerate(calls):
+            layer = _Block(run, f"{blocks}.{number}", base_names[id(call.module)], call, _tolerance(model))
+            layers.append(layer.describe(number, model_type))
+            missing |= layer.missing
+        final_norm, logit_scale = _find_end(model, run, f"{blocks}.{len(calls) - 1}", model_type)
+        layout = Layout(
+            model_type=model_type,
+            blocks=blocks,
+            final_norm=final_norm,
+            n_heads=calls[0].query.shape[1],
+            n_kv_heads=calls[0].key.shape[1],
+            d_head=calls[0].query.shape[-1],
+            d_value=calls[0].value.shape[-1],
+            layers=tuple(layers),
+            logit_scale=logit_scale,
+            plain_attention=all(call.is_plain for call in calls),
+        )
+        turned = _check_packed(model, layout, run, tokens, others)
+    return replace(layout, missing=missing | _find_missing(layout, run, turned))
+
+
+def _draw_tokens(model: AnyModule) -> list[int]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, model.get_input_embeddings().weight.shape[0], (N_TOKENS,), generator=generator).tolist()
+
+
+# What was seen
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A module that ran."""
+
+    name: str
+    order: int
+    """Modules count when they end."""
+    input: Tensor
+    output: Tensor
+    module: AnyModule
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of the attention function."""
+
+    order: int
+    module: AnyModule
+    query: Float[Tensor, "1 head position d_head"]
+    key: Float[Tensor, "1 kv_head position d_head"]
+    value: Float[Tensor, "1 kv_head position d_value"]
+    mixed: Float[Tensor, "1 position head d_value"]
+    is_plain: bool
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One prompt on its way through a model."""
+
+    seen: list[_Seen]
+    calls: list[_Call]
+    head: _Seen
+    """The unembedding."""
+    logits: Float[Tensor, "1 position token"]
+
+    def within(self, name: str) -> list[_Seen]:
+        """The modules inside one, with names that begin there; itself has the empty name."""
+        inside = [one for one in self.seen if one.name == name or one.name.startswith(f"{name}.")]
+        return [replace(one, name=one.name.removeprefix(name).removeprefix(".")) for one in inside]
+
+
+def _first_tensor(*given: Any) -> Tensor | None:
+    """The residual stream, or what else a module reads or gives first."""
+    for one in given:
+        if isinstance(one, Tensor):
+            return one
+        if isinstance(one, tuple | list) and one and isinstance(one[0], Tensor):
+            return one[0]
+    return None
+
+
+def _watch(model: AnyModule, tokens: Sequence[int]) -> _Run:
+    seen: list[_Seen] = []
+    heads: list[_Seen] = []
+    calls: list[_Call] = []
+
+    def keep(name: str, into: list[_Seen]) -> Any:
+        def hook(module: AnyModule, given: tuple, options: dict, output: Any) -> None:
+            read, gave = _first_tensor(*given, *options.values()), _first_tensor(output, *_as_values(output))
+            if read is not None and gave is not None:  # kept as they are now: some models add in place
+                into.append(_Seen(name, len(seen) + len(calls), read.clone(), gave.clone(), module))
+
+        return hook
+
+    def attend(call: AttentionCall) -> Any:
+        mixed, pattern = call.run()
+        q, k, v, z = (tensor.clone() for tensor in (call.query, call.key, call.value, mixed))
+        calls.append(_Call(len(seen) + len(calls), call.module, q, k, v, z, is_plain(call)))
+        return mixed, pattern
+
+    head = model.get_output_embeddings()
+    with ExitStack() as stack:
+        for name, module in model.base_model.named_modules():
+            stack.callback(module.register_forward_hook(keep(name, seen), with_kwargs=True).remove)
+        if head is not None:
+            stack.callback(head.register_forward_hook(keep("", heads), with_kwargs=True).remove)
+        stack.enter_context(redirect(model, attend))
+        logits = model(torch.tensor([tokens], device=model.device), use_cache=False).logits
+    if not heads:
+        raise InputError(
+            f"architecture {model.config.model_type!r} has no unembedding matrix: legal are causal language models"
+        )
+    return _Run(seen, calls, heads[-1], logits)
+
+
+def _as_values(output: Any) -> Sequence[Any]:
+    return list(output.values()) if isinstance(output, Mapping) else ()
+
+
+def _check_causal(
+    model: AnyModule, tokens: Sequence[int], logits: Tensor, blocks: str, model_type: str
+) -> list[BlockCall]:
+    """Another last token must leave what was said before as it is; returned is what its blocks were called with."""
+    other = (tokens[-1] + 1) % model.get_input_embeddings().weight.shape[0]
+    with recording_block_calls(model, blocks) as calls:
+        changed = model(torch.tensor([[*tokens[:-1], other]], device=model.device), use_cache=False).logits
+    if not _equal(changed[:, :-1], logits[:, :-1], _tolerance(model)):
+        raise InputError(
+            f"architecture {model_type!r} as configured here sees what follows (another last token changes what it "
+            "predicts before): legal are models that read from left to right"
+        )
+    return calls
+
+
+def _find_blocks(model: AnyModule, calls: Sequence[_Call], model_type: str) -> tuple[str, list[_Call]]:
+    """The list that holds the blocks, and the one attention call of each."""
+    if not calls:
+        raise InputError(
+            f"architecture {model_type!r} has no attention that can be looked into here: legal are decoders whose "
+            "layers each have one"
+        )
+    names = {id(module): name for name, module in model.base_model.named_modules()}
+    places = []
+    for call in calls:
+        parts = names[id(call.module)].split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if at is None:
+            raise InputError(f"architecture {model_type!r} keeps its layers in no list, so they can't be told apart")
+        places.append((".".join(parts[:at]), int(parts[at])))
+    (blocks, _), n_layers = places[0], len(model.base_model.get_submodule(places[0][0]))
+    count = Counter(place for place in places)
+    for number in range(n_layers):
+        if (found := count[blocks, number]) != 1:
+            raise InputError(
+                f"layer {number} of architecture {model_type!r} as configured here calls attention {found} times: "
+                "legal are decoders whose layers each have one attention"
+            )
+    numbers = [getattr(call.module, "layer_idx", getattr(call.module, "layer_id", None)) for call in calls]
+    if numbers != [number for _, number in places]:
+        raise InputError(f"architecture {model_type!r} numbers its layers otherwise than it keeps and runs them")
+    return blocks, list(calls)
+
+
+def _tolerance(model: AnyModule) -> float:
+    return TOLERANCE * (1 if model.dtype == torch.float32 else 256)
+
+
+def _equal(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether two tensors of the same numbers, maybe in other shapes, are close."""
+    if one.numel() != other.numel():
+        return False
+    one, other = one.float().reshape(-1), other.float().reshape(-1)
+    return bool((one - other).norm() <= tolerance * other.norm())
+
+
+class _Block:
+    """One block as it ran."""
+
+    def __init__(self, run: _Run, name: str, attention: str, call: _Call, tolerance: float) -> None:
+        everything = run.within(name)
+        self.attention, self.call, self.tolerance = attention.removeprefix(f"{name}."), call, tolerance
+        (self.block,) = (one for one in everything if not one.name)
+        times = Counter(one.name for one in everything)
+        self.inside = [one for one in everything if one.name and times[one.name] == 1]
+        self.missing: dict[SiteName, str] = {}
+
+    def describe(self, number: int, model_type: str) -> LayerLayout:
+        sums = self._find_sums()
+        if sums is None:
+            raise InputError(
+                f"layer {number} of architecture {model_type!r} as configured here does not add the outputs of "
+                "attention and MLP to the residual stream (a norm after the sum, or a third part): legal are layers "
+                "that do"
+            )
+        attn_out, mlp_out, parallel = sums
+        points: dict[SiteName, Point] = {
+            "resid_pre": Point("", "input"),
+            "resid_post": Point(""),
+            "attn_out": attn_out,
+            "mlp_out": mlp_out,
+        }
+        sites: tuple[SiteName, ...] = ("q", "k", "v")
+        for part, site in enumerate(sites):
+            found = self._find_projected(part)
+            if found is None:
+                self.missing[site] = f"{model_type} has no module that gives {site} of its heads"
+            else:
+                points[site] = found
+        z = self.call.mixed
+        reader = next((one for one in self._after() if _equal(one.input, z, 1e-9)), None)
+        after = None if reader is None else self._find_after(attn_out, reader)
+        if reader is None or attn_out.module not in (reader.name, after):
+            self.missing["head_z"] = f"{model_type} does more to head_z than a matrix, and maybe a norm, would"
+        else:
+            points["head_z"] = Point(reader.name, "input", "flat", (z.shape[-1],))
+        return LayerLayout(
+            attention=self.attention,
+            points=points,
+            projections=self._find_projections(),
+            after_attention=after,
+            parallel=parallel,
+        )
+
+    def _after(self) -> list[_Seen]:
+        return [one for one in self.inside if one.order > self.call.order]
+
+    def _in_attention(self, one: _Seen) -> bool:
+        return one.name == self.attention or one.name.startswith(f"{self.attention}.")
+
+    def _find_sums(self) -> tuple[Point, Point, bool] | None:
+        """Which two outputs, each maybe times a constant, make `resid_post` of `resid_pre`, and which reads which."""
+        pre, post = self.block.input.double(), self.block.output.double()
+        written = (post - pre).flatten()
+        candidates = [one for one in self.inside if one.output.numel() == pre.numel()]
+        by_attention = [one for one in candidates if one.order > self.call.order and self._in_attention(one)]
+        by_attention += [
+            one
+            for one in candidates
+            if not self._in_attention(one) and any(_equal(one.input, a.output, 1e-9) for a in by_attention)
+        ]
+        others = [one for one in candidates if not self._in_attention(one)]
+        for scaled in (False, True):
+            for attention in by_attention:
+                for other in others:
+                    if other is attention:
+                        continue
+                    parts = torch.stack([attention.output.double().flatten(), other.output.double().flatten()], dim=1)
+                    scales = torch.linalg.lstsq(parts, written).solution if scaled else written.new_ones(2)
+                    if (parts @ scales - written).norm() > self.tolerance * written.norm():
+                        continue
+                    first, second = self._point(attention, float(scales[0])), self._point(other, float(scales[1]))
+                    return first, second, not self._is_read(pre + first.scale * attention.output.double().view_as(pre))
+        return None
+
+    def _is_read(self, resid_mid: Tensor) -> bool:
+        """Whether something outside of attention reads it; rounded, it must not be taken for `resid_pre`."""
+        pre = self.block.input.double().flatten()
+        mid = resid_mid.flatten()
+        read = [one.input.double().flatten() for one in self.inside if not self._in_attention(one)]
+        return any(
+            len(one) == len(mid) and _equal(one, mid, self.tolerance) and (one - mid).norm() < (one - pre).norm() / 4
+            for one in read
+        )
+
+    def _point(self, one: _Seen, scale: float) -> Point:
+        by_row = one.output.ndim == self.block.input.ndim - 1
+        return Point(one.name, scale=1.0 if abs(scale - 1) < 1e-5 else scale, by_row=by_row)
+
+    def _find_after(self, attn_out: Point, reader: _Seen) -> str | None:
+        """What stands between the output matrix and the residual stream."""
+        if attn_out.module == reader.name:
+            return None
+        (found,) = (one for one in self.inside if one.name == attn_out.module)
+        return attn_out.module if _equal(found.input, reader.output, 1e-9) else None
+
+    def _find_projected(self, part: int) -> Point | None:
+        """Where queries, keys or values leave a module: the last one whose output is that of the attention call.
+
+        Rotary embeddings leave position 0 as it is but for a factor; there queries and keys are compared.
+        """
+        n_kv, group = self.call.key.shape[1], self.call.query.shape[1] // self.call.key.shape[1]
+        wanted = (self.call.query, self.call.key, self.call.value)[part][0].transpose(0, 1)  # position head d_head
+        compared = slice(None) if part == 2 else slice(1)
+        size = wanted.shape[-1]
+        views: list[tuple[View, tuple[int, ...]]] = [("flat", (size,)), ("heads", ()), ("heads_first", ())]
+        fused: list[tuple[View, tuple[int, ...]]] = [
+            (view, (part, n_kv, group, size)) for view in ("grouped", "chunked")
+        ]
+        for one in reversed([one for one in self.inside if one.order < self.call.order and self._in_attention(one)]):
+            shape = one.output.shape
+            for view, sizes in [*views, *fused]:
+                width = n_kv * (group + 2) * size if sizes[:1] != (size,) and view in ("grouped", "chunked") else None
+                if width is not None and shape[-1] != width:
+                    continue
+                if width is None and one.output.numel() != wanted.numel():
+                    continue
+                if view == "flat" and (one.output.ndim != 3 or shape[1] != len(wanted)):
+                    continue
+                if view == "heads" and shape[1:] != wanted.shape:
+                    continue
+                if view == "heads_first" and (one.output.ndim != 4 or shape[1:3] != wanted.shape[1::-1]):
+                    continue
+                point = Point(one.name, view=view, sizes=sizes)
+                if _proportional(point.read(one.output, 1)[0][compared], wanted[compared], self.tolerance):
+                    return point
+        return None
+
+    def _find_projections(self) -> dict[str, int]:
+        before = [one for one in self.inside if one.order < self.call.order and self._in_attention(one)]
+        return {
+            one.name: one.output.shape[-1]
+            for one in before
+            if getattr(getattr(one.module, "weight", None), "ndim", 0) == 2 and one.input.ndim == one.output.ndim
+        }
+
+
+def _proportional(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    one, other = one.double().flatten(), other.double().flatten()
+    if not one.norm() or not other.norm():
+        return False
+    return bool((one / one.norm() - other / other.norm()).norm() <= tolerance)
+
+
+def _find_end(model: AnyModule, run: _Run, last: str, model_type: str) -> tuple[str, float]:
+    """The norm after the last block, and what the unembedding's output is multiplied by."""
+    (block,) = (one for one in run.within(last) if not one.name)
+    tolerance = _tolerance(model)
+    norm = next(
+        (
+            one
+            for one in run.seen
+            if one.order > block.order
+            and _equal(one.input, block.output, 1e-6)
+            and _equal(one.output, run.head.input, 1e-6)
+        ),
+        None,
+    )
+    raw = run.head.output
+    scale = float((raw.double() * run.logits.double()).sum() / raw.double().square().sum())
+    for logit_scale in (1.0, scale):
+        if norm is not None and _equal(scale_logits(model, logit_scale, raw), run.logits, tolerance):
+            return norm.name, logit_scale
+    raise InputError(
+        f"architecture {model_type!r} as configured here does not get its logits from its last norm and its "
+        "unembedding alone: legal are models that do"
+    )
+
+
+def _find_missing(layout: Layout, run: _Run, turned: Sequence[bool]) -> dict[SiteName, str]:
+    """Of sites that some models have and others don't."""
+    missing: dict[SiteName, str] = {}
+    name = layout.model_type
+    if any(layer.parallel for layer in layout.layers):
+        missing["resid_mid"] = f"{name} has parallel blocks, so there is no resid_mid: legal are resid_pre, resid_post"
+    if not any(turned):
+        for site in ("rot_q", "rot_k"):
+            missing[site] = f"{name} has no rotary embedding, so there is no {site}: legal is {site[-1]}"
+    for number, (call, layer) in enumerate(zip(run.calls, layout.layers, strict=True)):
+        if (point := layer.points.get("q")) is not None and turned[number]:
+            (seen,) = (one for one in run.within(f"{layout.blocks}.{number}") if one.name == point.module)
+            if _proportional(point.read(seen.output, 1), call.query.transpose(1, 2), TOLERANCE):
+                for site in ("q", "k"):
+                    missing[site] = f"{name} has its norm of {site} after the rotary embedding: legal is rot_{site}"
+    if len({(call.query.shape, call.key.shape, call.value.shape) for call in run.calls}) > 1:
+        with_heads: tuple[SiteName, ...] = ("q", "k", "v", "rot_q", "rot_k", "pattern", "head_z")
+        missing |= {
+            site: f"{name} has layers with heads of different numbers or sizes, so no {site}" for site in with_heads
+        }
+    return missing
+
+
+def _check_packed(
+    model: AnyModule, layout: Layout, run: _Run, tokens: Sequence[int], others: Sequence[BlockCall]
+) -> list[bool]:
+    """Each block again, on its tokens in another order and with the pattern from our own formula.
+
+    Returned is for each layer whether its queries turn with their position.
+    """
+    calls = record_block_calls(model, layout, tokens)
+    order = torch.arange(len(tokens), device=model.device).flip(0)
+    turned = []
+    number = 0
+
+    def attend(call: AttentionCall) -> tuple[Tensor, None]:
+        """Attention of all tokens to all, each at its place."""
+        q, k, v = (part[0].transpose(0, 1)[order] for part in (call.query, call.key, call.value))
+        queries.append(q)
+        if len(queries) > 1:  # of the second run only these are needed
+            backends.stop()
+        return mix(call, q, k, v, calls[number].mask)[order][None], None
+
+    with redirect(model, attend):
+        for number, layer in enumerate(list_layers(model, layout)):
+            queries: list[Tensor] = []
+            (block,) = (one for one in run.within(f"{layout.blocks}.{number}") if not one.name)
+            again = layer.run(block.input[0][order], calls[number], order)
+            mask, other = calls[number].mask, others[number].mask
+            if mask is not None and not (other is not None and torch.equal(mask, other)):
+                raise InputError(
+                    f"architecture {layout.model_type!r} as configured here chooses what a token attends to by what it "
+                    "reads: legal are models that choose it by position"
+                )
+            if not _equal(again[order], block.output[0], _tolerance(model)):
+                raise InputError(
+                    f"layer {number} of architecture {layout.model_type!r} as configured here gives something else "
+                    "when its parts are computed one by one: legal are layers whose attention is a softmax over "
+                    "queries times keys"
+                )
+            with backends.stopping():
+                layer.run(block.input[0], calls[number], torch.zeros_like(order))
+            turned.append(not _equal(queries[1][order], queries[0], TOLERANCE))
+    return turned
+
+
+def mix(
+    call: AttentionCall,
+    q: Float[Tensor, "query head d_head"],
+    k: Float[Tensor, "key kv_head d_head"],
+    v: Float[Tensor, "key kv_head d_value"],
+    mask: Float[Tensor, "head_or_1 query key"] | None,
+) -> Float[Tensor, "query head d_value"]:
+    """Attention of one prompt, in full."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) * call.scaling
+    pattern = call.normalise(scores, mask, lambda numbers: numbers[:, None, None])
+    return torch.einsum("hqk,khd->qhd", pattern.to(v.dtype), v)
+
+
+# Where TransformerLens has its hooks
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a plain model holds at each site, and what it says when the site is changed in the middle layer."""
+
+    tokens: Int[Tensor, "1 position"]
+    logits: Float[Tensor, "1 position token"]
+    values: Mapping[SiteName, list[Tensor]]
+    changed: Mapping[SiteName, Float[Tensor, "1 position token"]]
+
+
+def probe_sites(loaded: LoadedModel) -> Probe:
+    """Read and change every site of a plain Hugging Face model on a few random tokens."""
+    tokens = torch.tensor([_draw_tokens(loaded.model)], device=loaded.device)
+    sites: list[SiteName] = [
+        site for site in FORWARD_ORDER if site != "resid_mid" and site not in loaded.layout.missing
+    ]
+    values: dict[SiteName, list[Tensor]] = {site: [] for site in sites}
+
+    def keep(site: SiteName) -> backends.Tap:
+        return lambda tensor: values[site].append(tensor.clone())
+
+    taps: list[tuple[SiteName, int, backends.Tap]] = [
+        (site, layer, keep(site)) for site in sites for layer in range(loaded.n_layers)
+    ]
+    with torch.inference_mode():
+        with backends.tap(loaded, taps):
+            logits = loaded.model(tokens, use_cache=False).logits
+        changed = {}
+        for site in sites:
+            with backends.tap(loaded, [(site, loaded.n_layers // 2, _disturb)]):
+                changed[site] = loaded.model(tokens, use_cache=False).logits
+    return Probe(tokens, logits, values, changed)
+
+
+def find_hooks(loaded: LoadedModel, expected: Probe) -> dict[SiteName, Point]:
+    """For each site the hook of a bridge that holds it in every layer, and that changes it as the plain model does."""
+    seen: dict[str, Tensor] = {}
+    inside = [name.removeprefix("blocks.0.") for name in loaded.model.hook_dict if name.startswith("blocks.0.")]
+    inside = [name for name in inside if _takes_hook(loaded.model, f"blocks.0.{name}")]
+    names = [f"blocks.{number}.{name}" for number in range(loaded.n_layers) for name in inside]
+    names = [name for name in names if name in loaded.model.hook_dict]
+
+    def keep(tensor: Any, hook: Any) -> None:
+        if isinstance(tensor, Tensor):
+            seen[hook.name] = tensor.clone()
+
+    found: dict[SiteName, Point] = {}
+    with torch.inference_mode():
+        try:
+            with loaded.model.hooks(fwd_hooks=[(name, keep) for name in names]):
+                logits = loaded.model(expected.tokens)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise InputError(
+                f"TransformerLens can't run {loaded.layout.model_type} as configured here ({type(error).__name__}): "
+                "legal are the backends huggingface, nnsight"
+            ) from None
+        if not _equal(logits, expected.logits, _tolerance(backends.get_huggingface_model(loaded))):
+            raise InputError(
+                f"TransformerLens computes other logits than transformers for {loaded.layout.model_type} as "
+                "configured here: legal are the backends huggingface, nnsight"
+            )
+        for site, values in expected.values.items():
+            size = (values[0].shape[-1],)
+            views: tuple[View, ...] = ("whole", "flat", "heads_first") if values[0].ndim == 4 else ("whole",)
+            candidates = [
+                Point(name, view=view, sizes=size if view == "flat" else ()) for name in inside for view in views
+            ]
+            for point in candidates:
+                if _serves(loaded, expected, site, point, seen):
+                    found[site] = point
+                    break
+    return found
+
+
+def _takes_hook(bridge: AnyModule, name: str) -> bool:
+    try:
+        with bridge.hooks(fwd_hooks=[(name, lambda tensor, hook: None)]):
+            return True
+    except ValueError:  # some fire only where a setting is on
+        return False
+
+
+def _serves(loaded: LoadedModel, expected: Probe, site: SiteName, point: Point, seen: Mapping[str, Tensor]) -> bool:
+    tolerance = _tolerance(backends.get_huggingface_model(loaded))
+    for number, wanted in enumerate(expected.values[site]):
+        raw = seen.get(f"blocks.{number}.{point.module}")
+        heads = wanted if wanted.ndim == 4 else wanted[..., None]
+        shapes = {"whole": wanted.shape, "flat": heads.flatten(2).shape, "heads_first": heads.transpose(1, 2).shape}
+        if raw is None or raw.shape != shapes[point.view] or not _equal(point.read(raw, 1), wanted, tolerance):
+            return False
+
+    def change(raw: Tensor, hook: Any) -> Tensor:
+        return point.merge(raw, _disturb(point.read(raw, 1)))
+
+    with loaded.model.hooks(fwd_hooks=[(f"blocks.{loaded.n_layers // 2}.{point.module}", change)]):
+        return _equal(loaded.model(expected.tokens), expected.changed[site], tolerance)
+
+
+def _disturb(tensor: Tensor) -> Tensor:
+    return tensor + tensor.roll(1, dims=-1) / 8
