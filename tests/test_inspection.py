@@ -142,6 +142,19 @@ def test_beginnings_that_are_shared_change_no_token(name, load_decoder):
 
 
 @by_decoder
+def test_half_precision_hides_nothing(name, load_decoder):
+    loaded = load_decoder(name)
+    half = models.load(loaded.card.name, dtype="bfloat16").layout
+    assert half.layers == loaded.layout.layers and half.missing == loaded.layout.missing
+    assert half.logit_scale == pytest.approx(loaded.layout.logit_scale, rel=1e-2)
+
+
+def test_nor_in_a_real_model_whose_stream_is_large_in_places(embedded):
+    half = models.load(embedded.card.name, dtype="bfloat16").layout
+    assert half == embedded.layout and len(half.layers) == 30
+
+
+@by_decoder
 def test_a_layout_is_found_once_for_given_weights(name, load_decoder, monkeypatch):
     loaded = load_decoder(name)
     monkeypatch.setattr(inspection, "inspect", lambda model: pytest.fail("looked again"))

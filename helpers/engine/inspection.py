@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -378,17 +379,25 @@ class _Block:
         ]
         others = [one for one in candidates if not self._in_attention(one)]
         for scaled in (False, True):
-            for attention in by_attention:
-                for other in others:
-                    if other is attention:
-                        continue
-                    parts = torch.stack([attention.output.double().flatten(), other.output.double().flatten()], dim=1)
-                    scales = torch.linalg.lstsq(parts, written).solution if scaled else written.new_ones(2)
-                    if (parts @ scales - written).norm() > self.tolerance * written.norm():
-                        continue
-                    first, second = self._point(attention, float(scales[0])), self._point(other, float(scales[1]))
-                    return first, second, not self._is_read(pre + first.scale * attention.output.double().view_as(pre))
+            fits = [self._fit(written, one, other, scaled) for one in by_attention for other in others]
+            best = min((fit for fit in fits if fit is not None), key=itemgetter(0), default=None)
+            if best is not None and best[0] <= 1:
+                _, attention, other, scales = best
+                first, second = self._point(attention, scales[0]), self._point(other, scales[1])
+                return first, second, not self._is_read(pre + first.scale * attention.output.double().view_as(pre))
         return None
+
+    def _fit(
+        self, written: Float[Tensor, " number"], one: _Seen, other: _Seen, scaled: bool
+    ) -> tuple[float, _Seen, _Seen, list[float]] | None:
+        """How much of what a block writes two outputs leave over, in units of what rounding may leave."""
+        if one is other:
+            return None
+        parts = torch.stack([seen.output.double().flatten() for seen in (one, other)], dim=1)
+        scales = torch.linalg.lstsq(parts, written).solution if scaled else written.new_ones(2)
+        sizes = sum(seen.double().abs().flatten() for seen in (self.block.input, self.block.output, *parts.T))
+        allowed = (8 if scaled else 2) * torch.finfo(self.block.input.dtype).eps * sizes
+        return float(((parts @ scales - written).abs() / allowed).max()), one, other, scales.tolist()
 
     def _is_read(self, resid_mid: Tensor) -> bool:
         """Whether something outside of attention reads it; rounded, it must not be taken for `resid_pre`."""
@@ -401,8 +410,14 @@ class _Block:
         )
 
     def _point(self, one: _Seen, scale: float) -> Point:
-        by_row = one.output.ndim == self.block.input.ndim - 1
-        return Point(one.name, scale=1.0 if abs(scale - 1) < 1e-5 else scale, by_row=by_row)
+        """With a constant as the block has it, where it is one of its numbers: in half precision that is finer."""
+        constants = [1.0, *(value for value in vars(self.block.module).values() if isinstance(value, float))]
+        near = min(constants, key=lambda constant: abs(constant - scale))
+        return Point(
+            one.name,
+            scale=near if abs(near - scale) < 1e-2 * abs(scale) else scale,
+            by_row=one.output.ndim == self.block.input.ndim - 1,
+        )
 
     def _find_after(self, attn_out: Point, reader: _Seen) -> str | None:
         """What stands between the output matrix and the residual stream."""
@@ -538,7 +553,9 @@ def _check_packed(
                     f"architecture {layout.model_type!r} as configured here chooses what a token attends to by what it "
                     "reads: legal are models that choose it by position"
                 )
-            if not _equal(again[order], block.output[0], _tolerance(model)):
+            written = (block.output - block.input).float().norm()
+            rounding = 4 * torch.finfo(model.dtype).eps * block.output.float().norm()
+            if (again[order] - block.output[0]).float().norm() > _tolerance(model) * written + rounding:
                 raise InputError(
                     f"layer {number} of architecture {layout.model_type!r} as configured here gives something else "
                     "when its parts are computed one by one: legal are layers whose attention is a softmax over "
