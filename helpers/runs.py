@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import math
 import os
 import platform
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from helpers import ROOT, InputError
 from helpers.claims import Claim, Estimate, as_html, as_record, decide, shorten
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
     from helpers.models import LoadedModel
+
+
+class NotRun(InputError):
+    """A chapter can't be run on this model; raised by `Run.leave`, and no failure of the build."""
+
 
 Item = TypeVar("Item")
 STARTED = time.time()
@@ -163,18 +169,35 @@ class Run:
         self.claims[id] = claim
         _glue(f"claim-{id}", " ".join(filter(None, (claim.verdict, claim.reason))))
 
-    def finish(self) -> None:
-        """Show the claims and what made them, and leave the record in this cell's output."""
+    def leave(self, reason: str) -> NoReturn:
+        """End the chapter here, as it can't be run on this model: every claim it has on record is "not run".
+
+        Args:
+            reason: a sentence that begins with a small letter, for the page and for each claim.
+        """
         from IPython.display import display
 
-        record = {
+        kept = sorted(ROOT.glob(f"results/*/record/{self.chapter}.json"))
+        known = json.loads(kept[0].read_text(encoding="utf-8"))["claims"] if kept else []
+        claims = [claim | {"verdict": "not run", "reason": f"({reason})", "estimate": None} for claim in known]
+        display({"text/html": escape(reason)}, metadata={RECORD: self._record(claims) | {"not_run": reason}}, raw=True)
+        raise NotRun(reason)
+
+    def _record(self, claims: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
             "chapter": self.chapter,
             "model": self.loaded.record(),
             "parameters": self.parameters,
             "values": self.values,
-            "claims": as_record(self.claims.values()),
+            "claims": claims,
             "provenance": collect_provenance() | self.code,
         }
+
+    def finish(self) -> None:
+        """Show the claims and what made them, and leave the record in this cell's output."""
+        from IPython.display import display
+
+        record = self._record(as_record(self.claims.values()))
         model, origin = record["model"], record["provenance"]
         _glue("model", ", ".join(filter(None, (model["title"], model["quantisation"], model["dtype"]))))
         _glue("profile", origin["profile"])

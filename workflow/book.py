@@ -46,7 +46,10 @@ def locate_site(run: str) -> Path:
 def render_site(run: str) -> None:
     """Build the pages of a run."""
     if chapters.split_run(run)[2]:
-        render(locate_site(run), "-W", "--keep-going", BOOK_CUSTOM_RUN=str(RUNS / chapters.name_folder(run)))
+        folder = RUNS / chapters.name_folder(run)
+        left = [chapter for chapter in chapters.all_chapters() if "not_run" in (folder / f"{chapter}.json").read_text()]
+        strict = () if left else ("-W", "--keep-going")  # else numbers of chapters that were not run are missed
+        render(locate_site(run), *strict, BOOK_CUSTOM_RUN=str(folder))
         return
     write(BUILD / "profile", run)  # which runs the pages show, by stock Jupyter Book too
     render(SITE, "-W", "--keep-going")
@@ -254,8 +257,6 @@ def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: 
     """
     import jupytext
     import nbformat
-    import papermill
-    from nbclient.exceptions import DeadKernelError
 
     os.environ |= {"BOOK_PROFILE": profile, "PYTHONWARNINGS": "ignore:IProgress not found"}
     notebook = jupytext.read(ROOT / "book" / f"{chapter}.py")
@@ -264,30 +265,7 @@ def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: 
         source, result, made = work / "source.ipynb", work / "executed.ipynb", work / "made"
         os.environ["BOOK_OUTPUT"] = str(made)
         nbformat.write(notebook, source)
-        try:
-            executed = papermill.execute_notebook(
-                source,
-                result,
-                parameters,
-                engine_name=register_engine(chapter),
-                progress_bar=False,
-                cwd=ROOT,
-                stderr_file=sys.stderr,
-                request_save_on_cell_execute=False,
-                extra_arguments=["--log-level=40"],
-            )
-        except papermill.PapermillExecutionError as error:
-            section = section_of(notebook, error.source)
-            kept = BUILD / "failed" / f"{chapter}.ipynb"
-            if result.exists():
-                write(kept, result.read_text(encoding="utf-8"))
-            raise InputError(
-                f"chapter {chapter}, section {section!r}: {error.ename}: {error.evalue} (traceback in {kept})"
-            ) from None
-        except DeadKernelError:
-            raise InputError(f"chapter {chapter}: its process was killed, most likely for lack of memory") from None
-        except RuntimeError as error:
-            raise InputError(f"chapter {chapter}: its process could not be started ({error})") from None
+        executed = run_notebook(chapter, notebook, parameters, source, result)
         record = runs.read_record(executed)
         shutil.rmtree(folder / chapter, ignore_errors=True)
         if made.exists():
@@ -296,6 +274,47 @@ def execute(chapter: str, parameters: dict[str, Any], folder: Path, *, profile: 
     write(folder / f"{chapter}.json", json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
     write(folder / f"{chapter}.ipynb", nbformat.writes(executed))
     say(f"{chapter}: done in {time.time() - started:.0f} s")
+
+
+def run_notebook(chapter: str, notebook: Any, parameters: dict[str, Any], source: Path, result: Path) -> Any:
+    """The executed notebook; one whose chapter can't be run on the model says so in its metadata.
+
+    Raises:
+        InputError: as `execute`.
+    """
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    try:
+        return papermill.execute_notebook(
+            source,
+            result,
+            parameters,
+            engine_name=register_engine(chapter),
+            progress_bar=False,
+            cwd=ROOT,
+            stderr_file=sys.stderr,
+            request_save_on_cell_execute=False,
+            extra_arguments=["--log-level=40"],
+        )
+    except papermill.PapermillExecutionError as error:
+        if error.ename == runs.NotRun.__name__:
+            executed = nbformat.read(result, as_version=4)
+            executed.metadata["not_run"] = error.evalue
+            say(f"{chapter}: not run on this model: {error.evalue}")
+            return executed
+        section = section_of(notebook, error.source)
+        kept = BUILD / "failed" / f"{chapter}.ipynb"
+        if result.exists():
+            write(kept, result.read_text(encoding="utf-8"))
+        raise InputError(
+            f"chapter {chapter}, section {section!r}: {error.ename}: {error.evalue} (traceback in {kept})"
+        ) from None
+    except DeadKernelError:
+        raise InputError(f"chapter {chapter}: its process was killed, most likely for lack of memory") from None
+    except RuntimeError as error:
+        raise InputError(f"chapter {chapter}: its process could not be started ({error})") from None
 
 
 def register_engine(chapter: str) -> str:

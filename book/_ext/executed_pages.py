@@ -36,6 +36,13 @@ NOT_RUN = """
 """
 
 
+LEFT = """
+```{{admonition}} This chapter can't be run on this model
+{reason}
+```
+"""
+
+
 def executed_copy(chapter: str) -> Path | None:
     """The executed notebook of a chapter (its path below `book/`, without suffix), if there is one."""
     shown = ROOT / "_build" / "profile"
@@ -66,14 +73,16 @@ def read_chapter(app: Sphinx, docname: str, content: list[str]) -> None:
         return
     source = jupytext.reads(content[0], fmt="py:percent")
     heading = source.cells[0].source.splitlines()[0]
-    page = None
+    page, message = None, NOT_RUN
     if copy := executed_copy(docname.removeprefix("book/")):
         app.env.note_dependency(str(copy))
-        page = with_outputs(source, nbformat.read(copy, as_version=4))
-        if page is None:
+        executed = nbformat.read(copy, as_version=4)
+        if reason := executed.metadata.get("not_run"):
+            message = LEFT.format(reason=re.sub(r"([\\`*_{}\[\]<>$#])", r"\\\1", reason))
+        elif (page := with_outputs(source, executed)) is None:
             LOG.warning("%s: its code has changed since it was run; `make book` runs it again", docname)
     if page is None:
-        page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"{heading}\n{NOT_RUN}")])
+        page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"{heading}\n{message}")])
     content[0] = nbformat.writes(page)
 
 

@@ -31,7 +31,7 @@
 # - to know the mistakes that raise an error from those that give you a wrong number.
 
 # %% tags=["parameters"]
-model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id; GPT-2, Llama or Qwen2
+model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = ""  # "float32", "bfloat16" or "float16"; "" for the registry's
 device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
 device_map: str = ""  # "auto", "balanced" or "sequential" spreads one of the loads over devices; "" for none
@@ -52,6 +52,7 @@ import torch
 from helpers import InputError, claims, hooks, models, plots, runs
 from nnsight import TransformersModel
 from nnsight.schema.config import CONFIG
+from studies.libraries import names
 from transformer_lens.model_bridge import TransformerBridge
 
 parameters = runs.validate(
@@ -75,23 +76,11 @@ run = runs.start(
 )
 
 # %% tags=["hide-input"]
-# What a family calls otherwise than Llama does, for nnsight's `rename`.
-RENAMES = {
-    "llama": None,
-    "qwen2": None,
-    "gpt2": {
-        "transformer": "model",
-        "h": "layers",
-        "ln_f": "norm",
-        "attn": "self_attn",
-        "attn.c_proj": "attn.o_proj",
-    },
-}
-if plain.config.model_type not in RENAMES or plain.n_layers < 2:
-    raise InputError(
-        f"architecture {plain.config.model_type!r} with {plain.n_layers} layers "
-        f"is not known on this page: legal are {', '.join(RENAMES)} with at least 2"
-    )
+if plain.n_layers < 2:
+    run.leave("the page needs a model of at least 2 layers")
+if reason := names.explain_difference(plain):
+    run.leave(reason)
+RENAMES = names.gather_renames(plain)
 if remote and not CONFIG.API.APIKEY:
     raise InputError(
         "remote = True needs a key of NDIF, and the environment variable "
@@ -111,9 +100,7 @@ if n_kept < 4:
 ids = torch.tensor([start + row[-n_kept:] for row in rows], device=device)
 n_tokens = ids.shape[1]
 LAYER, HEAD = (plain.n_layers - 1) // 2, 1
-d_head = getattr(plain.config, "head_dim", None) or (
-    plain.config.hidden_size // plain.n_heads
-)
+d_head = plain.layout.d_head
 
 
 def difference(one, other):
@@ -178,7 +165,7 @@ def nn_load():
 # %% [markdown]
 # This book reads many models on three backends, so it loads each once, checks the files against their hashes, and wraps it.
 # `models.load(name, backend="nnsight")` does that; below is the same by hand, because one argument more, `rename`, gives
-# the modules of GPT-2 the names that Llama's and Qwen's have. `bridge` is TransformerLens' view of its own copy.
+# the modules of any family the names that Llama's have. `bridge` is TransformerLens' view of its own copy.
 
 # %%
 lm = TransformersModel(
@@ -186,11 +173,14 @@ lm = TransformersModel(
     tokenizer=plain.tokenizer,
     task="text-generation",
     device=device,
-    rename=RENAMES[plain.config.model_type],
+    rename=RENAMES,
 )
 nn = dataclasses.replace(plain, model=lm, backend="nnsight")
 options = {"device": device, "dtype": dtype or None}
-tl = models.load(model_name, backend="transformer_lens", **options)
+try:
+    tl = models.load(model_name, backend="transformer_lens", **options)
+except InputError as error:
+    run.leave(str(error))
 bridge = tl.model
 print(lm.model.layers)
 
@@ -225,7 +215,7 @@ if remote:
         plain.card.hub_id,
         task="text-generation",
         tokenizer=plain.tokenizer,
-        rename=RENAMES[plain.config.model_type],
+        rename=RENAMES,
     )
     with far.trace(ids.cpu(), remote=True):
         there = far.model.layers[LAYER].output.save()
@@ -338,8 +328,8 @@ def nn_logits():
 
 
 # %% [markdown]
-# **Read the residual stream, and what is added to it.** In Llama, Qwen2 and GPT-2 a layer gives a tensor, its attention a
-# tuple of two: what it adds, and the pattern.
+# **Read the residual stream, and what is added to it.** Here a layer gives a tensor, its attention a tuple of two: what it
+# adds, and the pattern.
 
 
 # %%
@@ -694,14 +684,14 @@ OPERATIONS = {
     "steer": "generate, with a vector added at each step",
 }
 fused = not hasattr(lm.model.layers[LAYER].self_attn, "q_proj")
-names = [
+done = [
     name for name in OPERATIONS if not (fused and name in ("queries", "values"))
 ]
 
 # %%
-theirs = {name: globals()[f"tl_{name}"]().detach() for name in names}
-ours = {name: globals()[f"nn_{name}"]().detach() for name in names}
-differences = {name: difference(theirs[name], ours[name]) for name in names}
+theirs = {name: globals()[f"tl_{name}"]().detach() for name in done}
+ours = {name: globals()[f"nn_{name}"]().detach() for name in done}
+differences = {name: difference(theirs[name], ours[name]) for name in done}
 
 # %% tags=["hide-input"]
 import inspect
@@ -735,7 +725,7 @@ with capture_output() as shown:
                 "nnsight": body(globals()[f"nn_{name}"]),
                 "largest difference": differences[name],
             }
-            for name in names
+            for name in done
         ],
         caption=f"Each operation in both libraries, the code that was run, and the largest absolute difference of the two results. The largest of all: {claims.shorten(largest)}; reading one layer off would give {claims.shorten(baseline)}.",
     )
@@ -748,7 +738,7 @@ style = """
 """
 table = shown.outputs[0].data["text/html"].replace("\\n", "\n")
 display(HTML(f"<style>{style}</style>{table}"))
-run.value("n_operations", len(names))
+run.value("n_operations", len(done))
 run.value("largest_difference", largest)
 run.value("n_identical", sum(apart == 0 for apart in differences.values()))
 run.value("one_layer_off", baseline)
@@ -766,7 +756,7 @@ run.claim(
     "operations-agree",
     "Every operation gives the same result in TransformerLens and in nnsight, to 0.0001.",
     rule="value < 0.0001",
-    estimate=exactly(largest, len(names), "operations"),
+    estimate=exactly(largest, len(done), "operations"),
     baseline=baseline,
     baseline_is="the residual stream read one layer off",
     tolerance=1e-4,
@@ -957,17 +947,18 @@ note(
 # **No patterns without eager attention.** The faster kernels never hold a pattern.
 
 # %%
-plain.model.set_attn_implementation("sdpa")
-with lm.trace(ids):
-    attended = lm.model.layers[LAYER].self_attn.output.save()
-plain.model.set_attn_implementation("eager")
+if plain.layout.plain_attention:  # else the family has no faster one
+    plain.model.set_attn_implementation("sdpa")
+    with lm.trace(ids):
+        attended = lm.model.layers[LAYER].self_attn.output.save()
+    plain.model.set_attn_implementation("eager")
 
-assert attended[1] is None
-note(
-    "the default attention, sdpa",
-    "silent: the pattern is None",
-    'attn_implementation="eager"',
-)
+    assert attended[1] is None
+    note(
+        "the default attention, sdpa",
+        "silent: the pattern is None",
+        'attn_implementation="eager"',
+    )
 
 # %% [markdown]
 # **After an open loop nothing runs.** `tracer.iter[:]` goes on until the model stops, and takes the rest of the block
@@ -1273,7 +1264,7 @@ CHANGED = {
 }
 
 # %%
-checked = {name: {} for name in (*READ, *CHANGED) if name in names}
+checked = {name: {} for name in (*READ, *CHANGED) if name in done}
 for loaded in (plain, tl, nn):
     sites = [READ[name] for name in checked if name in READ]
     options = {"layers": [LAYER], "positions": "all"}
@@ -1531,8 +1522,9 @@ run.claim(
 # - **Not run here.** This run was on {glue:text}`where`; NDIF: {glue:text}`remote_outcome`. When the page was written
 #   neither a GPU nor NDIF was at hand: the code for them follows nnsight's source and is untested. Issue `#581` of nnsight
 #   says that a remote trace drops a batch axis of one, so the cell above compares after a reshape.
-# - **Three families.** Llama, Qwen2 and GPT-2. In Gemma a norm stands between a module and the stream, and what a
-#   module gives is not what is added: [sites](../../reference/sites) has the difference.
+# - **Not every family.** The code above takes a layer and an MLP to give one tensor, as Llama's do; where they don't, as in
+#   BLOOM or OPT, the page says so and stops. In Gemma a norm stands between a module and the stream, and what a module gives
+#   is not what is added: [sites](../../reference/sites) has the difference.
 # - **Versions.** Every line of this page belongs to the versions listed below it.
 
 # %% [markdown]

@@ -1,0 +1,1 @@
+"""TransformerLens and nnsight beside each other: one set of module names for any family."""
