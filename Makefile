@@ -50,7 +50,7 @@ run: environment model
 # Every chapter named, or all, on every model with every seed: a table of what is done, and all claims in one file.
 grid: environment model
 	@$(PY) -m workflow.grid $(PROFILE) $(if $(MODELS),--models $(MODELS)) \
-	  $(if $(CHAPTERS),--chapters $(CHAPTERS)) $(if $(SEEDS),--seeds $(SEEDS))
+	  $(if $(CHAPTERS),--chapters $(CHAPTERS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(EXECUTOR),--executor $(EXECUTOR))
 
 # A chapter that runs as it stands, to be filled: the pair, its sizes, its line in _toc.yml.
 new-chapter: environment

@@ -81,6 +81,11 @@ def run_parameters(run: str, chapter: str) -> dict[str, Any]:
     return profile_parameters(profile, chapter) | besides
 
 
+def count_gpus(chapter: str, run: str) -> int:
+    """How many GPUs a run asks for."""
+    return int(str(run_parameters(run, chapter).get("device", "cpu")).startswith("cuda"))
+
+
 def estimate_memory(chapter: str, run: str) -> int:
     """Megabytes that a run will take: as measured on the same model, else on another with the difference in weights."""
     from helpers import models

@@ -23,7 +23,12 @@ from helpers import InputError, models
 from workflow import book, chapters
 
 OUTCOMES = book.BUILD / "grid"
-GRID = ("--keep-going", "--resources", f"mem_mb={os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 10**6}")
+INSTALLED = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
+EXECUTORS = {
+    "local": ("--resources", f"mem_mb={INSTALLED}", f"gpu={max(1, len(list(Path('/dev').glob('nvidia[0-9]*'))))}"),
+    "slurm": ("--workflow-profile", "workflow/profiles/slurm"),
+}
+"""What Snakemake is told of where jobs run: on this machine, within its memory; or on a cluster."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +94,13 @@ def gather_claims(cells: list[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def run_cells(cells: list[Cell]) -> bool:
+def run_cells(cells: list[Cell], executor: str) -> bool:
     """Let Snakemake run what is not done, and write the claims of all that is then; whether it came to its end."""
     targets = [str(cell.record.relative_to(book.ROOT).with_suffix(".ipynb")) for cell in cells]
     with book.only_one():
         try:
-            book.snakemake(targets, *dict.fromkeys(cell.run for cell in cells), options=GRID, grid=True)
+            options = ("--keep-going", *EXECUTORS[executor])
+            book.snakemake(targets, *dict.fromkeys(cell.run for cell in cells), options=options, grid=True)
             ended = True
         except InputError:  # which jobs failed, and why, is in the table
             book.say("error: not every job came to its end: see the table, and .snakemake/log/")
@@ -112,11 +118,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=[models.DEFAULT_MODEL])
     parser.add_argument("--chapters", nargs="*", default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where the jobs run")
     parser.add_argument("--status", action="store_true", help="only say what is done, running or failed")
     options = parser.parse_args(arguments)
     try:
         cells = list_cells(options.profile, options.models, options.chapters, options.seeds)
-        ended = options.status or run_cells(cells)
+        ended = options.status or run_cells(cells, options.executor)
     except (InputError, OSError) as error:
         book.say(f"error: {error}")
         return 1

@@ -683,7 +683,7 @@ OPERATIONS = {
     "generate": "generate greedily",
     "steer": "generate, with a vector added at each step",
 }
-fused = not hasattr(lm.model.layers[LAYER].self_attn, "q_proj")
+fused = not hasattr(lm.model.layers[LAYER].self_attn, "v_proj")
 done = [
     name for name in OPERATIONS if not (fused and name in ("queries", "values"))
 ]
@@ -1318,6 +1318,11 @@ INSIDE = {
     "what the norm gives to attention": "ln1.hook_out",
     "attention pattern": "attn.hook_pattern",
     "outputs of heads, z": "attn.hook_z",
+}
+INSIDE = {
+    what: hook
+    for what, hook in INSIDE.items()
+    if f"blocks.0.{hook}" in bridge.hook_dict
 }
 
 
