@@ -22,13 +22,13 @@ SHOT = (
 QUESTION = "Question: Ben has {a} {pears} and buys {b} more. How many {pears} does Ben have?\nReasoning:"
 
 
-def rows(quick: bool) -> Iterator[Row]:
+def rows(quick: bool, name: str = models.DEFAULT_MODEL) -> Iterator[Row]:
     shots = "".join(SHOT.format(a=a, b=b, c=a + b) for a, b in ((3, 2), (4, 1), (2, 6)))
     questions = [
         shots + QUESTION.format(a=number % 8, b=number % 5, pears=("pears", "small green pears")[number % 2])
         for number in range(N_ROWS)
     ]
-    loaded = {dtype: models.load(dtype=dtype) for dtype in ("float32", "bfloat16")}
+    loaded = {dtype: models.load(name, dtype=dtype) for dtype in ("float32", "bfloat16")}
     tokens = hooks.tokenize(loaded["float32"], questions)
     for dtype, one in loaded.items():
         one.model.generation_config.eos_token_id = None  # no end before the last token: both do the same work
@@ -42,6 +42,8 @@ def rows(quick: bool) -> Iterator[Row]:
             n_pairs=1 if quick else 5,
             note=f"{N_ROWS * N_NEW} new tokens, all prompts together {sum(map(len, tokens))}",
         )
+    if name != models.DEFAULT_MODEL:
+        return
     yield paired(
         f"capture of resid_post, all layers, last position, {N_ROWS} questions after three examples, float32",
         lambda: hooks.capture(loaded["float32"], tokens, "resid_post", as_trees=True),

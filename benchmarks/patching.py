@@ -52,9 +52,9 @@ def first_difference(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]
     )
 
 
-def rows(quick: bool) -> Iterator[Row]:
-    """The table's lines; `quick` takes smaller samples of the peers and one pair each."""
-    loaded, bridge = models.load(), models.load(backend="transformer_lens")
+def rows(quick: bool, name: str = models.DEFAULT_MODEL) -> Iterator[Row]:
+    """The table's lines; `quick` takes smaller samples of the peers and one pair each. Of a larger model the first."""
+    loaded, bridge = models.load(name), models.load(name, backend="transformer_lens")
     data = draw_ioi(loaded, n_prompts=32, seed=SEED, templates=[TEMPLATE])
     n_layers, length = loaded.n_layers, len(data.prompts[0])
     later = sum(n_layers - layer for layer in range(n_layers))
@@ -74,6 +74,8 @@ def rows(quick: bool) -> Iterator[Row]:
                     n_pairs=1 if quick else 5 if n_prompts == 1 else 3,
                     floor=lambda n=n_prompts, s=suffixes: floor.layer_tokens(n * s * later),
                 )
+            if name != models.DEFAULT_MODEL:
+                return
         yield _against_transformer_lens(
             f"head patching, {n_layers * loaded.n_heads} heads, 32 prompts, {kind}",
             patching.patch_heads,

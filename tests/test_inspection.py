@@ -200,6 +200,7 @@ def test_only_what_a_family_does_not_have_is_missing(name, load_decoder, refused
             hooks.capture(loaded, BASE, site)
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize("name", [name for name in DECODERS if name not in FAMILIES])
 def test_the_bridge_agrees_wherever_it_has_a_hook(name, load_decoder):
     loaded = load_decoder(name)
@@ -221,6 +222,7 @@ def test_the_bridge_agrees_wherever_it_has_a_hook(name, load_decoder):
         close(*changed)
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize("name", [name for name in DECODERS if name not in FAMILIES])
 def test_nnsight_agrees(name, load_decoder):
     loaded, traced = load_decoder(name), load_decoder(name, "nnsight")

@@ -234,6 +234,22 @@ def test_the_last_output_carries_the_record_and_shows_no_text_as_html(run, loade
     assert glued(shown)["threads"] == str(torch.get_num_threads())
 
 
+def test_a_chapter_that_leaves_has_each_claim_on_record_as_not_run(run, shown, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    kept = tmp_path / "results" / "some" / "record" / f"{run.chapter}.json"
+    kept.parent.mkdir(parents=True)
+    known = {"id": "falls", "sentence": "It falls.", "verdict": "holds", "reason": "", "estimate": {"value": 1}}
+    kept.write_text(json.dumps({"claims": [known]}))
+    run.value("loss", 0.5)
+    with pytest.raises(runs.NotRun, match="^its layers are of another kind$"):
+        run.leave("its layers are of another kind")
+    record = shown[-1].metadata[runs.RECORD]
+    assert record["claims"] == [
+        known | {"verdict": "not run", "reason": "(its layers are of another kind)", "estimate": None}
+    ]
+    assert record["not_run"] == "its layers are of another kind" and record["values"] == {"loss": 0.5}
+
+
 def test_a_notebook_without_a_record_is_refused(refused):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1"), nbformat.v4.new_markdown_cell("a")])
     with refused("no record", "run.finish"):

@@ -139,6 +139,20 @@ def test_a_cell_that_raises_is_named_and_earlier_results_stay(checkout):
     assert checkout.snapshot() == before
 
 
+@pytest.mark.rare
+def test_a_chapter_that_can_not_be_run_on_a_model_says_so_and_the_build_goes_on(checkout):
+    reason = "its layers <b>are</b> of another kind"
+    checkout.edit("book/first.py", 'run.value("answer"', f'run.leave("{reason}")\nrun.value("answer"')
+    command = ("embedded", "--models", str(checkout.model), "--chapters", "first", "second")
+    result = checkout.run(*command, module="workflow.grid")
+    shown = checkout.run("build", f"embedded@{checkout.model}")
+    checkout.edit("book/first.py", f'run.leave("{reason}")\n', "")
+    assert result.returncode == 0 and "2 of 2 done" in result.stdout
+    assert shown.returncode == 0 and f"first: not run on this model: {reason}" in shown.stderr
+    page = open(shown.stdout.splitlines()[-1].replace("index.html", "book/first.html")).read()
+    assert "can’t be run on this model" in page and "its layers &lt;b&gt;are&lt;/b&gt; of another kind" in page
+
+
 def test_code_that_cannot_be_read_is_named(checkout):
     checkout.edit("book/first.py", "count: int = 2", "count: int = = 2")
     result = checkout.run("build")

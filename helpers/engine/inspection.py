@@ -415,7 +415,7 @@ class _Block:
         near = min(constants, key=lambda constant: abs(constant - scale))
         return Point(
             one.name,
-            scale=near if abs(near - scale) < 1e-2 * abs(scale) else scale,
+            scale=near if abs(near - scale) < self.tolerance * abs(scale) else scale,
             by_row=one.output.ndim == self.block.input.ndim - 1,
         )
 
@@ -432,29 +432,23 @@ class _Block:
         Rotary embeddings leave position 0 as it is but for a factor; there queries and keys are compared.
         """
         n_kv, group = self.call.key.shape[1], self.call.query.shape[1] // self.call.key.shape[1]
-        wanted = (self.call.query, self.call.key, self.call.value)[part][0].transpose(0, 1)  # position head d_head
+        wanted = (self.call.query, self.call.key, self.call.value)[part][0].transpose(0, 1)
+        n, heads, size = wanted.shape
+        fused, place = (1, n, n_kv * (group + 2) * size), (part, n_kv, group, size)
+        views: dict[View, tuple[tuple[int, ...], tuple[int, ...]]] = {
+            "flat": ((1, n, heads * size), (size,)),
+            "heads": ((1, n, heads, size), ()),
+            "heads_first": ((1, heads, n, size), ()),
+            "grouped": (fused, place),
+            "chunked": (fused, place),
+        }
         compared = slice(None) if part == 2 else slice(1)
-        size = wanted.shape[-1]
-        views: list[tuple[View, tuple[int, ...]]] = [("flat", (size,)), ("heads", ()), ("heads_first", ())]
-        fused: list[tuple[View, tuple[int, ...]]] = [
-            (view, (part, n_kv, group, size)) for view in ("grouped", "chunked")
-        ]
         for one in reversed([one for one in self.inside if one.order < self.call.order and self._in_attention(one)]):
-            shape = one.output.shape
-            for view, sizes in [*views, *fused]:
-                width = n_kv * (group + 2) * size if sizes[:1] != (size,) and view in ("grouped", "chunked") else None
-                if width is not None and shape[-1] != width:
-                    continue
-                if width is None and one.output.numel() != wanted.numel():
-                    continue
-                if view == "flat" and (one.output.ndim != 3 or shape[1] != len(wanted)):
-                    continue
-                if view == "heads" and shape[1:] != wanted.shape:
-                    continue
-                if view == "heads_first" and (one.output.ndim != 4 or shape[1:3] != wanted.shape[1::-1]):
-                    continue
+            for view, (shape, sizes) in views.items():
                 point = Point(one.name, view=view, sizes=sizes)
-                if _proportional(point.read(one.output, 1)[0][compared], wanted[compared], self.tolerance):
+                if one.output.shape == shape and _proportional(
+                    point.read(one.output, 1)[0][compared], wanted[compared], self.tolerance
+                ):
                     return point
         return None
 

@@ -53,7 +53,7 @@ class Checkout:
     """A copy of the project with two small chapters, and the commands of the Makefile on it."""
 
     def __init__(self, folder, model):
-        self.folder = folder
+        self.folder, self.model = folder, model
         ignored = shutil.ignore_patterns(".venv", "_build", ".git", ".snakemake", "*cache*", "results", "__pycache__")
         shutil.copytree(ROOT, folder, ignore=ignored)
         shutil.rmtree(folder / "book" / "replications")
