@@ -241,7 +241,7 @@ def test_a_chapter_that_leaves_has_each_claim_on_record_as_not_run(run, shown, t
     known = {"id": "falls", "sentence": "It falls.", "verdict": "holds", "reason": "", "estimate": {"value": 1}}
     kept.write_text(json.dumps({"claims": [known]}))
     run.value("loss", 0.5)
-    with pytest.raises(runs.NotRun, match="^its layers are of another kind$"):
+    with pytest.raises(runs.NotRun, match=r"^its layers are of another kind$"):
         run.leave("its layers are of another kind")
     record = shown[-1].metadata[runs.RECORD]
     assert record["claims"] == [
