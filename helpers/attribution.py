@@ -19,7 +19,7 @@ from helpers.engine.architectures import Layer, get_final_norm, list_layers, rec
 from helpers.engine.attention import AnyModule
 from helpers.engine.inputs import as_whole, as_wholes
 from helpers.engine.propagation import read_block
-from helpers.engine.sites import Prompts
+from helpers.engine.sites import Prompts, check_site
 from helpers.models import LoadedModel
 from helpers.patching import Answers, encode_answers
 
@@ -68,7 +68,7 @@ def attribute_logits(loaded: LoadedModel, prompts: Prompts, answers: Answers) ->
         toward = pull_through_norm(norm, last["resid_post"][:, -1], difference)
         biases = _dot_bias(difference, norm)
         if getattr(unembedding, "bias", None) is not None:
-            bias = layout.logit_scale * unembedding.bias
+            bias = layout.logit_scale * unembedding.bias.float()
             biases = biases + bias[tokens[:, 0]] - bias[tokens[:, 1]]
         heads = []
         for number, layer in enumerate(list_layers(model, layout)):
@@ -166,6 +166,8 @@ def _attended(
     loaded: LoadedModel, resid_of: Callable[[int], Float[Tensor, "example d_model"]]
 ) -> Iterator[Float[Tensor, "head example d_model"]]:
     """For each layer what its heads write if they attend to one position only, less the output's bias."""
+    for site in ("v", "head_z"):
+        check_site(loaded, site, 0)
     calls = record_block_calls(loaded.model, loaded.layout, [0])
     for number, layer in enumerate(list_layers(loaded.model, loaded.layout)):
         resid, n_heads = resid_of(number), loaded.n_heads
@@ -245,7 +247,7 @@ def pull_through_attn_out(
     if layer.layout.after_attention is None:
         return direction
     norm = layer.block.get_submodule(layer.layout.after_attention)
-    return pull_through_norm(norm, layer.out(head_z.flatten(1)), direction)
+    return pull_through_norm(norm, layer.out(head_z.flatten(1).to(layer.out.weight.dtype)), direction)
 
 
 def write_attn_out(layer: Layer, head_z: Float[Tensor, "example head d_head"]) -> Float[Tensor, "example d_model"]:

@@ -272,6 +272,7 @@ def patch_paths(
         answers: as for `patch_positions`.
         metric: as for `patch_positions`.
     """
+    check_site(loaded, "head_z", 0)
     sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
     return Effects(sweep.run_paths(receivers), ("layer", "head", "example"), sweep.base, sweep.source)
 

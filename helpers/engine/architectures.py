@@ -122,6 +122,8 @@ class Layout:
     """What the unembedding's output is multiplied by."""
     plain_attention: bool = True
     """Whether PyTorch's fused attention does the same."""
+    takes_positions: bool = True
+    """Whether a token can be told where it stands, so that prompts can share what they begin with."""
     hooks: Mapping[SiteName, Point] = field(default_factory=dict)
     """Where TransformerLens has its hooks, by their names within a block; empty on other backends."""
 
@@ -258,10 +260,13 @@ def projections_off(layer: Layer) -> Iterator[None]:
         return lambda inputs: inputs.new_zeros(*inputs.shape[:-1], width)
 
     modules = {layer.block.get_submodule(name): width for name, width in layer.layout.projections.items()}
+    before = {module: module.__dict__.get("forward") for module in modules}
     try:
         for module, width in modules.items():
             module.forward = give_zeros(width)
         yield
     finally:
-        for module in modules:
-            del module.forward
+        for module, own in before.items():
+            module.__dict__.pop("forward", None)
+            if own is not None:
+                module.forward = own

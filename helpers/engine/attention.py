@@ -118,7 +118,9 @@ def _redirected(
 
 def open_up(model: AnyModule) -> AnyModule:
     """Let attention modules that do their sums themselves ask the interface, as all others do."""
-    config = model.config.get_text_config()
+    config, decoder = model.config.get_text_config(), model.get_decoder()
+    if model.base_model is model and decoder is not model:  # Llama 4 names another attribute than it has
+        model.base_model_prefix = next(name for name, child in model.named_children() if child is decoder)
     for module in model.modules():
         changes = _OWN_ATTENTION.get(type(module).__name__, {})
         for name, function in changes.items():
@@ -132,8 +134,13 @@ def add_linear_bias(
     call: AttentionCall, mask: Bool[Tensor, "row head_or_1 query key"], places: Int[Tensor, "row key"]
 ) -> Tensor:
     """A mask of what is seen, with the bias that some families give keys by where they stand in the prompt."""
-    bias = _LINEAR_BIASES.get(type(call.module).__name__, lambda module, places: None)(call.module, places)
+    bias = _LINEAR_BIASES[type(call.module).__name__](call.module, places) if has_linear_bias(call.module) else None
     return mask if bias is None else bias[:, :, None].masked_fill(~mask, -torch.inf)
+
+
+def has_linear_bias(module: AnyModule) -> bool:
+    """Whether keys are weighed by where they stand, instead of by embeddings of positions."""
+    return type(module).__name__ in _LINEAR_BIASES and getattr(module.config, "alibi", True)
 
 
 def keeps_to_itself(module: AnyModule) -> bool:
@@ -272,10 +279,8 @@ def _bloom_bias(module: AnyModule, places: Tensor) -> Float[Tensor, "row head ke
     return tensor[:, 0, 1:] * places[:, None]
 
 
-def _falcon_bias(module: AnyModule, places: Tensor) -> Float[Tensor, "row head key"] | None:
+def _falcon_bias(module: AnyModule, places: Tensor) -> Float[Tensor, "row head key"]:
     """As the source has it, products rounded to bfloat16."""
-    if not module.config.alibi:
-        return None
     tensor = sys.modules[type(module).__module__].build_alibi_tensor(
         places.new_ones(1, 2), module.num_heads, torch.float32
     )
@@ -287,7 +292,7 @@ def _mpt_bias(module: AnyModule, places: Tensor) -> Float[Tensor, "row head key"
     return (tensor[:, 0, 1:] - tensor[:, 0, :1]) * places[:, None]
 
 
-_LINEAR_BIASES: dict[str, Callable[[AnyModule, Tensor], Tensor | None]] = {
+_LINEAR_BIASES: dict[str, Callable[[AnyModule, Tensor], Tensor]] = {
     "BloomAttention": _bloom_bias,
     "FalconAttention": _falcon_bias,
     "MptAttention": _mpt_bias,

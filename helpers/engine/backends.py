@@ -398,7 +398,7 @@ def _tapped_pattern(
         if site == "pattern" and pattern is not None and (new := tap(pattern.transpose(1, 2))) is not None:
             pattern = new.transpose(1, 2)
             values = value.repeat_interleave(pattern.shape[1] // value.shape[1], dim=1)
-            mixed = (pattern @ values).transpose(1, 2)
+            mixed = (pattern @ values).transpose(1, 2).contiguous()
     return mixed, pattern
 
 

@@ -48,6 +48,8 @@ def explain_unshareable(loaded: LoadedModel, rows: Sequence[list[int]], n_new: i
         return f"backend {loaded.backend!r} shares nothing"
     if backends.is_tapped(loaded):
         return "edits are in place"
+    if not loaded.layout.takes_positions:
+        return f"{loaded.layout.model_type} counts positions itself, from the first token of each pass"
     longest = max(map(len, rows)) + n_new
     if longest > (window := find_window(loaded.config)):
         return f"{longest} tokens exceed the window of {window} that some layers attend to"

@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -38,11 +38,14 @@ from helpers.engine.architectures import (
     recording_block_calls,
     scale_logits,
 )
-from helpers.engine.attention import AnyModule, AttentionCall, is_plain, redirect
+from helpers.engine.attention import AnyModule, AttentionCall, has_linear_bias, is_plain, redirect
 from helpers.engine.cards import LoadedModel
 from helpers.engine.embedded import get_first_line
 
-N_TOKENS = 9
+Found = TypeVar("Found")
+N_TOKENS = 17
+KNOWN = ("s_aux", "position_ids", "cache_position")
+"""Tensors that a model may hand to its attention function without the pattern being another one for it."""
 TOLERANCE = 1e-4
 """How far two tensors may be apart, as a share of the larger; times 256 in half precision."""
 
@@ -53,9 +56,16 @@ def find_layout(model: AnyModule, weights_sha256: str) -> Layout:
     Raises:
         InputError: a model that can't be looked into; the sentence says why.
     """
-    found = _remember(model, [weights_sha256], lambda: dataclasses.asdict(_inspect_or_refuse(model)))
-    layers = [LayerLayout(points=_as_points(one.pop("points")), **one) for one in found.pop("layers")]
-    return Layout(layers=tuple(layers), hooks=_as_points(found.pop("hooks")), **found)
+
+    def read(found: Any) -> Layout:
+        layers = [LayerLayout(points=_as_points(one.pop("points")), **one) for one in found.pop("layers")]
+        layout = Layout(layers=tuple(layers), hooks=_as_points(found.pop("hooks")), **found)
+        for layer in list_layers(model, layout):
+            for point in layer.layout.points.values():
+                layer.get_module(point)
+        return layout
+
+    return _remember(model, [weights_sha256], lambda: dataclasses.asdict(_inspect_or_refuse(model)), read)
 
 
 def load_bridge(plain: LoadedModel, boot: Callable[[], AnyModule]) -> LoadedModel:
@@ -73,12 +83,14 @@ def load_bridge(plain: LoadedModel, boot: Callable[[], AnyModule]) -> LoadedMode
 
     booted: list[LoadedModel] = []
     key = [plain.weights_sha256, "transformer_lens", version("transformer-lens")]
-    hooks = _as_points(_remember(plain.model, key, find))
+    hooks = _remember(plain.model, key, find, _as_points)
     loaded = booted[0] if booted else replace(plain, model=boot(), backend="transformer_lens")
     return replace(loaded, layout=replace(plain.layout, hooks=hooks))
 
 
-def _remember(model: AnyModule, key: Sequence[str], find: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+def _remember(
+    model: AnyModule, key: Sequence[str], find: Callable[[], dict[Any, Any]], read: Callable[[Any], Found]
+) -> Found:
     """What was found once for a model as it is configured, by this version of the code and of its libraries."""
     import transformers
 
@@ -87,15 +99,18 @@ def _remember(model: AnyModule, key: Sequence[str], find: Callable[[], dict[Any,
     everything = [*key, described, str(model.dtype), transformers.__version__, torch.__version__]
     digest = hashlib.sha256(json.dumps(everything).encode() + source).hexdigest()[:32]
     file = _locate_cache() / f"{digest}.json"
-    with suppress(OSError, ValueError):
-        return json.loads(file.read_text("utf-8"))
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or not what was written there
+        return read(json.loads(file.read_text("utf-8")))
     text = json.dumps(find())
-    with suppress(OSError):  # a cache that can't be written costs a second, no more
+    beside = file.with_suffix(f".{os.getpid()}")
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(f".{os.getpid()}")
         beside.write_text(text, "utf-8")
         beside.replace(file)
-    return json.loads(text)
+    except OSError:  # a cache that can't be written costs a second, no more
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+    return read(json.loads(text))
 
 
 def _as_points(given: dict[SiteName, Any]) -> dict[SiteName, Point]:
@@ -115,7 +130,7 @@ def _inspect_or_refuse(model: AnyModule) -> Layout:
         ) from None
 
 
-_SOURCES = ("architectures.py", "attention.py", "inspection.py")
+_SOURCES = ("architectures.py", "attention.py", "backends.py", "inspection.py")
 
 
 def _locate_cache() -> Path:
@@ -134,9 +149,19 @@ def inspect(model: AnyModule) -> Layout:
     tokens = _draw_tokens(model)
     with torch.inference_mode():
         run = _watch(model, tokens)
+        if not run.logits.isfinite().all():
+            raise InputError(
+                f"architecture {model_type!r} with these weights gives NaN or infinity on {len(tokens)} random tokens: "
+                "legal are weights that give numbers"
+            )
         blocks, calls = _find_blocks(model, run.calls, model_type)
         others = _check_causal(model, tokens, run.logits, blocks, model_type)
         base_names = {id(module): name for name, module in model.base_model.named_modules()}
+        if besides := sorted({name for call in calls for name in call.others}):
+            raise InputError(
+                f"architecture {model_type!r} as configured here hands {', '.join(besides)} to its attention besides a "
+                "mask, so that its pattern is not known: legal are models that hand it a mask alone"
+            )
         layers, missing = [], {}
         for number, call in enumerate(calls):
             layer = _Block(run, f"{blocks}.{number}", base_names[id(call.module)], call, _tolerance(model))
@@ -154,6 +179,7 @@ def inspect(model: AnyModule) -> Layout:
             layers=tuple(layers),
             logit_scale=logit_scale,
             plain_attention=all(call.is_plain for call in calls),
+            takes_positions=_takes_positions(model, run, tokens, calls[0]),
         )
         turned = _check_packed(model, layout, run, tokens, others)
     return replace(layout, missing=missing | _find_missing(layout, run, turned))
@@ -161,7 +187,8 @@ def inspect(model: AnyModule) -> Layout:
 
 def _draw_tokens(model: AnyModule) -> list[int]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, model.get_input_embeddings().weight.shape[0], (N_TOKENS,), generator=generator).tolist()
+    n_tokens = min(N_TOKENS, getattr(model.config.get_text_config(), "max_position_embeddings", None) or N_TOKENS)
+    return torch.randint(0, model.get_input_embeddings().weight.shape[0], (n_tokens,), generator=generator).tolist()
 
 
 # What was seen
@@ -190,6 +217,10 @@ class _Call:
     value: Float[Tensor, "1 kv_head position d_value"]
     mixed: Float[Tensor, "1 position head d_value"]
     is_plain: bool
+    mixes: bool
+    """Whether what is mixed is the pattern times the values."""
+    others: tuple[str, ...]
+    """Tensors that the attention function is given besides, by name."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +265,13 @@ def _watch(model: AnyModule, tokens: Sequence[int]) -> _Run:
     def attend(call: AttentionCall) -> Any:
         mixed, pattern = call.run()
         q, k, v, z = (tensor.clone() for tensor in (call.query, call.key, call.value, mixed))
-        calls.append(_Call(len(seen) + len(calls), call.module, q, k, v, z, is_plain(call)))
+        mixes = pattern is not None and _equal(
+            (pattern.float() @ v.float().repeat_interleave(q.shape[1] // v.shape[1], 1)).transpose(1, 2),
+            z,
+            _tolerance(model),
+        )
+        others = tuple(name for name, one in call.options.items() if isinstance(one, Tensor) and name not in KNOWN)
+        calls.append(_Call(len(seen) + len(calls), call.module, q, k, v, z, is_plain(call), mixes, others))
         return mixed, pattern
 
     head = model.get_output_embeddings()
@@ -269,6 +306,17 @@ def _check_causal(
             "predicts before): legal are models that read from left to right"
         )
     return calls
+
+
+def _takes_positions(model: AnyModule, run: _Run, tokens: Sequence[int], call: _Call) -> bool:
+    """Whether tokens can be told where they stand: another place changes what is said, or linear biases count it."""
+    if has_linear_bias(call.module):
+        return True
+    places = torch.arange(len(tokens), device=model.device)[None]
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2 * len(tokens)
+    elsewhere = torch.cat([places[:, :1], (places[:, 1:] * 2).clamp(max=limit - 1)], dim=1)
+    moved = model(torch.tensor([tokens], device=model.device), position_ids=elsewhere, use_cache=False).logits
+    return not _equal(moved, run.logits, 1e-6)
 
 
 def _find_blocks(model: AnyModule, calls: Sequence[_Call], model_type: str) -> tuple[str, list[_Call]]:
@@ -380,11 +428,15 @@ class _Block:
         others = [one for one in candidates if not self._in_attention(one)]
         for scaled in (False, True):
             fits = [self._fit(written, one, other, scaled) for one in by_attention for other in others]
-            best = min((fit for fit in fits if fit is not None), key=itemgetter(0), default=None)
-            if best is not None and best[0] <= 1:
-                _, attention, other, scales = best
+            found = [fit for fit in fits if fit is not None and fit[0] <= 1]
+            least = min(map(itemgetter(0), found), default=0.0)
+            if found:  # of outputs that are the same, as a module's and its last part's, the first
+                _, attention, other, scales = next(fit for fit in found if fit[0] <= 1.01 * least)
                 first, second = self._point(attention, scales[0]), self._point(other, scales[1])
-                return first, second, not self._is_read(pre + first.scale * attention.output.double().view_as(pre))
+                mid = pre + first.scale * attention.output.double().view_as(pre)
+                # Where attention writes next to nothing, the two can't be told apart, and need not be.
+                rounding = 8 * torch.finfo(self.block.input.dtype).eps * pre.norm()
+                return first, second, bool((mid - pre).norm() > rounding) and not self._is_read(mid)
         return None
 
     def _fit(
@@ -395,6 +447,8 @@ class _Block:
             return None
         parts = torch.stack([seen.output.double().flatten() for seen in (one, other)], dim=1)
         scales = torch.linalg.lstsq(parts, written).solution if scaled else written.new_ones(2)
+        if scales.abs().min() < 1e-2:  # then it is no part at all
+            return None
         sizes = sum(seen.double().abs().flatten() for seen in (self.block.input, self.block.output, *parts.T))
         allowed = (8 if scaled else 2) * torch.finfo(self.block.input.dtype).eps * sizes
         return float(((parts @ scales - written).abs() / allowed).max()), one, other, scales.tolist()
@@ -442,11 +496,11 @@ class _Block:
             "grouped": (fused, place),
             "chunked": (fused, place),
         }
-        compared = slice(None) if part == 2 else slice(1)
+        compared, like = (slice(None), _equal) if part == 2 else (slice(1), _proportional)
         for one in reversed([one for one in self.inside if one.order < self.call.order and self._in_attention(one)]):
             for view, (shape, sizes) in views.items():
                 point = Point(one.name, view=view, sizes=sizes)
-                if one.output.shape == shape and _proportional(
+                if one.output.shape == shape and like(
                     point.read(one.output, 1)[0][compared], wanted[compared], self.tolerance
                 ):
                     return point
@@ -508,6 +562,10 @@ def _find_missing(layout: Layout, run: _Run, turned: Sequence[bool]) -> dict[Sit
             if _proportional(point.read(seen.output, 1), call.query.transpose(1, 2), TOLERANCE):
                 for site in ("q", "k"):
                     missing[site] = f"{name} has its norm of {site} after the rotary embedding: legal is rot_{site}"
+    if not all(call.mixes for call in run.calls):
+        missing["pattern"] = (
+            f"{name} does more to its values than mix them by the pattern, so there is none to be changed"
+        )
     if len({(call.query.shape, call.key.shape, call.value.shape) for call in run.calls}) > 1:
         with_heads: tuple[SiteName, ...] = ("q", "k", "v", "rot_q", "rot_k", "pattern", "head_z")
         missing |= {
@@ -541,15 +599,13 @@ def _check_packed(
             queries: list[Tensor] = []
             (block,) = (one for one in run.within(f"{layout.blocks}.{number}") if not one.name)
             again = layer.run(block.input[0][order], calls[number], order)
-            mask, other = calls[number].mask, others[number].mask
-            if mask is not None and not (other is not None and torch.equal(mask, other)):
+            if not _same(vars(calls[number]), vars(others[number])):
                 raise InputError(
-                    f"architecture {layout.model_type!r} as configured here chooses what a token attends to by what it "
-                    "reads: legal are models that choose it by position"
+                    f"architecture {layout.model_type!r} as configured here gives its layers more than the residual "
+                    "stream, or a mask, that depends on what is read: legal are models that give what depends on "
+                    "positions alone"
                 )
-            written = (block.output - block.input).float().norm()
-            rounding = 4 * torch.finfo(model.dtype).eps * block.output.float().norm()
-            if (again[order] - block.output[0]).float().norm() > _tolerance(model) * written + rounding:
+            if not _as_before(again[order], block.input[0], block.output[0], _tolerance(model)):
                 raise InputError(
                     f"layer {number} of architecture {layout.model_type!r} as configured here gives something else "
                     "when its parts are computed one by one: legal are layers whose attention is a softmax over "
@@ -559,6 +615,29 @@ def _check_packed(
                 layer.run(block.input[0], calls[number], torch.zeros_like(order))
             turned.append(not _equal(queries[1][order], queries[0], TOLERANCE))
     return turned
+
+
+def _as_before(
+    again: Float[Tensor, "token d_model"],
+    resid_pre: Float[Tensor, "token d_model"],
+    resid_post: Float[Tensor, "token d_model"],
+    tolerance: float,
+) -> bool:
+    """Whether what is written is as before; in half precision for most tokens, as rounding may choose other experts."""
+    errors = (again - resid_post).float().norm(dim=-1)
+    rounding = 4 * torch.finfo(resid_post.dtype).eps * resid_post.float().norm(dim=-1)
+    close = errors <= tolerance * (resid_post - resid_pre).float().norm(dim=-1) + rounding
+    return bool(close.all() if resid_post.dtype == torch.float32 else close.float().mean() > 0.5)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Mapping):
+        return all(_same(one[name], other[name]) for name in one.keys() & other.keys())
+    return True
 
 
 def mix(
