@@ -118,9 +118,12 @@ def _redirected(
 
 def open_up(model: AnyModule) -> AnyModule:
     """Let attention modules that do their sums themselves ask the interface, as all others do."""
-    config, decoder = model.config.get_text_config(), model.get_decoder()
-    if model.base_model is model and decoder is not model:  # Llama 4 names another attribute than it has
-        model.base_model_prefix = next(name for name, child in model.named_children() if child is decoder)
+    from transformers import PreTrainedModel
+
+    config = model.config.get_text_config()
+    if model.base_model is model:  # Llama 4 names another attribute than it has
+        inside = [name for name, child in model.named_children() if isinstance(child, PreTrainedModel)]
+        model.base_model_prefix = inside[0] if len(inside) == 1 else model.base_model_prefix
     for module in model.modules():
         changes = _OWN_ATTENTION.get(type(module).__name__, {})
         for name, function in changes.items():

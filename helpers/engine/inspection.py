@@ -147,6 +147,8 @@ def inspect(model: AnyModule) -> Layout:
     """
     model_type = model.config.get_text_config().model_type
     tokens = _draw_tokens(model)
+    if model.base_model is model:
+        raise InputError(f"architecture {model_type!r} does not keep its layers apart from its unembedding")
     with torch.inference_mode():
         run = _watch(model, tokens)
         if not run.logits.isfinite().all():

@@ -115,6 +115,13 @@ DECODERS = {
         | {"num_key_value_heads": 4, "moe_intermediate_size": 8},
     ),
 }
+DECODERS |= {
+    "llama4_text": (
+        "Llama4TextConfig",
+        SIZES | GROUPED | {"head_dim": 4, "intermediate_size_mlp": 32, "num_local_experts": 2, "moe_layers": [1]},
+    ),
+    "granite_swa": ("GraniteSWAConfig", SIZES | GROUPED | {"sliding_window": 8}),
+}
 """Models of two layers that must be read, by name: the class of the configuration and what it is given."""
 OTHERS = {
     "bert": ("BertConfig", SIZES),
@@ -122,6 +129,10 @@ OTHERS = {
     "opt-350m": ("OPTConfig", DECODERS["opt"][1] | {"do_layer_norm_before": False, "word_embed_proj_dim": 8}),
     "mamba": ("MambaConfig", {"hidden_size": 16, "num_hidden_layers": 2}),
     "lfm2": ("Lfm2Config", SIZES | GROUPED | {"layer_types": ["full_attention", "conv"]}),
+    "deepseek_v32": (
+        "DeepseekV32Config",
+        DECODERS["deepseek_v3"][1] | {"index_topk": 12, "index_n_heads": 2, "index_head_dim": 8, "head_dim": 4},
+    ),
     "bart": ("BartConfig", {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "pad_token_id": 0}),
 }
 """Models that can't be read as a decoder is here."""

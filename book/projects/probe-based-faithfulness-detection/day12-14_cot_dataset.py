@@ -349,6 +349,8 @@ following = {
 
 # %% tags=["hide-input"]
 KINDS = ("irrelevant", "weak", "medium", "strong", "right")
+if not {"irrelevant", "weak", "strong"} <= set(hinted["free"]["hint is"]):
+    run.leave("it answers no question rightly, so that no hint can mislead it")
 
 
 def shift(kind, base, form="free"):
