@@ -35,8 +35,8 @@ CGROUP
     cat >"$folder/slurm.conf" <<CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
-SlurmctldPort=${SLURM_PORT:-26817}
-SlurmdPort=$((${SLURM_PORT:-26817} + 1))
+SlurmctldPort=26817
+SlurmdPort=26818
 SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge

@@ -154,10 +154,6 @@ class Layer:
         """What reads `head_z`."""
         return self.get_module(self.layout.points["head_z"])
 
-    @property
-    def parallel(self) -> bool:
-        return self.layout.parallel
-
     def run(
         self, resid_pre: Float[Tensor, "token d_model"], called: BlockCall, positions: Int[Tensor, " token"]
     ) -> Float[Tensor, "token d_model"]:

@@ -1319,11 +1319,8 @@ INSIDE = {
     "attention pattern": "attn.hook_pattern",
     "outputs of heads, z": "attn.hook_z",
 }
-INSIDE = {
-    what: hook
-    for what, hook in INSIDE.items()
-    if f"blocks.0.{hook}" in bridge.hook_dict
-}
+if "blocks.0.ln1.hook_out" not in bridge.hook_dict:  # as in OLMo 2
+    INSIDE.pop("what the norm gives to attention")
 
 
 def wanted(site):
