@@ -61,6 +61,8 @@ def assign_stratified_folds(strata: Groups, groups: Groups, *, n_folds: int = 5,
             f"{n_folds} folds, {len(names)} strata, {len(codes)} groups: legal are a stratum and a group for each row, "
             f"and 2 to {codes.max() + 1} folds"
         )
+    if (largest := int(np.unique(names, return_counts=True)[1].max())) < n_folds:
+        raise InputError(f"{n_folds} folds of strata of at most {largest} rows: legal are 2 to {largest} folds")
     folds = torch.zeros(len(codes), dtype=torch.long)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=check_seed(seed))
     with warnings.catch_warnings():

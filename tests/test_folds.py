@@ -34,6 +34,7 @@ def test_five_folds_need_five_groups_of_each_class():
     assert not can_fold([True, *[False] * 9], groups, seed=0)
     assert not can_fold([False] * 10, groups, seed=0)
     assert not can_fold(labels, [number // 4 for number in groups], seed=0)
+    assert not can_fold([True, False] * 4, range(8), seed=0), "of which four are the most of a class"
 
 
 @given(seed=st.integers(0, 1000))
