@@ -140,11 +140,34 @@ def load(
         dtype=dtype,
         layout=inspection.find_layout(model, weights_sha256),
     )
-    if backend == "huggingface":
-        return plain
-    if backend == "transformer_lens":
-        return inspection.load_bridge(plain, lambda: _on_backend(model, tokenizer, folder, backend))
-    return replace(plain, model=_on_backend(model, tokenizer, folder, backend), backend=backend)
+    return plain if backend == "huggingface" else _on_backend(plain, model, folder, backend)
+
+
+def view(loaded: LoadedModel, backend: Backend) -> LoadedModel:
+    """The same weights on another backend, held once: modules of its own, over the tensors of a plain model.
+
+    What writes into weights writes into both: TransformerLens' compatibility mode wants a model that was loaded for it.
+
+    Args:
+        loaded: on plain Hugging Face.
+        backend: "transformer_lens" or "nnsight".
+
+    Raises:
+        InputError: another backend to begin with, or one that can't hold the model.
+    """
+    import copy
+
+    import torch
+
+    if loaded.backend != "huggingface" or backend not in BACKENDS[1:]:
+        raise InputError(
+            f"a view of backend {loaded.backend!r} on {backend!r}: legal is one of 'huggingface' on "
+            f"{' or '.join(map(repr, BACKENDS[1:]))}"
+        )
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in loaded.model.buffers()}
+    for weight in loaded.model.parameters():
+        shared[id(weight)] = torch.nn.Parameter(weight.data, requires_grad=False)
+    return _on_backend(loaded, copy.deepcopy(loaded.model, shared), fetch(loaded.card.name), backend)
 
 
 def check_device(device: str) -> None:
@@ -387,26 +410,32 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search(words, str(error))))
 
 
-def _on_backend(
-    model: AnyModule, tokenizer: PreTrainedTokenizerBase | None, folder: Path, backend: Backend
-) -> AnyModule:
-    if tokenizer is None:
+def _on_backend(plain: LoadedModel, model: AnyModule, folder: Path, backend: Backend) -> LoadedModel:
+    """A plain model that another backend may change: its modules are wrapped."""
+    if plain.tokenizer is None:
         raise InputError(f"backend {backend!r} needs a tokenizer, and {folder} has none: legal is 'huggingface'")
     if backend == "transformer_lens":
-        from transformer_lens.model_bridge import TransformerBridge
+        from helpers.engine import inspection
 
-        try:
-            return TransformerBridge.boot_transformers(
-                str(folder), hf_model=model, device=str(model.device), dtype=model.dtype
-            )
-        except Exception as error:  # each of its adapters fails in its own way
-            raise InputError(
-                f"TransformerLens can't load architecture {model.config.model_type!r} as configured here "
-                f"({type(error).__name__}: {get_first_line(error)}): legal are the backends huggingface, nnsight"
-            ) from None
+        return inspection.load_bridge(replace(plain, model=model), lambda: _boot_bridge(model, folder))
     from nnsight import TransformersModel
 
-    return TransformersModel(model, tokenizer=tokenizer, task="text-generation", device=str(model.device))
+    wrapped = TransformersModel(model, tokenizer=plain.tokenizer, task="text-generation", device=str(model.device))
+    return replace(plain, model=wrapped, backend=backend)
+
+
+def _boot_bridge(model: AnyModule, folder: Path) -> AnyModule:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        return TransformerBridge.boot_transformers(
+            str(folder), hf_model=model, device=str(model.device), dtype=model.dtype
+        )
+    except Exception as error:  # each of its adapters fails in its own way
+        raise InputError(
+            f"TransformerLens can't load architecture {model.config.model_type!r} as configured here "
+            f"({type(error).__name__}: {get_first_line(error)}): legal are the backends huggingface, nnsight"
+        ) from None
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -387,6 +387,35 @@ def test_a_damaged_tokenizer_is_refused_by_its_folder(copy_of, refused):
         models.load(str(folder))
 
 
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])  # of GPT-2 the bridge splits a matrix in three
+def test_a_view_says_the_same_and_holds_no_weights_of_its_own(family, backend, load_tiny):
+    from helpers import hooks
+    from helpers.engine.backends import get_huggingface_model
+
+    loaded = load_tiny(family)
+    rows = [[5, 6, 7], [8, 9]]
+    before = hooks.capture(loaded, rows, ["resid_post", "pattern", "logits"], positions="all")
+    seen = models.view(loaded, backend)
+    held = {weight.data_ptr() for weight in loaded.model.parameters()}
+    assert {weight.data_ptr() for weight in get_huggingface_model(seen).parameters()} <= held
+    for one in (seen, loaded):
+        again = hooks.capture(one, rows, ["resid_post", "pattern", "logits"], positions="all")
+        for site, values in before.values.items():
+            torch.testing.assert_close(again[site], values, atol=1e-5, rtol=1e-5, equal_nan=True)
+    with hooks.intervene(seen, hooks.Edit("resid_post", 0)):
+        changed = hooks.capture(seen, rows, "logits")["logits"]
+        plain = hooks.capture(loaded, rows, "logits")["logits"]
+    assert (changed - plain).abs().max() > 1e-3, "an edit of the one is no edit of the other"
+
+
+def test_a_view_of_a_view_and_on_the_same_backend_are_refused(load_tiny, refused):
+    with refused("'nnsight'", "legal is one of 'huggingface'"):
+        models.view(load_tiny("llama", "nnsight"), "transformer_lens")
+    with refused("'huggingface'", "legal is one of 'huggingface'"):
+        models.view(load_tiny("llama"), "huggingface")
+
+
 # The start token
 
 

@@ -699,9 +699,7 @@ run.claim(
 # One push by other hands: TransformerLens adds the same vector through its own hook.
 
 # %%
-bridge = models.load(
-    model_name, backend="transformer_lens", device=device, dtype=model.dtype
-).model
+bridge = models.view(model, "transformer_lens").model
 unit = weights[0] / weights[0].norm()
 unit = unit * torch.sign(unit @ gap_of_means)
 vector = (-side[0] * unit * gap_of_means.norm()).to(device)

@@ -1126,9 +1126,7 @@ run.claim(
 # %%
 bridge = None
 if model.tokenizer is not None:
-    bridge = models.load(
-        model_name, backend="transformer_lens", device=device, dtype=model.dtype
-    ).model
+    bridge = models.view(model, "transformer_lens").model
     hook = f"blocks.{best_layer}.attn.hook_pattern"
     _, cache = bridge.run_with_cache(
         four_times[:1].to(device), names_filter=hook, prepend_bos=False

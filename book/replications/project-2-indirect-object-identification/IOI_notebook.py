@@ -1208,9 +1208,7 @@ run.claim(
 # %%
 strongest = last_heads or all_heads[-1:]
 layer, head = max(strongest, key=lambda place: abs(float(attribution[place])))
-bridge = models.load(
-    model_name, backend="transformer_lens", device=device, dtype=model.dtype
-).model
+bridge = models.view(model, "transformer_lens").model
 hook = f"blocks.{layer}.attn.hook_z"
 first = tested.first(1)
 rows = torch.tensor(
