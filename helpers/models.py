@@ -146,7 +146,7 @@ def load(
 def view(loaded: LoadedModel, backend: Backend) -> LoadedModel:
     """The same weights on another backend, held once: modules of its own, over the tensors of a plain model.
 
-    What writes into weights writes into both: TransformerLens' compatibility mode wants a model that was loaded for it.
+    What changes a weight in place changes it in both.
 
     Args:
         loaded: on plain Hugging Face.
@@ -415,9 +415,9 @@ def _on_backend(plain: LoadedModel, model: AnyModule, folder: Path, backend: Bac
     if plain.tokenizer is None:
         raise InputError(f"backend {backend!r} needs a tokenizer, and {folder} has none: legal is 'huggingface'")
     if backend == "transformer_lens":
-        from helpers.engine import inspection
+        from helpers.engine import bridges
 
-        return inspection.load_bridge(replace(plain, model=model), lambda: _boot_bridge(model, folder))
+        return bridges.load_bridge(replace(plain, model=model), lambda: _boot_bridge(model, folder))
     from nnsight import TransformersModel
 
     wrapped = TransformersModel(model, tokenizer=plain.tokenizer, task="text-generation", device=str(model.device))

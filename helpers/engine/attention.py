@@ -66,6 +66,16 @@ class AttentionCall:
         eager = getattr(sys.modules[type(self.module).__module__], "eager_attention_forward", _attend)
         return eager(self.module, self.query, self.key, self.value, self.given_mask, **self.options)
 
+    def attend(
+        self, mask: Tensor | None
+    ) -> tuple[Float[Tensor, "example query head d_head"], Float[Tensor, "example head query key"]]:
+        """By our own formula, in full: what is mixed under a mask, as `normalise` takes one, and the pattern."""
+        group = self.query.shape[1] // self.key.shape[1]
+        key, value = (part.repeat_interleave(group, 1) for part in (self.key, self.value))
+        scores = self.query.float() @ key.float().mT * self.scaling
+        pattern = self.normalise(scores, mask, lambda numbers: numbers[:, None, None]).to(value.dtype)
+        return (pattern @ value).transpose(1, 2).contiguous(), pattern
+
     def normalise(
         self,
         scores: Float[Tensor, "*axes key"],
@@ -174,13 +184,10 @@ def _get_mask(given: Mask | Callable[[], Mask]) -> Mask:
 
 def _attend(
     module: AnyModule, query: Tensor, key: Tensor, value: Tensor, given_mask: Any, *, scaling: float, **_: Any
-) -> tuple[Float[Tensor, "example query head d_head"], Float[Tensor, "example head query key"]]:
-    """Attention in full, for families whose source has no function of that kind."""
-    group, mask = query.shape[1] // key.shape[1], _get_mask(given_mask)
-    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    scores = query.float() @ key.float().mT * scaling
-    pattern = (scores if mask is None else scores + mask).softmax(-1).to(value.dtype)
-    return (pattern @ value).transpose(1, 2).contiguous(), pattern
+) -> tuple[Tensor, Tensor]:
+    """For families whose source has no such function."""
+    call = AttentionCall(module, query, key, value, given_mask, {"scaling": scaling})
+    return call.attend(call.mask)
 
 
 def _attn(

@@ -317,17 +317,13 @@ class _Tree:
                 seen[token] |= seen[parent]
         seen, places = seen.to(device)[None, None], torch.tensor([self.depths], device=device)
 
-        def attend(call: AttentionCall) -> tuple[Tensor, None]:
+        def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
             mask = add_linear_bias(call, seen, places)
-            if is_plain(call):
-                mixed = scaled_dot_product_attention(
-                    call.query, call.key, call.value, attn_mask=mask, scale=call.scaling, enable_gqa=True
-                )
-            else:
-                group = call.query.shape[1] // call.key.shape[1]
-                key, value = (part.repeat_interleave(group, 1) for part in (call.key, call.value))
-                scores = call.query @ key.mT * call.scaling
-                mixed = call.normalise(scores, mask, lambda numbers: numbers[:, None, None]).to(value.dtype) @ value
+            if not is_plain(call):
+                return call.attend(mask)
+            mixed = scaled_dot_product_attention(
+                call.query, call.key, call.value, attn_mask=mask, scale=call.scaling, enable_gqa=True
+            )
             return mixed.transpose(1, 2), None
 
         return attend

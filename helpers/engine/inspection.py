@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from helpers import InputError
 from helpers.engine import backends
 from helpers.engine.architectures import (
-    FORWARD_ORDER,
     BlockCall,
     LayerLayout,
     Layout,
@@ -39,11 +38,12 @@ from helpers.engine.architectures import (
     scale_logits,
 )
 from helpers.engine.attention import AnyModule, AttentionCall, has_linear_bias, is_plain, redirect
-from helpers.engine.cards import LoadedModel
 from helpers.engine.embedded import get_first_line
 
 Found = TypeVar("Found")
 N_TOKENS = 17
+_SOURCES = ("architectures.py", "attention.py", "backends.py", "inspection.py", "bridges.py")
+"""What is found holds as long as these are the same."""
 KNOWN = ("s_aux", "position_ids", "cache_position")
 """Tensors that a model may hand to its attention function without the pattern being another one for it."""
 TOLERANCE = 1e-4
@@ -58,37 +58,17 @@ def find_layout(model: AnyModule, weights_sha256: str) -> Layout:
     """
 
     def read(found: Any) -> Layout:
-        layers = [LayerLayout(points=_as_points(one.pop("points")), **one) for one in found.pop("layers")]
-        layout = Layout(layers=tuple(layers), hooks=_as_points(found.pop("hooks")), **found)
+        layers = [LayerLayout(points=as_points(one.pop("points")), **one) for one in found.pop("layers")]
+        layout = Layout(layers=tuple(layers), hooks=as_points(found.pop("hooks")), **found)
         for layer in list_layers(model, layout):
             for point in layer.layout.points.values():
                 layer.get_module(point)
         return layout
 
-    return _remember(model, [weights_sha256], lambda: dataclasses.asdict(_inspect_or_refuse(model)), read)
+    return remember(model, [weights_sha256], lambda: dataclasses.asdict(_inspect_or_refuse(model)), read)
 
 
-def load_bridge(plain: LoadedModel, boot: Callable[[], AnyModule]) -> LoadedModel:
-    """A plain model on TransformerLens, with the hooks that do there what our sites say; found once, as a layout is.
-
-    Raises:
-        InputError: a bridge that can't run the model, or that computes something else.
-    """
-    from importlib.metadata import version
-
-    def find() -> dict[Any, Any]:
-        expected = probe_sites(plain)
-        booted.append(replace(plain, model=boot(), backend="transformer_lens"))
-        return {site: dataclasses.asdict(point) for site, point in find_hooks(booted[0], expected).items()}
-
-    booted: list[LoadedModel] = []
-    key = [plain.weights_sha256, "transformer_lens", version("transformer-lens")]
-    hooks = _remember(plain.model, key, find, _as_points)
-    loaded = booted[0] if booted else replace(plain, model=boot(), backend="transformer_lens")
-    return replace(loaded, layout=replace(plain.layout, hooks=hooks))
-
-
-def _remember(
+def remember(
     model: AnyModule, key: Sequence[str], find: Callable[[], dict[Any, Any]], read: Callable[[Any], Found]
 ) -> Found:
     """What was found once for a model as it is configured, by this version of the code and of its libraries."""
@@ -113,7 +93,8 @@ def _remember(
     return read(json.loads(text))
 
 
-def _as_points(given: dict[SiteName, Any]) -> dict[SiteName, Point]:
+def as_points(given: dict[SiteName, Any]) -> dict[SiteName, Point]:
+    """Points as JSON has them."""
     return {site: Point(**point | {"sizes": tuple(point["sizes"])}) for site, point in given.items()}
 
 
@@ -130,9 +111,6 @@ def _inspect_or_refuse(model: AnyModule) -> Layout:
         ) from None
 
 
-_SOURCES = ("architectures.py", "attention.py", "backends.py", "inspection.py")
-
-
 def _locate_cache() -> Path:
     from huggingface_hub.constants import HF_HOME
 
@@ -146,7 +124,7 @@ def inspect(model: AnyModule) -> Layout:
         InputError: as `find_layout`.
     """
     model_type = model.config.get_text_config().model_type
-    tokens = _draw_tokens(model)
+    tokens = draw_tokens(model)
     if model.base_model is model:
         raise InputError(f"architecture {model_type!r} does not keep its layers apart from its unembedding")
     with torch.inference_mode():
@@ -166,7 +144,7 @@ def inspect(model: AnyModule) -> Layout:
             )
         layers, missing = [], {}
         for number, call in enumerate(calls):
-            layer = _Block(run, f"{blocks}.{number}", base_names[id(call.module)], call, _tolerance(model))
+            layer = _Block(run, f"{blocks}.{number}", base_names[id(call.module)], call, get_tolerance(model))
             layers.append(layer.describe(number, model_type))
             missing |= layer.missing
         final_norm, logit_scale = _find_end(model, run, f"{blocks}.{len(calls) - 1}", model_type)
@@ -187,7 +165,8 @@ def inspect(model: AnyModule) -> Layout:
     return replace(layout, missing=missing | _find_missing(layout, run, turned))
 
 
-def _draw_tokens(model: AnyModule) -> list[int]:
+def draw_tokens(model: AnyModule) -> list[int]:
+    """A prompt of random tokens, the same every time."""
     generator = torch.Generator().manual_seed(0)
     n_tokens = min(N_TOKENS, getattr(model.config.get_text_config(), "max_position_embeddings", None) or N_TOKENS)
     return torch.randint(0, model.get_input_embeddings().weight.shape[0], (n_tokens,), generator=generator).tolist()
@@ -267,10 +246,10 @@ def _watch(model: AnyModule, tokens: Sequence[int]) -> _Run:
     def attend(call: AttentionCall) -> Any:
         mixed, pattern = call.run()
         q, k, v, z = (tensor.clone() for tensor in (call.query, call.key, call.value, mixed))
-        mixes = pattern is not None and _equal(
+        mixes = pattern is not None and is_close(
             (pattern.float() @ v.float().repeat_interleave(q.shape[1] // v.shape[1], 1)).transpose(1, 2),
             z,
-            _tolerance(model),
+            get_tolerance(model),
         )
         others = tuple(name for name, one in call.options.items() if isinstance(one, Tensor) and name not in KNOWN)
         calls.append(_Call(len(seen) + len(calls), call.module, q, k, v, z, is_plain(call), mixes, others))
@@ -302,7 +281,7 @@ def _check_causal(
     other = (tokens[-1] + 1) % model.get_input_embeddings().weight.shape[0]
     with recording_block_calls(model, blocks) as calls:
         changed = model(torch.tensor([[*tokens[:-1], other]], device=model.device), use_cache=False).logits
-    if not _equal(changed[:, :-1], logits[:, :-1], _tolerance(model)):
+    if not is_close(changed[:, :-1], logits[:, :-1], get_tolerance(model)):
         raise InputError(
             f"architecture {model_type!r} as configured here sees what follows (another last token changes what it "
             "predicts before): legal are models that read from left to right"
@@ -318,7 +297,7 @@ def _takes_positions(model: AnyModule, run: _Run, tokens: Sequence[int], call: _
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2 * len(tokens)
     elsewhere = torch.cat([places[:, :1], (places[:, 1:] * 2).clamp(max=limit - 1)], dim=1)
     moved = model(torch.tensor([tokens], device=model.device), position_ids=elsewhere, use_cache=False).logits
-    return not _equal(moved, run.logits, 1e-6)
+    return not is_close(moved, run.logits, 1e-6)
 
 
 def _find_blocks(model: AnyModule, calls: Sequence[_Call], model_type: str) -> tuple[str, list[_Call]]:
@@ -350,11 +329,12 @@ def _find_blocks(model: AnyModule, calls: Sequence[_Call], model_type: str) -> t
     return blocks, list(calls)
 
 
-def _tolerance(model: AnyModule) -> float:
+def get_tolerance(model: AnyModule) -> float:
+    """How far tensors of a model may be apart in its precision."""
     return TOLERANCE * (1 if model.dtype == torch.float32 else 256)
 
 
-def _equal(one: Tensor, other: Tensor, tolerance: float) -> bool:
+def is_close(one: Tensor, other: Tensor, tolerance: float) -> bool:
     """Whether two tensors of the same numbers, maybe in other shapes, are close."""
     if one.numel() != other.numel():
         return False
@@ -396,7 +376,7 @@ class _Block:
             else:
                 points[site] = found
         z = self.call.mixed
-        reader = next((one for one in self._after() if _equal(one.input, z, 1e-9)), None)
+        reader = next((one for one in self._after() if is_close(one.input, z, 1e-9)), None)
         after = None if reader is None else self._find_after(attn_out, reader)
         if reader is None or attn_out.module not in (reader.name, after):
             self.missing["head_z"] = f"{model_type} does more to head_z than a matrix, and maybe a norm, would"
@@ -425,7 +405,7 @@ class _Block:
         by_attention += [
             one
             for one in candidates
-            if not self._in_attention(one) and any(_equal(one.input, a.output, 1e-9) for a in by_attention)
+            if not self._in_attention(one) and any(is_close(one.input, a.output, 1e-9) for a in by_attention)
         ]
         others = [one for one in candidates if not self._in_attention(one)]
         for scaled in (False, True):
@@ -461,7 +441,7 @@ class _Block:
         mid = resid_mid.flatten()
         read = [one.input.double().flatten() for one in self.inside if not self._in_attention(one)]
         return any(
-            len(one) == len(mid) and _equal(one, mid, self.tolerance) and (one - mid).norm() < (one - pre).norm() / 4
+            len(one) == len(mid) and is_close(one, mid, self.tolerance) and (one - mid).norm() < (one - pre).norm() / 4
             for one in read
         )
 
@@ -480,7 +460,7 @@ class _Block:
         if attn_out.module == reader.name:
             return None
         (found,) = (one for one in self.inside if one.name == attn_out.module)
-        return attn_out.module if _equal(found.input, reader.output, 1e-9) else None
+        return attn_out.module if is_close(found.input, reader.output, 1e-9) else None
 
     def _find_projected(self, part: int) -> Point | None:
         """Where queries, keys or values leave a module: the last one whose output is that of the attention call.
@@ -498,7 +478,7 @@ class _Block:
             "grouped": (fused, place),
             "chunked": (fused, place),
         }
-        compared, like = (slice(None), _equal) if part == 2 else (slice(1), _proportional)
+        compared, like = (slice(None), is_close) if part == 2 else (slice(1), _proportional)
         for one in reversed([one for one in self.inside if one.order < self.call.order and self._in_attention(one)]):
             for view, (shape, sizes) in views.items():
                 point = Point(one.name, view=view, sizes=sizes)
@@ -527,21 +507,21 @@ def _proportional(one: Tensor, other: Tensor, tolerance: float) -> bool:
 def _find_end(model: AnyModule, run: _Run, last: str, model_type: str) -> tuple[str, float]:
     """The norm after the last block, and what the unembedding's output is multiplied by."""
     (block,) = (one for one in run.within(last) if not one.name)
-    tolerance = _tolerance(model)
+    tolerance = get_tolerance(model)
     norm = next(
         (
             one
             for one in run.seen
             if one.order > block.order
-            and _equal(one.input, block.output, 1e-6)
-            and _equal(one.output, run.head.input, 1e-6)
+            and is_close(one.input, block.output, 1e-6)
+            and is_close(one.output, run.head.input, 1e-6)
         ),
         None,
     )
     raw = run.head.output
     scale = float((raw.double() * run.logits.double()).sum() / raw.double().square().sum())
     for logit_scale in (1.0, scale):
-        if norm is not None and _equal(scale_logits(model, logit_scale, raw), run.logits, tolerance):
+        if norm is not None and is_close(scale_logits(model, logit_scale, raw), run.logits, tolerance):
             return norm.name, logit_scale
     raise InputError(
         f"architecture {model_type!r} as configured here does not get its logits from its last norm and its "
@@ -590,11 +570,12 @@ def _check_packed(
 
     def attend(call: AttentionCall) -> tuple[Tensor, None]:
         """Attention of all tokens to all, each at its place."""
-        q, k, v = (part[0].transpose(0, 1)[order] for part in (call.query, call.key, call.value))
-        queries.append(q)
+        query, key, value = (part[:, :, order] for part in (call.query, call.key, call.value))
+        queries.append(query)
         if len(queries) > 1:  # of the second run only these are needed
             backends.stop()
-        return mix(call, q, k, v, calls[number].mask)[order][None], None
+        mixed, _ = replace(call, query=query, key=key, value=value).attend(calls[number].mask)
+        return mixed[:, order], None
 
     with redirect(model, attend):
         for number, layer in enumerate(list_layers(model, layout)):
@@ -607,7 +588,7 @@ def _check_packed(
                     "stream, or a mask, that depends on what is read: legal are models that give what depends on "
                     "positions alone"
                 )
-            if not _as_before(again[order], block.input[0], block.output[0], _tolerance(model)):
+            if not _as_before(again[order], block.input[0], block.output[0], get_tolerance(model)):
                 raise InputError(
                     f"layer {number} of architecture {layout.model_type!r} as configured here gives something else "
                     "when its parts are computed one by one: legal are layers whose attention is a softmax over "
@@ -615,7 +596,7 @@ def _check_packed(
                 )
             with backends.stopping():
                 layer.run(block.input[0], calls[number], torch.zeros_like(order))
-            turned.append(not _equal(queries[1][order], queries[0], TOLERANCE))
+            turned.append(not is_close(queries[1][:, :, order], queries[0], TOLERANCE))
     return turned
 
 
@@ -640,123 +621,3 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping):
         return all(_same(one[name], other[name]) for name in one.keys() & other.keys())
     return True
-
-
-def mix(
-    call: AttentionCall,
-    q: Float[Tensor, "query head d_head"],
-    k: Float[Tensor, "key kv_head d_head"],
-    v: Float[Tensor, "key kv_head d_value"],
-    mask: Float[Tensor, "head_or_1 query key"] | None,
-) -> Float[Tensor, "query head d_value"]:
-    """Attention of one prompt, in full."""
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    scores = torch.einsum("qhd,khd->hqk", q, k) * call.scaling
-    pattern = call.normalise(scores, mask, lambda numbers: numbers[:, None, None])
-    return torch.einsum("hqk,khd->qhd", pattern.to(v.dtype), v)
-
-
-# Where TransformerLens has its hooks
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a plain model holds at each site, and what it says when the site is changed in the middle layer."""
-
-    tokens: Int[Tensor, "1 position"]
-    logits: Float[Tensor, "1 position token"]
-    values: Mapping[SiteName, list[Tensor]]
-    changed: Mapping[SiteName, Float[Tensor, "1 position token"]]
-
-
-def probe_sites(loaded: LoadedModel) -> Probe:
-    """Read and change every site of a plain Hugging Face model on a few random tokens."""
-    tokens = torch.tensor([_draw_tokens(loaded.model)], device=loaded.device)
-    sites: list[SiteName] = [
-        site for site in FORWARD_ORDER if site != "resid_mid" and site not in loaded.layout.missing
-    ]
-    values: dict[SiteName, list[Tensor]] = {site: [] for site in sites}
-
-    def keep(site: SiteName) -> backends.Tap:
-        return lambda tensor: values[site].append(tensor.clone())
-
-    taps: list[tuple[SiteName, int, backends.Tap]] = [
-        (site, layer, keep(site)) for site in sites for layer in range(loaded.n_layers)
-    ]
-    with torch.inference_mode():
-        with backends.tap(loaded, taps):
-            logits = loaded.model(tokens, use_cache=False).logits
-        changed = {}
-        for site in sites:
-            with backends.tap(loaded, [(site, loaded.n_layers // 2, _disturb)]):
-                changed[site] = loaded.model(tokens, use_cache=False).logits
-    return Probe(tokens, logits, values, changed)
-
-
-def find_hooks(loaded: LoadedModel, expected: Probe) -> dict[SiteName, Point]:
-    """For each site the hook of a bridge that holds it in every layer, and that changes it as the plain model does."""
-    seen: dict[str, Tensor] = {}
-    inside = [name.removeprefix("blocks.0.") for name in loaded.model.hook_dict if name.startswith("blocks.0.")]
-    inside = [name for name in inside if _takes_hook(loaded.model, f"blocks.0.{name}")]
-    names = [f"blocks.{number}.{name}" for number in range(loaded.n_layers) for name in inside]
-    names = [name for name in names if name in loaded.model.hook_dict]
-
-    def keep(tensor: Any, hook: Any) -> None:
-        if isinstance(tensor, Tensor):
-            seen[hook.name] = tensor.clone()
-
-    found: dict[SiteName, Point] = {}
-    with torch.inference_mode():
-        try:
-            with loaded.model.hooks(fwd_hooks=[(name, keep) for name in names]):
-                logits = loaded.model(expected.tokens)
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise InputError(
-                f"TransformerLens can't run {loaded.layout.model_type} as configured here ({type(error).__name__}): "
-                "legal are the backends huggingface, nnsight"
-            ) from None
-        if not _equal(logits, expected.logits, _tolerance(backends.get_huggingface_model(loaded))):
-            raise InputError(
-                f"TransformerLens computes other logits than transformers for {loaded.layout.model_type} as "
-                "configured here: legal are the backends huggingface, nnsight"
-            )
-        for site, values in expected.values.items():
-            size = (values[0].shape[-1],)
-            views: tuple[View, ...] = ("whole", "flat", "heads_first") if values[0].ndim == 4 else ("whole",)
-            candidates = [
-                Point(name, view=view, sizes=size if view == "flat" else ()) for name in inside for view in views
-            ]
-            for point in candidates:
-                if _serves(loaded, expected, site, point, seen):
-                    found[site] = point
-                    break
-    return found
-
-
-def _takes_hook(bridge: AnyModule, name: str) -> bool:
-    try:
-        with bridge.hooks(fwd_hooks=[(name, lambda tensor, hook: None)]):
-            return True
-    except ValueError:  # some fire only where a setting is on
-        return False
-
-
-def _serves(loaded: LoadedModel, expected: Probe, site: SiteName, point: Point, seen: Mapping[str, Tensor]) -> bool:
-    tolerance = _tolerance(backends.get_huggingface_model(loaded))
-    for number, wanted in enumerate(expected.values[site]):
-        raw = seen.get(f"blocks.{number}.{point.module}")
-        heads = wanted if wanted.ndim == 4 else wanted[..., None]
-        shapes = {"whole": wanted.shape, "flat": heads.flatten(2).shape, "heads_first": heads.transpose(1, 2).shape}
-        if raw is None or raw.shape != shapes[point.view] or not _equal(point.read(raw, 1), wanted, tolerance):
-            return False
-
-    def change(raw: Tensor, hook: Any) -> Tensor:
-        return point.merge(raw, _disturb(point.read(raw, 1)))
-
-    with loaded.model.hooks(fwd_hooks=[(f"blocks.{loaded.n_layers // 2}.{point.module}", change)]):
-        return _equal(loaded.model(expected.tokens), expected.changed[site], tolerance)
-
-
-def _disturb(tensor: Tensor) -> Tensor:
-    return tensor + tensor.roll(1, dims=-1) / 8
