@@ -43,7 +43,17 @@ dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for th
 # %%
 import numpy as np
 import torch
-from helpers import baselines, claims, folds, hooks, models, plots, probes, runs
+from helpers import (
+    InputError,
+    baselines,
+    claims,
+    folds,
+    hooks,
+    models,
+    plots,
+    probes,
+    runs,
+)
 from helpers.probes import Site
 from helpers.scores import compute_auroc, evaluate, subtract
 from studies.sentiment import sentences
@@ -699,10 +709,10 @@ run.claim(
 # One push by other hands: TransformerLens adds the same vector through its own hook.
 
 # %%
-bridge = models.view(model, "transformer_lens").model
 unit = weights[0] / weights[0].norm()
 unit = unit * torch.sign(unit @ gap_of_means)
 vector = (-side[0] * unit * gap_of_means.norm()).to(device)
+rows = torch.tensor([model.encode(fresh.texts[0])], device=device)
 
 
 def put_in(stream, hook):
@@ -710,21 +720,26 @@ def put_in(stream, hook):
     return stream
 
 
-logits = bridge.run_with_hooks(
-    torch.tensor([model.encode(fresh.texts[0])], device=device),
-    fwd_hooks=[(f"blocks.{chosen}.hook_resid_post", put_in)],
-    prepend_bos=False,
-)[0, -1].cpu()
-theirs = logits[answers[0]].logsumexp(0) - logits[answers[1]].logsumexp(0)
-theirs = float(side[0] * (answer[0] - theirs))
-check_apart = abs(theirs - float(effects["probe", "push"][0, 0]))
-assert check_apart < 1e-2 or model.dtype != "float32"
+def push_again(bridge):
+    hooked = [(f"blocks.{chosen}.hook_resid_post", put_in)]
+    logits = bridge.run_with_hooks(rows, fwd_hooks=hooked, prepend_bos=False)
+    first, second = (logits[0, -1].cpu()[some].logsumexp(0) for some in answers)
+    return float(side[0] * (answer[0] - (first - second)))
+
+
+# %%
+try:
+    theirs = push_again(models.view(model, "transformer_lens").model)
+    check_apart = abs(theirs - float(effects["probe", "push"][0, 0]))
+    assert check_apart < 1e-2 or model.dtype != "float32"
+except InputError as error:  # a family that TransformerLens can't run
+    check_apart = f"not measured, as {error}"
 
 # %% tags=["hide-input"]
 run.value("check_apart", check_apart)
 
 # %% [markdown]
-# The two differ by {glue:text}`check_apart` log-odds.
+# Difference of the two in log-odds: {glue:text}`check_apart`.
 #
 # ## Where this breaks
 

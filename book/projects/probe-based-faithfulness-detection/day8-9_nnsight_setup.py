@@ -165,7 +165,7 @@ def nn_load():
 # %% [markdown]
 # This book reads many models on three backends, so it loads each once, checks the files against their hashes, and wraps it.
 # `models.load(name, backend="nnsight")` does that; below is the same by hand, because one argument more, `rename`, gives
-# the modules of any family the names that Llama's have. `bridge` is TransformerLens' view of its own copy.
+# the modules of any family the names that Llama's have. `bridge` is TransformerLens' view of the same weights.
 
 # %%
 lm = TransformersModel(
@@ -176,9 +176,8 @@ lm = TransformersModel(
     rename=RENAMES,
 )
 nn = dataclasses.replace(plain, model=lm, backend="nnsight")
-options = {"device": device, "dtype": dtype or None}
 try:
-    tl = models.load(model_name, backend="transformer_lens", **options)
+    tl = models.view(plain, "transformer_lens")
 except InputError as error:
     run.leave(str(error))
 bridge = tl.model
@@ -188,7 +187,7 @@ print(lm.model.layers)
 # What is printed is the tree of modules. Its names are the names in a trace: `lm.model.layers[3].mlp.output`.
 #
 # **Qwen2.5-7B-Instruct** is `model_name=qwen2.5-7b-instruct device=cuda`. In bfloat16 its weights are
-# {glue:text}`qwen_gib` GiB, and this page holds two copies, in the row "load a model" for a moment three. This run:
+# {glue:text}`qwen_gib` GiB, which this page holds once, and in the row "load a model" for a moment twice. This run:
 # {glue:text}`where`.
 #
 # **On NDIF** a trace runs on a model that others have loaded: you build the model without `dispatch`, so that you hold no
@@ -1308,8 +1307,9 @@ run.claim(
 #
 # **Another mode of the bridge.** `enable_compatibility_mode()` rewrites the weights as `HookedTransformer` used to: norms
 # are folded into what follows, what is written to the stream is centred, and so are the logits. It is said that cached
-# streams and the logit lens then differ, and logit differences don't. So we ask, of this model, and of a random GPT-2 of
-# two layers, whose norms are LayerNorms.
+# streams and the logit lens then differ, and logit differences don't. So we ask, of this model's first two layers with its
+# unembedding (the rewriting takes two copies more of whatever it rewrites), and of a random GPT-2 of two layers, whose
+# norms are LayerNorms.
 
 # %%
 INSIDE = {
@@ -1319,7 +1319,7 @@ INSIDE = {
     "attention pattern": "attn.hook_pattern",
     "outputs of heads, z": "attn.hook_z",
 }
-if "blocks.0.ln1.hook_out" not in bridge.hook_dict:  # as in OLMo 2
+if "blocks.1.ln1.hook_out" not in bridge.hook_dict:  # as in OLMo 2
     INSIDE.pop("what the norm gives to attention")
 
 
@@ -1332,14 +1332,14 @@ def wanted(site):
 
 # %%
 @torch.no_grad()
-def readings(bridge, layer, n_layers):
-    """What a bridge gives; logits also less that of the first token."""
+def readings(bridge):
+    """What two layers give; logits also less that of the first token."""
     lg, cache = bridge.run_with_cache(ids, names_filter=wanted)
-    every = torch.stack([cache["resid_post", i] for i in range(n_layers)])
-    lens = bridge.unembed(bridge.ln_final(every[layer]))
-    inside = {k: cache[f"blocks.{layer}.{v}"] for k, v in INSIDE.items()}
+    every = torch.stack([cache["resid_post", layer] for layer in (0, 1)])
+    lens = bridge.unembed(bridge.ln_final(every[0]))
+    inside = {k: cache[f"blocks.1.{v}"] for k, v in INSIDE.items()}
     return {
-        "residual stream after every layer": every,
+        "residual stream after both layers": every,
         **inside,
         "logits": lg,
         "differences of logits": lg - lg[..., :1],
@@ -1366,14 +1366,19 @@ with torch.no_grad():
     gpt2_apart = difference(layernormed(ids), gpt2(ids).logits)
 
 # %%
-bridges = {
-    "this model": (bridge, LAYER, plain.n_layers),
-    "a random GPT-2": (layernormed, 0, 2),
-}
-raw = {name: readings(*some) for name, some in bridges.items()}
-for some, *_ in bridges.values():
+first_two = transformers.AutoModelForCausalLM.from_pretrained(
+    folder, num_hidden_layers=2, dtype=precision, attn_implementation="eager"
+)
+first_two = TransformerBridge.boot_transformers(
+    folder, hf_model=first_two, dtype=precision, device=device
+)
+bridges = {"this model": first_two, "a random GPT-2": layernormed}
+
+# %%
+raw = {name: readings(some) for name, some in bridges.items()}
+for some in bridges.values():
     some.enable_compatibility_mode(disable_warnings=True)
-folded = {name: readings(*some) for name, some in bridges.items()}
+folded = {name: readings(some) for name, some in bridges.items()}
 changes = {
     name: {
         what: difference(raw[name][what], folded[name][what])
@@ -1396,15 +1401,16 @@ run.table(
         {"what is read": what} | {name: share(name, what) for name in bridges}
         for what in raw["this model"]
     ],
-    caption="The largest change by compatibility mode, as a share of the largest entry in raw mode. What is not below a thousandth or so is another quantity under the same name.",
+    caption="The largest change by compatibility mode in two layers, as a share of the largest entry in raw mode. What is not below a thousandth or so is another quantity under the same name.",
 )
-STREAM = "residual stream after every layer"
+STREAM = "residual stream after both layers"
 without_change = hooks.capture(plain, ids, "resid_post", positions="all")
 without_change = without_change["resid_post"].transpose(0, 1)
 
 
 def by_layer(streams):
-    apart = (streams.detach().cpu().float() - without_change).abs()
+    streams = streams.detach().cpu().float()
+    apart = (streams - without_change[: len(streams)]).abs()
     return apart.flatten(1).amax(1).numpy()
 
 
@@ -1441,10 +1447,12 @@ with plots.draw_figure(
         "TransformerLens, compatibility mode": {
             "color": plots.ORANGE,
             "linestyle": "--",
+            "marker": "s",
+            "fillstyle": "none",
         },
     }
     for name, line in lines.items():
-        axes.plot(range(plain.n_layers), line, label=name, **styles[name])
+        axes.plot(range(len(line)), line, label=name, **styles[name])
     axes.plot(
         range(1, plain.n_layers),
         off,
@@ -1497,7 +1505,7 @@ run.claim(
     "Compatibility mode makes the cached residual stream another one: some entry changes by more than a thousandth of the largest.",
     rule="value > 0.001",
     estimate=measured(
-        share("this model", STREAM), without_change.numel(), "numbers"
+        share("this model", STREAM), without_change[:2].numel(), "numbers"
     ),
     baseline=share("a random GPT-2", STREAM),
     baseline_is="a random GPT-2 with LayerNorm",
@@ -1562,8 +1570,7 @@ run.finish()
 # )
 # print(difference(mlps, cache.stack_activation("mlp_out")))
 # ```
-# Compare before the last section has put the bridge into compatibility mode, or load it anew. The cache holds what the
-# modules gave *after* any change of yours, and is declared before anything is read.
+# The cache holds what the modules gave *after* any change of yours, and is declared before anything is read.
 # ````
 #
 # **2. The order of gradients** (15 minutes). Gradient times activation of every MLP's output, in one backward pass. *Hint:
