@@ -72,7 +72,7 @@ class AttentionCall:
         """By our own formula, in full: what is mixed under a mask, as `normalise` takes one, and the pattern."""
         group = self.query.shape[1] // self.key.shape[1]
         key, value = (part.repeat_interleave(group, 1) for part in (self.key, self.value))
-        scores = self.query.float() @ key.float().mT * self.scaling
+        scores = self.query @ key.mT * self.scaling  # in the model's precision, as its own code has them
         pattern = self.normalise(scores, mask, lambda numbers: numbers[:, None, None]).to(value.dtype)
         return (pattern @ value).transpose(1, 2).contiguous(), pattern
 
@@ -185,8 +185,8 @@ def _get_mask(given: Mask | Callable[[], Mask]) -> Mask:
 def _attend(
     module: AnyModule, query: Tensor, key: Tensor, value: Tensor, given_mask: Any, *, scaling: float, **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """For families whose source has no such function."""
-    call = AttentionCall(module, query, key, value, given_mask, {"scaling": scaling})
+    """For families whose source has no such function, and takes scores in float32."""
+    call = AttentionCall(module, query.float(), key.float(), value, given_mask, {"scaling": scaling})
     return call.attend(call.mask)
 
 
