@@ -17,7 +17,7 @@ from torch import Tensor
 from helpers import InputError, hooks
 from helpers.engine.architectures import Layer, get_final_norm, list_layers, record_block_calls, unembed
 from helpers.engine.attention import AnyModule
-from helpers.engine.inputs import as_whole, as_wholes
+from helpers.engine.inputs import as_tensor, as_whole, as_wholes
 from helpers.engine.propagation import read_block
 from helpers.engine.sites import Prompts, check_site
 from helpers.models import LoadedModel
@@ -33,23 +33,31 @@ class Attribution:
     mlps: Float[Tensor, "layer example"]
     biases: Float[Tensor, " example"]
     """Of attention's output projections, of the last norm and of the unembedding."""
+    resid: Float[Tensor, "example d_model"]
+    """What the last norm read."""
 
     @property
     def total(self) -> Float[Tensor, " example"]:
-        """The logit difference itself."""
+        """The logit difference itself, unless the norm's scale is another run's."""
         return self.embedding + self.heads.sum((0, 1)) + self.mlps.sum(0) + self.biases
 
 
-def attribute_logits(loaded: LoadedModel, prompts: Prompts, answers: Answers) -> Attribution:
+def attribute_logits(
+    loaded: LoadedModel, prompts: Prompts, answers: Answers, *, scale_of: Float[Tensor, "example d_model"] | None = None
+) -> Attribution:
     """What each head, each MLP and the embedding add to the logit of the right less that of the wrong answer.
 
     Args:
         loaded: on plain Hugging Face.
         prompts: of any lengths.
         answers: for each prompt the right and the wrong next token.
+        scale_of: for each prompt the stream (`Attribution.resid`) that sets the last norm's scale; the run's own if
+            None. With that of an intact run, what changes under `hooks.intervene` is what parts write, and not how much
+            of it the norm lets through.
 
     Raises:
-        InputError: another backend than Hugging Face, a model that bounds its logits, answers that do not fit.
+        InputError: another backend than Hugging Face, a model that bounds its logits, answers or a stream that do not
+            fit.
     """
     _check_backend(loaded)
     model, layout = loaded.model, loaded.layout
@@ -60,12 +68,18 @@ def attribute_logits(loaded: LoadedModel, prompts: Prompts, answers: Answers) ->
     if len(tokens) != len(captured.lengths):
         raise InputError(f"{len(tokens)} answers for {len(captured.lengths)} prompts: legal is a pair for each")
     last = {site: captured[site][:, :, 0].to(loaded.device) for site in captured.values}
+    resid = last["resid_post"][:, -1]
+    scale_of = resid if scale_of is None else as_tensor(scale_of, "scale_of").to(loaded.device)
+    if scale_of.shape != resid.shape or not scale_of.isfinite().all():
+        raise InputError(
+            f"scale_of of shape {list(scale_of.shape)}: legal are finite numbers of shape {list(resid.shape)}"
+        )
     unembedding = model.get_output_embeddings()
     norm = get_final_norm(model, layout)
     with torch.no_grad():
         right, wrong = (unembedding.weight[token].float() for token in tokens.T.to(loaded.device))
         difference = layout.logit_scale * (right - wrong)
-        toward = pull_through_norm(norm, last["resid_post"][:, -1], difference)
+        toward = pull_through_norm(norm, scale_of, difference)
         biases = _dot_bias(difference, norm)
         if getattr(unembedding, "bias", None) is not None:
             bias = layout.logit_scale * unembedding.bias.float()
@@ -81,6 +95,7 @@ def attribute_logits(loaded: LoadedModel, prompts: Prompts, answers: Answers) ->
             heads=torch.stack(heads).cpu(),
             mlps=torch.einsum("nld,nd->ln", last["mlp_out"], toward).cpu(),
             biases=biases.cpu(),
+            resid=resid.cpu(),
         )
 
 
@@ -247,7 +262,8 @@ def pull_through_attn_out(
     if layer.layout.after_attention is None:
         return direction
     norm = layer.block.get_submodule(layer.layout.after_attention)
-    return pull_through_norm(norm, layer.out(head_z.flatten(1).to(layer.out.weight.dtype)), direction)
+    # forward, not a call: an edit of head_z would take this for a pass of the model
+    return pull_through_norm(norm, layer.out.forward(head_z.flatten(1).to(layer.out.weight.dtype)), direction)
 
 
 def write_attn_out(layer: Layer, head_z: Float[Tensor, "example head d_head"]) -> Float[Tensor, "example d_model"]:
@@ -257,7 +273,7 @@ def write_attn_out(layer: Layer, head_z: Float[Tensor, "example head d_head"]) -
         layer: of a plain Hugging Face model.
         head_z: of all its heads.
     """
-    out = layer.out(head_z.flatten(-2))
+    out = layer.out.forward(head_z.flatten(-2))
     if layer.layout.after_attention is not None:
         out = layer.block.get_submodule(layer.layout.after_attention)(out)
     return out * layer.layout.points["attn_out"].scale

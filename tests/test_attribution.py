@@ -58,6 +58,31 @@ def test_a_part_is_what_is_missing_when_the_norm_stays_and_the_part_goes(tiny, d
         torch.testing.assert_close(parts.heads[1, head], (scaled * direction).sum(-1), atol=1e-3, rtol=1e-3)
 
 
+def test_with_the_scale_held_only_what_is_written_changes(tiny, data):
+    whole = attribution.attribute_logits(tiny, *data)
+    torch.testing.assert_close(
+        attribution.attribute_logits(tiny, *data, scale_of=whole.resid).heads, whole.heads, atol=1e-5, rtol=1e-5
+    )
+    with hooks.intervene(tiny, hooks.Edit("head_z", 1, torch.zeros(tiny.layout.d_head), head=2)):
+        own, held = (
+            attribution.attribute_logits(tiny, *data, scale_of=scale) for scale in (None, whole.resid.tolist())
+        )
+    intact = torch.ones(2, 4, dtype=torch.bool)
+    intact[1, 2] = False
+    if not tiny.layout.layers[1].after_attention:  # else the norm of the sum has another scale
+        torch.testing.assert_close(held.heads[intact], whole.heads[intact], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(held.heads[1, 2], torch.zeros(3), atol=1e-6, rtol=0)
+    ratio = own.heads[0] / whole.heads[0]  # the scale alone, the same for all that is written
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), atol=1e-3, rtol=1e-3)
+    assert (ratio - 1).abs().max() > 1e-3
+    torch.testing.assert_close(own.total, _zeroed_difference(tiny, data), atol=1e-4, rtol=1e-4)
+
+
+def _zeroed_difference(tiny, data):
+    with hooks.intervene(tiny, hooks.Edit("head_z", 1, torch.zeros(tiny.layout.d_head), head=2)):
+        return difference(tiny, *data)
+
+
 def test_the_parts_of_the_real_model_sum_and_single_out_few_heads(embedded):
     names = [(" Mary", " John"), (" Tom", " Anna")]
     texts = [f"When{a} and{b} went to the store,{b} gave a drink to" for a, b in names]
@@ -183,6 +208,9 @@ def test_sequences_in_which_a_token_repeats_have_no_copying_scores(load_tiny, re
 
 
 def test_bad_input_is_refused(load_tiny, data, refused):
+    for bad in (torch.ones(2, 3), torch.full((3, load_tiny("llama").config.hidden_size), torch.nan)):
+        with refused("scale_of of shape", "finite"):
+            attribution.attribute_logits(load_tiny("llama"), *data, scale_of=bad)
     rows, answers = data
     loaded = load_tiny("llama")
     with refused("2 answers for 3 prompts"):
