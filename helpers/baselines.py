@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from helpers import InputError, hooks
+from helpers.claims import Estimate, average, shorten
 from helpers.engine import backends
 from helpers.engine.inputs import as_count, as_list, as_tensor, as_whole, as_wholes, is_row, make_generator
 from helpers.engine.sites import Positions, Prompts, check_site, locate_positions
@@ -158,42 +164,162 @@ def _mean_embedding(loaded: LoadedModel, texts: Sequence[str]) -> Float[Tensor, 
     return torch.stack([table[torch.tensor(loaded.encode(text))].float().mean(0).cpu() for text in texts])
 
 
-def draw_layer_matched_sets(
-    loaded: LoadedModel, heads: Sequence[Head], *, n_sets: int, seed: int, disjoint: bool = True
-) -> list[list[Head]]:
-    """Random sets to compare with: as many heads in every layer as `heads` has there, none of them in `heads`.
+@dataclass(frozen=True)
+class Controls:
+    """Random sets of heads to compare a chosen set with, all different."""
+
+    sets: tuple[tuple[Head, ...], ...]
+    n_possible: int
+    """How many different sets there are, of which these were drawn."""
+    n_borrowed: float
+    """Heads of a set that stand in another layer than the head they are compared with, mean over the sets."""
+    shared: float
+    """Of two sets, the share of heads that they have in common: mean over all pairs."""
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.sets)} of {self.n_possible} possible sets, none with a head of the circuit; "
+            f"{self.n_borrowed:.1f} heads of a set borrowed from a neighbouring layer; "
+            f"two sets share {self.shared:.0%} of their heads"
+        )
+
+
+def draw_controls(
+    loaded: LoadedModel, heads: Sequence[Head], *, avoid: Sequence[Head] = (), n_sets: int, seed: int
+) -> Controls:
+    """Random sets to compare with: as many heads of every layer as `heads` has there, none in `heads` or `avoid`.
+
+    A layer with fewer than twice the free heads that it needs lends from its neighbours on both sides, as many layers
+    away as it takes; layers whose choices overlap then are drawn from together.
 
     Args:
         loaded: on any backend.
         heads: as (layer, head).
-        n_sets: to draw.
+        avoid: heads that no control may hold, such as the rest of the circuit.
+        n_sets: to draw; fewer where there are not so many different ones.
         seed: of the draws.
-        disjoint: if not, they are drawn from all heads of the layer, so that they may share some with `heads`.
 
-    Returns no set at all where a layer has too few other heads, or where `heads` are all that could be drawn.
+    Returns no set at all where the model has fewer free heads than `heads` needs.
     """
+    heads, avoid = (_check_heads(loaded, some) for some in (heads, avoid))
+    generator, n_sets = make_generator(seed), as_count(n_sets, "n_sets", 0)
+    taken = {*heads, *avoid}
+    free = [head for head in np.ndindex(loaded.n_layers, loaded.n_heads) if head not in taken]
+    if not heads or len(free) < len(heads):
+        return Controls((), 0, 0.0, 0.0)
+    needed = Counter(layer for layer, _ in heads)
+    pools = _gather_pools(free, needed)
+    n_possible = math.prod(math.comb(len(pool), sum(needed[layer] for layer in layers)) for layers, pool in pools)
+    sets: dict[tuple[Head, ...], None] = {}
+    if n_possible <= n_sets:
+        every = product(*(combinations(pool, sum(needed[layer] for layer in layers)) for layers, pool in pools))
+        sets = dict.fromkeys(tuple(sorted(chain(*parts))) for parts in every)
+    while len(sets) < min(n_sets, n_possible):
+        drawn = []
+        for layers, pool in pools:
+            count = sum(needed[layer] for layer in layers)
+            drawn += [pool[i] for i in generator.choice(len(pool), count, replace=False)]
+        sets[tuple(sorted(drawn))] = None
+    away = [sum((needed - Counter(layer for layer, _ in one)).values()) for one in sets]
+    shared = [len({*one} & {*other}) / len(heads) for one, other in combinations(sets, 2)]
+    return Controls(tuple(sets), n_possible, float(np.mean(away or [0])), float(np.mean(shared or [0])))
+
+
+@dataclass(frozen=True)
+class AgainstControls:
+    """What a set of heads does beside what each control does, on the same examples."""
+
+    own: Estimate
+    controls: Float[Tensor, " set"]
+    """The mean of each."""
+    strongest: float
+    """The mean of the strongest control; NaN without any."""
+    lead: Estimate | None
+    """By how much the set goes beyond the strongest control, example by example; none without controls."""
+
+    @property
+    def spread(self) -> str:
+        """The controls as "median (min to max)"."""
+        if not len(self.controls):
+            return "–"
+        low, middle, high = (shorten(float(self.controls.quantile(at))) for at in (0.0, 0.5, 1.0))
+        return f"{middle} ({low} to {high})"
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What a claim needs whose rule is "value > 0"."""
+        if self.lead is None:
+            return {"estimate": None}
+        return {
+            "estimate": self.lead,
+            "baseline": self.strongest,
+            "baseline_is": f"what the strongest of {len(self.controls)} controls does itself",
+        }
+
+
+def compare_with_controls(
+    effects: Float[Tensor, "set example"],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    below: bool = False,
+    seed: int,
+    of: str = "sequences",
+) -> AgainstControls:
+    """Compare a set with its controls in pairs: on each example the set's effect less the strongest control's.
+
+    The strongest is the control with the largest mean, so that the set must beat the best of the chance ones, and what
+    examples have in common (an easy template, a long sequence) falls out of the difference.
+
+    Args:
+        effects: of the set in the first row, of a control in every other.
+        groups: for each example what was drawn independently, as for `claims.average`.
+        below: whether the set should lie below all controls instead of above.
+        seed: of the intervals.
+        of: what the independent units are, in the plural.
+    """
+    effects = as_tensor(effects, "effects").float()
+    if effects.ndim != 2 or not len(effects):
+        raise InputError(f"effects of shape {list(effects.shape)}: legal is a row for the set and one for each control")
+    own, controls = effects[0], effects[1:]
+    options: dict[str, Any] = {"seed": seed, "of": of, "groups": groups}
+    estimate = average(own.tolist(), **options)
+    if not len(controls):
+        return AgainstControls(estimate, controls.mean(1), math.nan, None)
+    sign = -1.0 if below else 1.0
+    strongest = controls[(sign * controls.mean(1)).argmax()]
+    lead = average((sign * (own - strongest)).tolist(), **options)
+    return AgainstControls(estimate, controls.mean(1), float(strongest.mean()), lead)
+
+
+def _check_heads(loaded: LoadedModel, heads: Sequence[Head]) -> list[Head]:
     pairs = as_list(heads)
     if not is_row(pairs) or not all(is_row(as_list(pair)) and len(pair) == 2 for pair in pairs):
         raise InputError(f"heads {str(pairs)[:60]}: legal are pairs of layer and head")
-    heads = [(as_whole(layer), as_whole(head)) for layer, head in map(as_list, pairs)]
-    for layer, head in heads:
+    checked = [(as_whole(layer), as_whole(head)) for layer, head in map(as_list, pairs)]
+    for layer, head in checked:
         check_site(loaded, "head_z", layer, (head,))
-    if len(set(heads)) < len(heads):
+    if len(set(checked)) < len(checked):
         raise InputError("a head is given twice: legal are different ones")
-    generator, n_sets = make_generator(seed), as_count(n_sets, "n_sets", 0)
-    taken = {layer: [head for other, head in heads if other == layer] for layer, _ in heads}
-    free = {layer: np.setdiff1d(np.arange(loaded.n_heads), taken[layer]) for layer in taken}
-    if taken and all(len(taken[layer]) == loaded.n_heads for layer in taken):
-        return []
-    if not disjoint:
-        free = {layer: np.arange(loaded.n_heads) for layer in taken}
-    if any(len(free[layer]) < len(taken[layer]) for layer in taken):
-        return []
-    return [
-        [
-            (layer, int(head))
-            for layer in sorted(taken)
-            for head in generator.choice(free[layer], len(taken[layer]), replace=False)
+    return checked
+
+
+def _gather_pools(free: list[Head], needed: Counter[int]) -> list[tuple[set[int], list[Head]]]:
+    """Layers that are drawn from together, with their free heads: twice as many as are needed, or all there are."""
+    radius = dict.fromkeys(needed, 0)
+    while True:
+        pools: list[tuple[set[int], set[Head]]] = []
+        for layer in sorted(needed):
+            layers, pool = {layer}, {head for head in free if abs(head[0] - layer) <= radius[layer]}
+            while met := next((one for one in pools if one[1] & pool), None):
+                pools.remove(met)
+                layers, pool = layers | met[0], pool | met[1]
+            pools.append((layers, pool))
+        small = [
+            layers
+            for layers, pool in pools
+            if len(pool) < 2 * sum(needed[layer] for layer in layers) and len(pool) < len(free)
         ]
-        for _ in range(n_sets)
-    ]
+        if not small:
+            return [(layers, sorted(pool)) for layers, pool in pools]
+        for layer in set().union(*small):
+            radius[layer] += 1

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from types import CodeType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from helpers import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Verdict = Literal["holds", "fails", "depends", "not comparable", "not run"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -92,22 +95,28 @@ class Claim:
     published: Published | None
 
 
-def average(samples: Sequence[float], *, seed: int, of: str = "sequences") -> Estimate:
+def average(
+    samples: Sequence[float], *, seed: int, of: str = "sequences", groups: Sequence[Hashable] | None = None
+) -> Estimate:
     """The mean with its 95 % percentile bootstrap interval (`scipy.stats.bootstrap`, 10,000 resamples).
 
+    Samples that share a group (a template, a seed of training) are no independent ones. With `groups` each group counts
+    as one number, its mean, and the interval is Student's over these, since a bootstrap of a handful is too narrow.
+
     Args:
-        samples: one number for each independent unit, at least two.
+        samples: one number for each independent unit, or for each example, at least two.
         seed: of the resampling.
-        of: what `samples` are, in the plural.
+        of: what the independent units are, in the plural.
+        groups: for each sample its group, of which there are at least two.
 
     Raises:
-        InputError: fewer than two samples, or one that is not finite.
+        InputError: fewer than two samples, one that is not finite, or another number of groups.
 
     >>> average([1.0, 2.0, 3.0], seed=0).value
     2.0
     """
     import numpy as np
-    from scipy.stats import bootstrap
+    from scipy.stats import bootstrap, ttest_1samp
 
     from helpers.engine.inputs import check_seed
 
@@ -116,12 +125,50 @@ def average(samples: Sequence[float], *, seed: int, of: str = "sequences") -> Es
         raise InputError(f"an interval needs at least two samples in one row, not shape {numbers.shape}")
     if not np.isfinite(numbers).all():
         raise InputError("a sample is NaN or infinite, so no mean can be given: the model's weights may be damaged")
+    if groups is not None:
+        numbers = _group_means(numbers, groups)
     if np.ptp(numbers) == 0:  # exactly, where a mean would round
         middle = low = high = numbers[0]
+    elif groups is not None:
+        middle, (low, high) = numbers.mean(), ttest_1samp(numbers, 0).confidence_interval()
     else:
         interval = bootstrap((numbers,), np.mean, n_resamples=10_000, method="percentile", rng=check_seed(seed))
         middle, (low, high) = numbers.mean(), interval.confidence_interval
     return Estimate(float(middle), float(low), float(high), len(numbers), of)
+
+
+def _group_means(numbers: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
+    import numpy as np
+
+    names = list(groups)
+    if len(names) != len(numbers) or len(set(names)) < 2:
+        raise InputError(
+            f"{len(set(names))} groups of {len(names)} samples for {len(numbers)}: legal is one for each, at least two "
+            "different ones"
+        )
+    numbered = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    codes = [numbered[name] for name in names]
+    return np.bincount(codes, numbers) / np.bincount(codes)
+
+
+def share(right: Sequence[bool], *, of: str = "prompts") -> Estimate:
+    """How often something is so, with Wilson's 95 % interval, which has a width also where it is always or never so.
+
+    Args:
+        right: one for each independent unit, at least one.
+        of: what these are, in the plural.
+
+    >>> share([True] * 200)
+    Estimate(value=1.0, low=0.98115..., high=1.0, n=200, of='prompts')
+    """
+    import numpy as np
+    from scipy.stats import binomtest
+
+    chosen = np.asarray(right)
+    if chosen.ndim != 1 or not len(chosen) or chosen.dtype != bool:
+        raise InputError(f"a share of {str(right)[:60]}: legal is True or False for each unit, at least one")
+    interval = binomtest(int(chosen.sum()), len(chosen)).proportion_ci(method="wilson")
+    return Estimate(float(chosen.mean()), float(interval.low), float(interval.high), len(chosen), of)
 
 
 def decide(

@@ -233,24 +233,28 @@ def draw_matrix(axes: Any, values: pd.DataFrame, *, limits: tuple[float, float] 
     return image
 
 
-def draw_diagram(axes: Any, boxes: dict[str, tuple[float, float, str]], arrows: Sequence[tuple[str, str, str]]) -> None:
-    """Draw named boxes with text at (x, y), and labelled arrows between those that there are.
+def draw_diagram(
+    axes: Any, boxes: dict[str, tuple[float, float, str]], arrows: Sequence[tuple[str, str, str, float]]
+) -> None:
+    """Draw named boxes with text at (x, y), and labelled arrows between those that there are, as wide as they weigh.
 
     Args:
         axes: of matplotlib.
         boxes: by name their place and text, (x, y, text).
-        arrows: (from, to, label), by the names of boxes.
+        arrows: (from, to, label, weight), by the names of boxes; the heaviest is four points wide.
     """
     style = {"boxstyle": "round,pad=0.4", "facecolor": "none", "edgecolor": INK}
     drawn = {
         name: axes.text(x, y, text.replace("$", r"\$"), ha="center", va="center", fontsize=9, bbox=style)
         for name, (x, y, text) in boxes.items()
     }
-    for start, end, label in arrows:
+    heaviest = max((weight for *_, weight in arrows), default=1.0)
+    for start, end, label, weight in arrows:
         if start in boxes and end in boxes:
             (x, y, _), (to_x, to_y, _) = boxes[start], boxes[end]
             patches = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
-            style_of_arrow = {"arrowstyle": "->", "color": BLUE, "shrinkA": 4, "shrinkB": 4} | patches
+            width = {"linewidth": max(0.5, 4 * weight / heaviest)}
+            style_of_arrow = {"arrowstyle": "->", "color": BLUE, "shrinkA": 4, "shrinkB": 4} | patches | width
             axes.annotate("", (to_x, to_y), (x, y), arrowprops=style_of_arrow)
             below = {"ha": "left", "va": "top", "fontsize": 8, "color": BLUE}
             axes.text((x + to_x) / 2, (y + to_y) / 2, label.replace("$", r"\$"), **below)

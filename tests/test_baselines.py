@@ -1,12 +1,15 @@
 """What the text, the output and random heads give by themselves."""
 
+import math
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from shared.planted import words
 
-from helpers import baselines
+from helpers import baselines, claims
 from helpers.folds import assign_folds
 from helpers.scores import tabulate
 
@@ -56,45 +59,86 @@ def test_the_output_baseline_is_the_difference_of_log_probabilities(load_tiny):
 SETS_OF_HEADS = st.sets(st.tuples(st.integers(0, 1), st.integers(0, 3)), max_size=8).map(sorted)
 
 
-@given(heads=SETS_OF_HEADS, seed=st.integers(0, 1000))
-def test_random_sets_have_as_many_other_heads_in_every_layer(load_tiny, heads, seed):
-    loaded = load_tiny("llama")
-    per_layer = [sum(layer == i for layer, _ in heads) for i in range(2)]
-    sets = baselines.draw_layer_matched_sets(loaded, heads, n_sets=5, seed=seed)
-    if max(per_layer) > 2:  # of four
-        assert sets == []
+@given(heads=SETS_OF_HEADS, avoid=SETS_OF_HEADS, seed=st.integers(0, 1000), n_sets=st.integers(0, 12))
+def test_controls_are_different_sets_of_as_many_heads_none_of_the_circuit(load_tiny, heads, avoid, seed, n_sets):
+    loaded, n_free = load_tiny("llama"), 8 - len({*heads, *avoid})
+    controls = baselines.draw_controls(loaded, heads, avoid=avoid, n_sets=n_sets, seed=seed)
+    assert controls == baselines.draw_controls(loaded, heads, avoid=avoid, n_sets=n_sets, seed=seed)
+    if not heads or n_free < len(heads):
+        assert controls.sets == ()
         return
-    assert len(sets) == 5
-    for chosen in sets:
+    assert len(controls.sets) == min(n_sets, controls.n_possible) == len(set(controls.sets))
+    for chosen in controls.sets:
         assert len(set(chosen)) == len(chosen) == len(heads)
-        assert set(chosen).isdisjoint(heads)
-        assert [sum(layer == i for layer, _ in chosen) for i in range(2)] == per_layer
-        assert all(0 <= head < 4 for _, head in chosen)
-    assert sets == baselines.draw_layer_matched_sets(loaded, heads, n_sets=5, seed=seed)
+        assert set(chosen).isdisjoint({*heads, *avoid})
+        assert all(0 <= layer < 2 and 0 <= head < 4 for layer, head in chosen)
 
 
-@given(heads=SETS_OF_HEADS.filter(bool), seed=st.integers(0, 1000))
-def test_random_sets_that_may_share_heads_are_there_unless_only_one_could_be(load_tiny, heads, seed):
-    loaded = load_tiny("llama")
-    per_layer = [sum(layer == i for layer, _ in heads) for i in range(2)]
-    sets = baselines.draw_layer_matched_sets(loaded, heads, n_sets=5, seed=seed, disjoint=False)
-    if set(per_layer) <= {0, 4}:
-        assert sets == []
-        return
-    assert len(sets) == 5
-    for chosen in sets:
-        assert len(set(chosen)) == len(chosen)
-        assert [sum(layer == i for layer, _ in chosen) for i in range(2)] == per_layer
+@given(heads=SETS_OF_HEADS.filter(bool), avoid=SETS_OF_HEADS, seed=st.integers(0, 1000))
+def test_a_layer_lends_only_where_another_has_too_few(load_tiny, heads, avoid, seed):
+    free = [4 - sum(layer == i for layer, _ in {*heads, *avoid}) for i in range(2)]
+    needed = [sum(layer == i for layer, _ in heads) for i in range(2)]
+    controls = baselines.draw_controls(load_tiny("llama"), heads, avoid=avoid, n_sets=5, seed=seed)
+    if all(have >= 2 * need for have, need in zip(free, needed, strict=True)):
+        assert controls.n_borrowed == 0
+        assert controls.n_possible == math.comb(free[0], needed[0]) * math.comb(free[1], needed[1])
+        for chosen in controls.sets:
+            assert [sum(layer == i for layer, _ in chosen) for i in range(2)] == needed
+    elif sum(free) >= len(heads):
+        assert controls.n_possible == math.comb(sum(free), len(heads))
 
 
-def test_random_sets_reach_every_other_head_about_equally_often(load_tiny):
-    sets = baselines.draw_layer_matched_sets(load_tiny("llama"), [(1, 2)], n_sets=600, seed=0)
-    counts = [sum((1, head) in chosen for chosen in sets) for head in range(4)]
-    assert counts[2] == 0
-    assert all(150 < counts[head] < 250 for head in (0, 1, 3))
+def test_what_controls_share_is_counted(load_tiny):
+    alone = baselines.draw_controls(load_tiny("llama"), [(1, 2)], n_sets=9, seed=0)
+    assert (alone.n_possible, len(alone.sets), alone.shared) == (3, 3, 0.0)
+    pairs = baselines.draw_controls(load_tiny("llama"), [(0, 0), (0, 1)], avoid=[(1, 0)], n_sets=99, seed=0)
+    assert pairs.n_possible == 10 and pairs.n_borrowed > 0  # two free heads in layer 0, three in layer 1
+    assert pairs.shared == pytest.approx(2 * 3 / 9 / 2)  # of 9 other pairs 6 share one of two heads
+
+
+def test_controls_reach_every_free_head_about_equally_often(load_tiny):
+    counts = Counter(
+        baselines.draw_controls(load_tiny("llama"), [(1, 2)], n_sets=1, seed=seed).sets[0][0] for seed in range(600)
+    )
+    assert set(counts) == {(1, 0), (1, 1), (1, 3)}
+    assert all(150 < count < 250 for count in counts.values())
+
+
+@pytest.mark.parametrize(("lift", "lead"), [(3.0, "above"), (-3.0, "below"), (0.0, "within")])
+def test_a_set_is_compared_with_its_strongest_control_in_pairs(lift, lead):
+    generator = torch.Generator().manual_seed(0)
+    level = 100 * torch.randn(40, generator=generator)  # what examples have in common, far larger than any effect
+    effects = level + torch.randn(11, 40, generator=generator)
+    effects[0] += lift
+    above = baselines.compare_with_controls(effects, seed=0)
+    below = baselines.compare_with_controls(effects, seed=0, below=True)
+    assert (above.lead.low > 0) == (lead == "above") and (below.lead.low > 0) == (lead == "below")
+    assert above.own.value == pytest.approx(float(effects[0].mean()), rel=1e-4)
+    assert above.lead.value == pytest.approx(float(effects[0].mean() - effects[1:].mean(1).max()), abs=1e-3)
+    verdict = claims.decide("a", "A.", rule="value > 0", **above.evidence).verdict
+    assert verdict in {"above": ["holds"], "below": ["fails"], "within": ["fails", "depends"]}[lead]
+    low, middle, high = (claims.shorten(float(effects[1:].mean(1).quantile(at))) for at in (0, 0.5, 1))
+    assert above.spread == f"{middle} ({low} to {high})"
+
+
+def test_chance_sets_beat_all_their_controls_no_more_often_than_one_in_so_many():
+    generator, won = torch.Generator().manual_seed(1), 0
+    for _ in range(400):
+        effects = torch.randn(10, 1, generator=generator) + torch.randn(10, 30, generator=generator)
+        won += baselines.compare_with_controls(effects, seed=0, groups=range(30)).lead.low > 0
+    assert won / 400 < 1 / 10
+
+
+def test_without_a_control_nothing_is_compared():
+    alone = baselines.compare_with_controls(torch.arange(4.0)[None], seed=0)
+    assert (alone.own.value, alone.lead, alone.spread) == (1.5, None, "–")
+    assert claims.decide("a", "A.", rule="value > 0", **alone.evidence).verdict == "not run"
 
 
 def test_bad_input_is_refused(refused, load_tiny):
+    for effects in (torch.ones(4), torch.ones(0, 4)):
+        with refused("effects of shape", "a row for the set"):
+            baselines.compare_with_controls(effects, seed=0)
     labels, groups = words(12, 2)
     loaded, texts = load_tiny("llama"), ["the cat"] * 24
     for positive, negative, message in (([], [1], "at least one"), ([1], [1], "on both sides"), ([1], [9999], "9999")):

@@ -41,6 +41,46 @@ def test_the_interval_is_as_wide_as_the_standard_error_says():
     assert (estimate.n, estimate.of) == (400, "sequences")
 
 
+@pytest.mark.parametrize("n_groups", [3, 10])
+def test_with_groups_the_interval_covers_and_without_it_does_not(n_groups):
+    generator, covered = np.random.default_rng(0), np.zeros(2)
+    groups = np.repeat(np.arange(n_groups), 20)
+    for _ in range(300):
+        samples = generator.normal(size=n_groups)[groups] + 0.5 * generator.normal(size=len(groups))
+        for number, some in enumerate((groups.tolist(), None)):
+            found = claims.average(samples, seed=0, groups=some)
+            covered[number] += found.low <= 0 <= found.high
+    assert 0.92 < covered[0] / 300 < 0.98
+    assert covered[1] / 300 < 0.7
+
+
+def test_each_group_counts_as_one_however_many_samples_it_has():
+    found = claims.average([1, 1, 1, 1, 5], seed=0, groups=["a"] * 4 + [("b", 1)], of="templates")
+    assert (found.value, found.n, found.of) == (3.0, 2, "templates")
+
+
+@pytest.mark.parametrize("groups", [[1, 1, 1], [1, 2], []])
+def test_groups_that_do_not_fit_are_refused(groups, refused):
+    with refused("groups of", "at least two different ones"):
+        claims.average([1.0, 2.0, 3.0], seed=0, groups=groups)
+
+
+def test_a_share_has_wilsons_interval():
+    always = claims.share([True] * 200)
+    assert (always.value, always.high) == (1.0, 1.0) and always.low == pytest.approx(200 / (200 + 1.959964**2))
+    generator, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        found = claims.share(generator.random(30) < 0.9)
+        covered += found.low <= 0.9 <= found.high
+    assert 0.93 < covered / 1000 < 0.99
+
+
+@pytest.mark.parametrize("bad", [[], [1, 0], [[True]], "yes"])
+def test_a_share_of_what_is_not_true_or_false_is_refused(bad, refused):
+    with refused("True or False"):
+        claims.share(bad)
+
+
 def test_the_seed_alone_decides_the_interval():
     samples = np.random.default_rng(0).normal(size=20)
     np.random.seed(1)

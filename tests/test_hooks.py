@@ -500,7 +500,7 @@ def test_ablating_the_induction_heads_of_the_real_model_hurts_more_than_ablating
             losses = hooks.measure_losses(embedded, tokens)[0]
         return float(losses[:24].mean() - losses[25:].mean())
 
-    others = baselines.draw_layer_matched_sets(embedded, heads, n_sets=1, seed=0)[0]
+    others = baselines.draw_controls(embedded, heads, n_sets=1, seed=0).sets[0]
     before = fall()
     assert before > 3
     assert before - fall(*heads) > 3 * abs(before - fall(*others))

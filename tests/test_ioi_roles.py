@@ -379,7 +379,7 @@ RECEIVERS = {  # site, query heads, where, key/value heads of a Llama in which t
 @pytest.mark.parametrize(("site", "heads", "place", "receivers"), RECEIVERS.values(), ids=RECEIVERS)
 def test_paths_to_a_named_position_are_those_of_each_prompt_alone(site, heads, place, receivers, load_tiny):
     loaded, data = load_tiny("llama"), random_prompts(20, 0)
-    found = roles._paths(loaded, data, site, heads, place)
+    found = roles.patch_into(loaded, data, site, heads, place)
     assert found.shape == (2, 4, 20)
     assert len(set(data.positions[place])) > 2
     for i, row in enumerate(data.prompts):
@@ -393,7 +393,7 @@ def test_paths_to_a_named_position_are_those_of_each_prompt_alone(site, heads, p
 
 def test_no_heads_are_no_receivers_and_can_not_be_knocked_out(load_tiny, refused):
     loaded, data = load_tiny("llama"), random_prompts(4, 0)
-    assert roles._paths(loaded, data, "v", (), "S2") is None
+    assert roles.patch_into(loaded, data, "v", (), "S2") is None
     with refused("no heads to knock out", "at least one"):
         roles.knock_out(roles.average_by_form(loaded, data, data), [])
 

@@ -336,7 +336,12 @@ def test_a_matrix_has_each_number_in_its_cell_and_the_names_at_its_sides(shown):
 
 
 def test_a_diagram_has_the_arrows_both_of_whose_boxes_there_are(shown):
-    arrows = [("early", "late", "keys"), ("early", "gone", "one"), ("gone", "late", "two"), ("late", "apart", "three")]
+    arrows = [
+        ("early", "late", "keys", 1.0),
+        ("early", "gone", "one", 9.0),
+        ("gone", "late", "two", 1.0),
+        ("late", "apart", "three", 2.0),
+    ]
     with plots.draw_figure("diagram", caption="", alt="") as (_, axes):
         plots.draw_diagram(axes, BOXES, arrows)
         assert drawn_arrows(axes) == [((0, 0), (1, 2)), ((1, 2), (2, 0))]
@@ -347,9 +352,17 @@ def test_a_diagram_has_the_arrows_both_of_whose_boxes_there_are(shown):
     assert texts == {"previous token", "induction", "others", "keys", "three"}
 
 
+def test_an_arrow_is_as_wide_as_it_weighs(shown):
+    arrows = [("early", "late", "keys", 0.5), ("late", "apart", "three", 2.0)]
+    with plots.draw_figure("diagram", caption="", alt="") as (_, axes):
+        plots.draw_diagram(axes, BOXES, arrows)
+        widths = [text.arrow_patch.get_linewidth() for text in axes.texts if isinstance(text, Annotation)]
+    assert widths == [1.0, 4.0]
+
+
 def test_an_arrow_of_a_diagram_goes_from_box_to_box_and_into_none(shown):
     with plots.draw_figure("diagram", caption="", alt="") as (drawing, axes):
-        plots.draw_diagram(axes, BOXES, [("early", "late", "keys")])
+        plots.draw_diagram(axes, BOXES, [("early", "late", "keys", 1.0)])
         drawing.canvas.draw()
         (points,) = [text.arrow_patch.get_path().vertices for text in axes.texts if isinstance(text, Annotation)]
         areas = [text.get_bbox_patch().get_window_extent() for text in axes.texts if text.get_bbox_patch()]
@@ -362,20 +375,22 @@ def test_an_arrow_of_a_diagram_goes_from_box_to_box_and_into_none(shown):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_text_is_plain_in_a_box_of_a_diagram(text, shown):
     with plots.draw_figure("diagram", caption="", alt="") as (_, axes):
-        plots.draw_diagram(axes, {"a": (0, 0, text), "b": (1, 1, "b")}, [("a", "b", "label")])
+        plots.draw_diagram(axes, {"a": (0, 0, text), "b": (1, 1, "b")}, [("a", "b", "label", 1.0)])
     assert {shown_text for shown_text, _ in svg_texts(shown[0].html)} == {text, "b", "label"}
     assert not {"script", "img", "s"} & {tag for tag, _ in Page(shown[0].html).elements}
 
 
 def test_dollar_signs_at_an_arrow_of_a_diagram_are_no_mathematics(shown):
     with plots.draw_figure("diagram", caption="", alt="") as (_, axes):
-        plots.draw_diagram(axes, {"a": (0, 0, "a"), "b": (1, 1, "b")}, [("a", "b", "$x$")])
+        plots.draw_diagram(axes, {"a": (0, 0, "a"), "b": (1, 1, "b")}, [("a", "b", "$x$", 1.0)])
     assert {text for text, _ in svg_texts(shown[0].html)} == {"a", "b", "$x$"}
 
 
 def test_line_breaks_in_a_diagram_stay_line_breaks(shown):
     with plots.draw_figure("diagram", caption="", alt="") as (_, axes):
-        plots.draw_diagram(axes, {"a": (0, 0, "induction\n5.1, $x$"), "b": (1, 1, "b")}, [("a", "b", "keys\nat S2")])
+        plots.draw_diagram(
+            axes, {"a": (0, 0, "induction\n5.1, $x$"), "b": (1, 1, "b")}, [("a", "b", "keys\nat S2", 1.0)]
+        )
     assert {text for text, _ in svg_texts(shown[0].html)} == {"induction", "5.1, $x$", "b", "keys", "at S2"}
 
 

@@ -8,7 +8,9 @@ those, who feeds the values of those at S2, who feeds the keys of those at S1+1.
    one, so that looking at many heads is paid for),
 2. by at least `SMALLEST_SHARE` of the logit difference, and
 3. each of its scores lies above the 95th percentile of that score among the heads that fail 1 or 2; what it does to
-   names (`raises`, `lowers`) it must also do to at least half of them, as most heads do it to none.
+   names (`raises`, `lowers`) it must also do to at least half of them, as most heads do it to none; and a backup must
+   write towards the answer once the movers are gone, since a head that merely stops writing against it makes up for
+   nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ ROLES = {
     "name mover": Role("logits", True, ("END attends IO", "raises IO")),
     "S-suppressor": Role("logits", True, ("END attends S", "lowers S")),
     "negative": Role("logits", False, ("END attends IO", "lowers IO")),
-    "backup": Role("backup", True, ("END attends IO without movers", "raises IO")),
+    "backup": Role("backup", True, ("END attends IO without movers", "raises IO", "writes without movers")),
     "S-inhibition": Role("queries", True, ("END attends S2",)),
     "induction": Role("values", True, ("S2 attends S1+1",)),
     "duplicate token": Role("values", True, ("S2 attends S1",)),
@@ -152,11 +154,12 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
     look("logits", patch_paths(loaded, data.prompts, data.corrupted("p_ABC"), "logits", answers=data.answers).effect)
     movers = found.roles["name mover"] + found.roles["S-suppressor"]
     if movers:
-        effect, found.scores["END attends IO without movers"] = _without(loaded, data, reference, movers)
+        effect, scores = _without(loaded, data, reference, movers)
+        found.scores.update(scores)
         look("backup", effect, movers)
-    look("queries", _paths(loaded, data, "q", movers, "END"))
-    look("values", _paths(loaded, data, "v", found.roles["S-inhibition"], "S2"))
-    look("keys", _paths(loaded, data, "k", found.roles["induction"], "S1+1"))
+    look("queries", patch_into(loaded, data, "q", movers, "END"))
+    look("values", patch_into(loaded, data, "v", found.roles["S-inhibition"], "S2"))
+    look("keys", patch_into(loaded, data, "k", found.roles["induction"], "S1+1"))
     return found
 
 
@@ -220,7 +223,8 @@ def _heads(
     limits = {}
     for name in role.scores:
         limit = float(table[name][others].quantile(PERCENTILE / 100)) if others.any() else float("inf")
-        limits[name] = limit if "attends" in name else max(limit, LEAST_COPYING)
+        least = 0.0 if name.startswith("writes") else LEAST_COPYING
+        limits[name] = limit if "attends" in name else max(limit, least)
     chosen = stage.found & ((stage.mean < 0) == role.helps)
     for name, limit in limits.items():
         chosen &= table[name] > limit
@@ -228,10 +232,18 @@ def _heads(
     return tuple(sorted(map(tuple, places), key=lambda head: -abs(float(stage.mean[head])))), limits
 
 
-def _paths(
+def patch_into(
     loaded: LoadedModel, data: IOI, site: SiteName, heads: Sequence[Head], place: str
 ) -> Float[Tensor, "layer head example"] | None:
-    """Path patching into a site of some heads at a named position, which may differ between prompts."""
+    """Path patching from every head into some heads, in logits; nothing without receivers.
+
+    Args:
+        loaded: on plain Hugging Face.
+        data: prompts, patched from their p_ABC.
+        site: the input of the receivers that is changed: `q`, `k` or `v`.
+        heads: the receivers.
+        place: the position at which they are changed, by its name in `IOI.positions`.
+    """
     if not heads:
         return None
     shared = loaded.n_heads // hooks.count_heads(loaded, site)  # query heads on one key/value head
@@ -250,15 +262,15 @@ def _paths(
 
 def _without(
     loaded: LoadedModel, data: IOI, reference: IOI, heads: Sequence[Head]
-) -> tuple[Float[Tensor, "layer head example"], Float[Tensor, "layer head"]]:
-    """With `heads` knocked out, how much each head's direct attribution falls (below zero: rises), and its attention
-    from END to IO.
+) -> tuple[Float[Tensor, "layer head example"], dict[str, Float[Tensor, "layer head"]]]:
+    """With `heads` knocked out, how much each head's direct attribution falls (below zero: rises), what it is then, and
+    its attention from END to IO. The last norm's scale is held, which else lets more of everything through.
     """
-    before = attribution.attribute_logits(loaded, data.prompts, data.answers).heads
+    before = attribution.attribute_logits(loaded, data.prompts, data.answers)
     with hooks.intervene(loaded, *knock_out(average_by_form(loaded, data, reference), heads)):
-        after = attribution.attribute_logits(loaded, data.prompts, data.answers).heads
+        after = attribution.attribute_logits(loaded, data.prompts, data.answers, scale_of=before.resid).heads
         attention = measure_attention(loaded, data)["END", "IO"]
-    return before - after, attention
+    return before.heads - after, {"END attends IO without movers": attention, "writes without movers": after.mean(-1)}
 
 
 def average_by_form(

@@ -31,6 +31,19 @@ IOI_TEMPLATES = (
     "It was late when{A} and{B} reached the{PLACE}. Still{S} sent a{OBJECT} to",
     "Because{A} and{B} work at the{PLACE},{S} often lends a{OBJECT} to",
 )
+HELD_OUT_TEMPLATES = (
+    "Before{A} and{B} said goodbye at the{PLACE},{S} promised a{OBJECT} to",
+    "On the way to the{PLACE},{A} had a chat with{B}. Later{S} lent a{OBJECT} to",
+    "Since{A} and{B} felt bored in the{PLACE},{S} threw a{OBJECT} to",
+    "Outside the{PLACE},{A} sat down next to{B}. After a while{S} returned the{OBJECT} to",
+    "Every Sunday{A} meets{B} at the{PLACE}, and this time{S} is going to show a{OBJECT} to",
+    "Once{A} and{B} had found the{PLACE},{S} described the{OBJECT} to",
+    "Only{A} and{B} were left in the{PLACE}, so{S} offered the last{OBJECT} to",
+    "Although{A} and{B} never liked the{PLACE},{S} took a{OBJECT} from there to",
+    "The teacher saw{A} and{B} behind the{PLACE}, just as{S} was handing a{OBJECT} to",
+    "Last winter{A} wrote to{B} about the{PLACE}. Now{S} is sending a{OBJECT} to",
+)
+"""Other sentences, in which no head was looked for."""
 PLACES = "store school park office garden station hospital library market beach restaurant church museum hotel".split()
 OBJECTS = "ring book letter drink gift key coin ball map flower picture basket phone bottle".split()
 NameOrder = Literal["ABBA", "BABA"]
