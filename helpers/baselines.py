@@ -178,7 +178,7 @@ class Controls:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.sets)} of {self.n_possible} possible sets, none with a head of the circuit; "
+            f"{len(self.sets)} of {self.n_possible} possible sets, none with a head under test; "
             f"{self.n_borrowed:.1f} heads of a set borrowed from a neighbouring layer; "
             f"two sets share {self.shared:.0%} of their heads"
         )

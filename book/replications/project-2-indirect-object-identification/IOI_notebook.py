@@ -454,11 +454,11 @@ PLACES = {
     "previous token": (0, 0.3),
     "duplicate token": (1.2, 0),
     "induction": (1.2, 1.2),
-    "S-inhibition": (2.4, 0.6),
-    "name mover": (2.4, 2.2),
-    "S-suppressor": (3.3, 1.9),
-    "negative": (4.2, 2.2),
-    "backup": (4.2, 1.2),
+    "S-inhibition": (2.4, 0.4),
+    "name mover": (2.0, 2.2),
+    "S-suppressor": (3.4, 1.6),
+    "negative": (4.8, 2.2),
+    "backup": (4.8, 0.8),
 }
 PATHS = [  # receivers, what is changed, and where
     ("name mover", "q", "END"),
@@ -476,8 +476,9 @@ for receiver, site, place in PATHS:
             model, searched, site, found.roles[receiver], place
         )
         for sender, heads in found.roles.items():
-            if heads and sender != receiver:
-                total = over(sum(effect[head] for head in heads).numpy())
+            total = sum(effect[head] for head in heads)
+            if heads and sender != receiver and total.any():  # else it is later
+                total = over(total.numpy())
                 edges.append((sender, receiver, WORDS[site], total))
 drawn_edges = [
     (sender, receiver, f"{by}: {claims.shorten(total.value)}", abs(total.value))
@@ -498,7 +499,7 @@ for name in ("name mover", "S-suppressor", "negative"):
             (name, "logits", claims.shorten(total.value), abs(total.value))
         )
 if boxes:
-    boxes["logits"] = (3.3, 3.1, "logits")
+    boxes["logits"] = (3.4, 3.2, "logits")
     with plots.draw_figure(
         "circuit",
         caption=f"The circuit that this run found: {count(circuit)}. Boxes are roles with their heads (at most the four with the largest effect), placed "
@@ -788,6 +789,8 @@ if filled:
         caption=f"Direct writing of each name, less that of names that are not in the prompt, in logits: mean over {len(tested.prompts)} prompts of the second sample, "
         "95 % interval over templates in brackets.",
     )
+for key, values in {"io_raised": raised, "s_raised": -lowered}.items():
+    run.value(key, over(values.sum((0, 1)).numpy()))
 run.claim(
     "lowers-s-more-than-raises-io",
     "All heads together lower the subject by more than they raise the indirect object, each against absent names.",
@@ -836,8 +839,8 @@ if found.roles["S-inhibition"]:
 #
 # Do others take over when the movers go? Direct attribution before and after, on the second sample. Two things would look
 # like help and are none. With less in the stream the last norm lets more of *everything* through; so its scale is held to
-# that of the intact run. And a negative head that finds less to write against "rises"; so only heads count that write
-# *towards* the answer once the movers are gone.
+# that of the intact run. And a negative head that finds less to write against "rises"; so negative heads are reported
+# apart, and of the others only those count that write *towards* the answer once the movers are gone.
 
 # %%
 movers = [*found.roles["name mover"], *found.roles["S-suppressor"]]
@@ -850,10 +853,11 @@ def rise_without(heads, **options):
     return after - before.heads
 
 
-def taken_over(heads, rise, helps=True):
-    """The rise of the others that then write towards the answer, or of those that write against it, by prompt."""
-    counted = ((before.heads + rise).mean(-1) > 0) == helps
-    counted[tuple(torch.tensor(heads).T)] = False
+def taken_over(heads, rise):
+    """The rise, by prompt, of those others that then write towards the answer and are no negative heads."""
+    counted = (before.heads + rise).mean(-1) > 0
+    for place in [*heads, *found.roles["negative"]]:
+        counted[place] = False
     return rise[counted].sum(0)
 
 
@@ -866,7 +870,10 @@ if movers:
     effects = [*map(taken_over, drawn, rises), torch.zeros(len(rise[0, 0]))]
     takes_over = compare(torch.stack(effects))  # the last: nothing knocked out
     gone = -sum(rise[place] for place in movers)
-    less_against = taken_over(movers, rise, helps=False)
+    less_against = sum(
+        (rise[place] for place in found.roles["negative"]),
+        torch.zeros(len(gone)),
+    )
     by_scale = rise_without(movers) - rise
     by_scale[tuple(torch.tensor(movers).T)] = 0.0
 
@@ -899,7 +906,7 @@ for key, samples in {
     run.value(key, over(samples().numpy()) if movers else "not measured")
 run.claim(
     "others-take-over",
-    "When name movers and S-suppressors are knocked out, other heads write more towards the answer, by more than when the strongest control is.",
+    "When name movers and S-suppressors are knocked out, other heads than the negative ones write more towards the answer, by more than when the strongest control is.",
     rule="value > 0",
     tolerance=0.01,
     **(takes_over.evidence if movers else {"estimate": None}),
@@ -908,12 +915,13 @@ run.claim(
 # %% [markdown]
 # **What it means.** The whole model has a logit difference of {glue:text}`whole_difference` on the second sample.
 # Roles whose knock-out costs more (negative heads: gains more) than that of every control: {glue:text}`beyond_controls`.
-# Whether the subject is lowered by more than the indirect object is raised:
+# Against names that are not in the prompt all heads together raise the indirect object by {glue:text}`io_raised` and the
+# subject by {glue:text}`s_raised`; that the subject is lowered by more than the other is raised:
 # **{glue:text}`claim-lowers-s-more-than-raises-io`**. With movers and suppressors the model loses
 # {glue:text}`movers_write` logits of direct writing. Others that write towards the answer then write
-# {glue:text}`taken_over` more (beyond every control: **{glue:text}`claim-others-take-over`**); those that write against it
-# change by {glue:text}`less_against`, which is no help but less harm; and the norm's scale, which a logit difference
-# contains, would by itself add {glue:text}`by_scale`.
+# {glue:text}`taken_over` more (beyond every control: **{glue:text}`claim-others-take-over`**). The negative heads change by
+# {glue:text}`less_against`: they find less to write against. And the norm's scale, which a logit difference contains,
+# would by itself add {glue:text}`by_scale`.
 #
 # ## Ask what S-inhibition says
 #
