@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from helpers import InputError, hooks
-from helpers.claims import Estimate, average, shorten
+from helpers.claims import Estimate, average, average_groups, shorten
 from helpers.engine import backends
 from helpers.engine.inputs import as_count, as_list, as_tensor, as_whole, as_wholes, is_row, make_generator
 from helpers.engine.sites import Positions, Prompts, check_site, locate_positions
@@ -253,7 +253,7 @@ class AgainstControls:
         return {
             "estimate": self.lead,
             "baseline": self.strongest,
-            "baseline_is": f"what the strongest of {len(self.controls)} controls does itself",
+            "baseline_is": f"what the strongest of {len(self.controls)} controls does; measured is the lead over it",
         }
 
 
@@ -280,8 +280,11 @@ def compare_with_controls(
     effects = as_tensor(effects, "effects").float()
     if effects.ndim != 2 or not len(effects):
         raise InputError(f"effects of shape {list(effects.shape)}: legal is a row for the set and one for each control")
+    options: dict[str, Any] = {"seed": seed, "of": of}
+    if groups is not None:  # every group counts the same, in choosing the strongest too
+        effects = torch.tensor(np.stack([average_groups(row.numpy(), groups) for row in effects]))
+        options["groups"] = range(effects.shape[1])
     own, controls = effects[0], effects[1:]
-    options: dict[str, Any] = {"seed": seed, "of": of, "groups": groups}
     estimate = average(own.tolist(), **options)
     if not len(controls):
         return AgainstControls(estimate, controls.mean(1), math.nan, None)

@@ -126,7 +126,7 @@ def average(
     if not np.isfinite(numbers).all():
         raise InputError("a sample is NaN or infinite, so no mean can be given: the model's weights may be damaged")
     if groups is not None:
-        numbers = _group_means(numbers, groups)
+        numbers = average_groups(numbers, groups)
     if np.ptp(numbers) == 0:  # exactly, where a mean would round
         middle = low = high = numbers[0]
     elif groups is not None:
@@ -137,7 +137,13 @@ def average(
     return Estimate(float(middle), float(low), float(high), len(numbers), of)
 
 
-def _group_means(numbers: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
+def average_groups(numbers: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
+    """The mean of each group, in the order in which groups first occur.
+
+    Args:
+        numbers: one for each sample.
+        groups: for each sample its group, of which there are at least two.
+    """
     import numpy as np
 
     names = list(groups)
@@ -149,6 +155,26 @@ def _group_means(numbers: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
     numbered = {name: number for number, name in enumerate(dict.fromkeys(names))}
     codes = [numbered[name] for name in names]
     return np.bincount(codes, numbers) / np.bincount(codes)
+
+
+def bound(estimates: Sequence[Estimate], *, largest: bool = False) -> Estimate:
+    """The smallest of several estimates, each end of its interval the smallest of theirs; or the largest of each.
+
+    With a rule "value > 0" the smallest holds where all surely do, and fails where one surely does not, whichever has
+    the smallest value.
+
+    Args:
+        estimates: at least one, in one unit.
+        largest: the largest instead.
+
+    >>> bound([Estimate(0.5, -0.4, 1.4, 10), Estimate(0.3, 0.2, 0.4, 10)])
+    Estimate(value=0.3, low=-0.4, high=0.4, n=10, of='sequences')
+    """
+    if not estimates:
+        raise InputError("no estimates to bound: legal is at least one")
+    choose = max if largest else min
+    value, low, high = (choose(getattr(one, name) for one in estimates) for name in ("value", "low", "high"))
+    return Estimate(value, low, high, min(one.n for one in estimates), estimates[0].of)
 
 
 def share(right: Sequence[bool], *, of: str = "prompts") -> Estimate:

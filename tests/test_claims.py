@@ -65,6 +65,27 @@ def test_groups_that_do_not_fit_are_refused(groups, refused):
         claims.average([1.0, 2.0, 3.0], seed=0, groups=groups)
 
 
+@pytest.mark.parametrize(
+    ("estimates", "verdict"),
+    [
+        ([(0.5, 0.4, 0.6), (0.3, 0.2, 0.4)], "holds"),
+        ([(0.5, -0.4, 1.4), (-0.3, -0.4, -0.2)], "fails"),
+        ([(-0.5, -1.4, 0.4), (-0.3, -0.4, -0.2)], "fails"),
+        ([(0.1, -0.4, 0.6), (0.3, 0.2, 0.4)], "depends"),
+    ],
+)
+def test_a_bound_is_decided_as_all_of_its_estimates_are(estimates, verdict):
+    smallest = claims.bound([Estimate(*one, 10) for one in estimates])
+    assert decide("value > 0", smallest).verdict == verdict
+    largest = claims.bound([Estimate(-value, -high, -low, 10) for value, low, high in estimates], largest=True)
+    assert decide("value < 0", largest).verdict == verdict
+
+
+def test_no_estimates_have_no_bound(refused):
+    with refused("no estimates"):
+        claims.bound([])
+
+
 def test_a_share_has_wilsons_interval():
     always = claims.share([True] * 200)
     assert (always.value, always.high) == (1.0, 1.0) and always.low == pytest.approx(200 / (200 + 1.959964**2))

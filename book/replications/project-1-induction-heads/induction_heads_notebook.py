@@ -16,7 +16,8 @@
 # # How does a model continue a sequence it has never seen?
 #
 # Give a language model twenty random tokens and then the same twenty again. Nothing in its training says what
-# comes next, yet in the second half it knows. A handful of attention heads, the *induction heads* of
+# comes next, yet in the second half this model's likeliest next token is the right one in a share of
+# {glue:text}`top_one` of all places (where nothing repeats: {glue:text}`top_one_unrepeated`). A handful of attention heads, the *induction heads* of
 # {cite:t}`olsson2022context`, look up what followed the present token last time and copy it. They matter
 # because they are the clearest case of an algorithm that was read off a trained network, and because
 # learning from the context seems to rest on them.
@@ -133,10 +134,23 @@ def half_means(loss):
     return [half.mean(dim=-1).numpy() for half in halves]
 
 
+def count_right(tokens):
+    """In what share of the second half's places the likeliest token is the right one, by sequence."""
+    shares = []
+    for row in tokens:
+        logits = hooks.capture(model, row[None], "logits", positions="all")
+        guess = logits["logits"][0, :-1].argmax(-1)
+        shares.append((guess == row[1:])[second_half].float().mean())
+    return shares
+
+
+# %%
 first, second = half_means(loss_repeated)
 control_first, control_second = half_means(loss_unrepeated)
 
 # %% tags=["hide-input"]
+run.value("top_one", claims.average(count_right(repeated), seed=seed))
+run.value("top_one_unrepeated", float(np.mean(count_right(unrepeated))))
 run.value("loss_first_half", claims.average(first, seed=seed))
 run.value("loss_second_half", claims.average(second, seed=seed))
 run.value(
@@ -399,7 +413,8 @@ matching = [tuple(head) for head in matches.nonzero().tolist()]
 
 # %%
 # a head copies if it does so more than 95 of 100 heads that match nothing
-copies_above = float(score["copying"][~matches].quantile(0.95))
+match_nothing = chosen_by["induction"].mean(0) < 0.1
+copies_above = float(score["copying"][match_nothing].quantile(0.95))
 of_heads = [
     {
         "head": f"{layer}.{head}",
@@ -441,34 +456,46 @@ run.value("heads_above_half", int((score["induction"] > 0.5).sum()))
 run.value("heads_in_all", model.n_layers * model.n_heads)
 run.value("copying_by_chance", 2 / copied_length - 1)
 run.value("n_prose", len(prose))
-both = []
+kinds = []
 for row in of_heads:
     row |= {
         key: claims.average(row[key], seed=seed)
         for key in ("prefix matching", "copying")
     }
-    row["induction head"] = (
-        "both"
+    row["copies"] = (
+        "yes"
         if row["copying"].low > copies_above
-        else "matches only"
+        else "no"
         if row["copying"].high < copies_above
         else "undecided"
     )
-    both.append(row["induction head"] == "both")
+    kinds.append(row["copies"])
 run.table(
     "induction_heads",
     of_heads,
     caption="Every head whose prefix-matching score was above one half on the first sample, scored on the second. "
-    f"It copies if its copying score is above {claims.shorten(copies_above)}, the 95th percentile of the heads that match nothing. "
+    f"It copies if its copying score is above {claims.shorten(copies_above)}, the 95th percentile of the heads that match nothing (less than a tenth). "
     f"Mean over {n_sequences} sequences, 95 % bootstrap interval in brackets.",
 )
-run.value("n_both", sum(both))
-run.value("copies_above", copies_above)
+run.value("n_both", kinds.count("yes"))
+run.value("n_undecided", kinds.count("undecided"))
+above = [row["copying"].value > copies_above for row in of_heads]
 run.claim(
     "matching-heads-copy",
     "Most heads that match prefixes also copy what they attend to.",
     rule="value > 0.5",
-    estimate=claims.share(both, of="heads") if both else None,
+    # all of them were looked at, so what is uncertain is each head's kind
+    estimate=claims.Estimate(
+        float(np.mean(above)),
+        kinds.count("yes") / len(kinds),
+        1 - kinds.count("no") / len(kinds),
+        len(kinds),
+        "heads",
+    )
+    if kinds
+    else None,
+    baseline=0.05,
+    baseline_is="of the heads that match nothing, by definition",
     tolerance=0.2,
 )
 jobs_of_heads = torch.stack(
@@ -511,9 +538,10 @@ with plots.draw_figure(
 # {glue:text}`heads_with_two_jobs`. Verdict: **{glue:text}`claim-induction-heads-exist`**.
 #
 # An induction head is commonly defined by *two* habits: it looks at what followed last time, and it writes what it looks
-# at. Of the heads in the second table {glue:text}`n_both` do both (most of them:
+# at. Of the heads in the second table {glue:text}`n_both` surely do both, {glue:text}`n_undecided` may (most of them:
 # **{glue:text}`claim-matching-heads-copy`**). One that looks without copying may hand the token on to a later layer, or
-# use it for something else: attention alone does not say.
+# even write against it: attention alone does not say. So what is ablated and patched below are *prefix-matching heads*,
+# chosen for where they look; whether they do the work is the question.
 #
 # Here are the best heads at work on one short sequence.
 
@@ -577,30 +605,42 @@ def over_models(values):
     )
 
 
-def rise_time(measured):
-    """Share of the training in which the middle 80 % of what is learned are learned."""
-    curve = [float(at.in_context_learning.mean()) for at in measured.values()]
-    reached = (np.array(curve) - curve[0]) / (curve[-1] - curve[0])
-    first, end = (np.argmax(reached >= share) for share in (0.1, 0.9))
-    return (list(measured)[end] - list(measured)[first]) / n_training_steps
+def rise_time(one, n_layers):
+    """Share of the training from a tenth to nine tenths of what is learned; with two layers, of what one doesn't."""
+    curve = {
+        step: float(at.in_context_learning.mean())
+        for step, at in trained[n_layers, one][1].items()
+    }
+    begin = curve[0] if n_layers == 1 else toy_scores[1][one - seed]
+    if curve[n_training_steps] >= begin - 0.1:  # nats; else nothing was learned
+        return np.nan
+    reached = (np.array([*curve.values()]) - begin) / (
+        curve[n_training_steps] - begin
+    )
+    reached = np.maximum.accumulate(reached)
+    start, end = np.interp((0.1, 0.9), reached, list(curve))
+    return (end - start) / n_training_steps
 
 
 # %% tags=["hide-input"]
 toy_scores = {
     n_layers: [
-        last[n_layers, one].in_context_learning.mean() for one in toy_seeds
+        float(last[n_layers, one].in_context_learning.mean())
+        for one in toy_seeds
     ]
     for n_layers in (1, 2)
 }
 rise_times = {
-    n_layers: np.array(
-        [rise_time(trained[n_layers, one][1]) for one in toy_seeds]
-    )
+    n_layers: np.array([rise_time(one, n_layers) for one in toy_seeds])
     for n_layers in (1, 2)
 }
+learned = bool(np.isfinite([*rise_times.values()]).all())
 for n_layers, name in ((1, "one"), (2, "two")):
     run.value(f"toy_score_{name}_layer", over_models(toy_scores[n_layers]))
-    run.value(f"rise_time_{name}_layer", over_models(rise_times[n_layers]))
+    run.value(
+        f"rise_time_{name}_layer",
+        over_models(rise_times[n_layers]) if learned else "not measured",
+    )
 run.claim(
     "two-layers-learn-induction",
     "An attention-only model of two layers learns to continue what repeats; one of a single layer does not.",
@@ -612,10 +652,10 @@ run.claim(
 )
 run.claim(
     "two-layers-learn-suddenly",
-    "Two layers learn what they learn in a shorter part of the training than one layer does.",
+    "What two layers learn beyond one layer they learn in a shorter part of the training than one layer takes for its own.",
     rule="value < 0",
-    estimate=over_models(rise_times[2] - rise_times[1]),
-    baseline=float(np.mean(rise_times[1])),
+    estimate=over_models(rise_times[2] - rise_times[1]) if learned else None,
+    baseline=float(np.mean(rise_times[1])) if learned else None,
     baseline_is="share of the training in which one layer goes from a tenth to nine tenths",
     tolerance=None,
 )
@@ -665,8 +705,9 @@ with plots.draw_figure(
 # %% [markdown]
 # **What it means.** One layer ends at a score of {glue:text}`toy_score_one_layer`, two layers at
 # {glue:text}`toy_score_two_layer`: **{glue:text}`claim-two-layers-learn-induction`**. From a tenth to nine tenths of what it
-# learns one layer takes a share of {glue:text}`rise_time_one_layer` of the training, two layers
-# {glue:text}`rise_time_two_layer`. Whether that is the more sudden: **{glue:text}`claim-two-layers-learn-suddenly`**.
+# learns one layer takes a share of {glue:text}`rise_time_one_layer` of the training; what two layers learn beyond that comes
+# late, and from a tenth to nine tenths of it within {glue:text}`rise_time_two_layer`. Whether that is the more sudden:
+# **{glue:text}`claim-two-layers-learn-suddenly`**.
 #
 # Do the two heads compose, and through the keys? What head $s$ of layer 0 writes is its value-output matrix
 # $W_{OV}^s$; what head $r$ of layer 1 looks for is its query-key matrix $W_{QK}^r$. The composition score of
@@ -873,45 +914,45 @@ run.value(
     else "not measured",
 )
 nothing = {"estimate": None}
-weakest = min(beside, key=lambda how: beside[how].lead.value, default=None)
-run.value("weakest_filling", weakest or "none")
+leads = [against.lead for against in beside.values()]
 run.claim(
     "induction-heads-cause-copying",
-    "Without the best induction heads the repeated half loses more than without the strongest set of other heads of their layers.",
+    "Without the best prefix-matching heads the repeated half loses more than without any control drawn from their layers.",
     rule="value > 0",
     tolerance=0.05,
     **(beside["mean"].evidence if beside else nothing),
 )
 run.claim(
     "cause-holds-for-any-filling",
-    "So it is also for the filling (zeros, means, another sequence's outputs) by which their lead is smallest.",
+    "So it is whatever fills the gap: zeros, means, or what the heads wrote on another sequence.",
     rule="value > 0",
+    estimate=claims.bound(leads) if beside else None,
     tolerance=0.05,
-    **(beside[weakest].evidence if beside else nothing),
 )
+if rises:
+    of_first, of_second = rises["mean"][0]
+    spared = 0.1 * of_second - of_first * of_first.mean().sign()
 run.claim(
     "ablation-hits-copying",
-    "The damage is to copying: without these heads the repeated half loses more than the first half, by more than for any control.",
+    "The damage is to copying: the first half, where there is nothing to copy, changes by less than a tenth of what the second loses.",
     rule="value > 0",
+    estimate=claims.average(spared.tolist(), seed=seed) if rises else None,
+    baseline=float(of_first.mean()) if rises else None,
+    baseline_is="the change of the first half; measured is by how much it falls short of a tenth",
     tolerance=0.05,
-    **(
-        compare(rises["mean"][:, 1] - rises["mean"][:, 0]).evidence
-        if rises
-        else nothing
-    ),
 )
 
 # %% tags=["hide-input"]
 with plots.draw_figure(
     "ablation",
-    caption=f"That the repeated half loses more without the {n_ablated} best induction heads than without any control: "
+    caption=f"That the repeated half loses more without the {n_ablated} best prefix-matching heads than without any control: "
     f"{run.claims['induction-heads-cause-copying'].verdict}. Rise of its loss over {n_sequences} sequences (bars: 95 % "
     "bootstrap intervals); each orange point is a control, the line their median.",
-    alt="Rise of the loss for three ways of ablation, for the best induction heads and for their controls.",
+    alt="Rise of the loss for three ways of ablation, for the best prefix-matching heads and for their controls.",
 ) as (_, axes):
     for place, against in enumerate(beside.values()):
         first_one = place == 0
-        label = "best induction heads" if first_one else None
+        label = "best prefix-matching heads" if first_one else None
         plots.draw_interval(axes, place - 0.1, against.own, label=label)
         points = against.controls
         label = "other heads of these layers" if first_one else None
@@ -932,11 +973,11 @@ with plots.draw_figure(
     axes.legend(loc="center right")
 
 # %% [markdown]
-# **What it means.** Without the {glue:text}`n_ablated` best induction heads (mean ablation) the loss of the second
+# **What it means.** Without the {glue:text}`n_ablated` best prefix-matching heads (mean ablation) the loss of the second
 # half is {glue:text}`loss_second_half_ablated` nats, where the intact model had {glue:text}`loss_second_half` and,
 # with nothing to copy, {glue:text}`loss_second_half_unrepeated`. The controls are {glue:text}`controls`. Beyond the
-# strongest of them: **{glue:text}`claim-induction-heads-cause-copying`**; also for the least favourable filling
-# ({glue:text}`weakest_filling`): **{glue:text}`claim-cause-holds-for-any-filling`**. The first half, where there is nothing
+# strongest of them: **{glue:text}`claim-induction-heads-cause-copying`**; whatever fills the gap:
+# **{glue:text}`claim-cause-holds-for-any-filling`**. The first half, where there is nothing
 # to copy, changes by {glue:text}`first_half_rise`; that the damage is to copying:
 # **{glue:text}`claim-ablation-hits-copying`**.
 
@@ -995,7 +1036,7 @@ run.table(
     ]
     + [
         {
-            "patched": f"the {n_ablated} best induction heads",
+            "patched": f"the {n_ablated} best prefix-matching heads",
             "effect": joint.own,
             "controls, median (min to max)": joint.spread,
             "prefix-matching score": "–",
@@ -1004,11 +1045,11 @@ run.table(
     ],
     caption="By how much a patch moves the logit difference towards B, in logits, where the unpatched runs are "
     f"{claims.shorten(float((patched.source - patched.base).mean()))} apart: the five strongest single heads, then "
-    f"the best induction heads together. Mean over {n_sequences} pairs, 95 % bootstrap interval in brackets.",
+    f"the best prefix-matching heads together. Mean over {n_sequences} pairs, 95 % bootstrap interval in brackets.",
 )
 run.claim(
     "induction-heads-carry-the-token",
-    "Patching the best induction heads together moves the prediction towards B more than the strongest control does.",
+    "Patching the best prefix-matching heads together moves the prediction towards B more than the strongest control does.",
     rule="value > 0",
     tolerance=0.05,
     **(joint.evidence if best else nothing),
@@ -1027,7 +1068,9 @@ ahead = [
 ]
 effect = effects_of_heads.flatten().numpy()
 apart = float((patched.source - patched.base).mean())
-idle = effects_of_heads[matches] < 0.01 * abs(apart)
+little = 0.01 * abs(apart)
+idle = effects_of_heads[matches].abs() < little
+opposed = [head for head in matching if effects_of_heads[head] < -little]
 
 # %% tags=["hide-input"]
 run.claim(
@@ -1051,6 +1094,7 @@ run.value(
 )
 run.value("matching_without_effect", int(idle.sum()))
 run.value("matching_heads", len(matching))
+run.value("opposed", ", ".join(named(opposed)) or "none")
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -1089,7 +1133,8 @@ plots.show_plotly(
 # **What it means.** With nothing patched the logit difference is {glue:text}`pair_difference_c` in the run with C and
 # {glue:text}`pair_difference_b` in the run with B; the table shows what patching the last token moves of that. Within a
 # layer, heads that match are ahead of the others by {glue:text}`ahead` logits each; of the {glue:text}`matching_heads` heads
-# that match, {glue:text}`matching_without_effect` move less than a hundredth of what the runs are apart. Verdicts, on the
+# that match, {glue:text}`matching_without_effect` move less than a hundredth of what the runs are apart, and some move it the
+# other way ({glue:text}`opposed`): they look at B and write against it. Verdicts, on the
 # heads together: **{glue:text}`claim-induction-heads-carry-the-token`**; on the score as a predictor:
 # **{glue:text}`claim-score-predicts-effect`**.
 
