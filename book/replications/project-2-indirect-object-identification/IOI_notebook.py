@@ -316,7 +316,8 @@ with plots.draw_figure(
 #    largest of all heads reaches in 95 % of cases when the sign of every prompt is drawn at random;
 # 2. it moves by at least a hundredth of the logit difference;
 # 3. its attention, or what its value and output matrices do to a name, is above the 95th percentile of the heads that
-#    fail 1 or 2; names it must raise or lower it does so for more than half of them.
+#    fail 1 or 2; names it must raise or lower it does so for more than half of them; a backup must
+#    write towards the answer when the movers are gone.
 #
 # The criteria are the same for every model. They were written down before any head had a role, and mended five times
 # since: when one strong head turned out to hide all others from the first test, when a backup planted in a toy model
@@ -1283,8 +1284,9 @@ run.claim(
 # The published circuit moves the right name to the output. Whether this model rather suppresses the wrong one:
 # **{glue:text}`claim-lowers-s-more-than-raises-io`**. The published S-inhibition says above all which *place* to
 # avoid; here: **{glue:text}`claim-position-outweighs-token`**. Knocking out GPT-2's name movers costs little, since
-# backups take over; here others write more when movers and suppressors go: **{glue:text}`claim-others-take-over`**.
-# The circuit of {cite:t}`wang2022interpretability` is faithful to 87 %; this one keeps more than half: **{glue:text}`claim-circuit-suffices`**.
+# backups take over; whether others do here: **{glue:text}`claim-others-take-over`**. The circuit of
+# {cite:t}`wang2022interpretability` is faithful to 87 %; whether this one keeps more than half:
+# **{glue:text}`claim-circuit-suffices`**.
 # And does a single head, the one with the largest direct effect, carry more than a third of it all?
 
 # %% tags=["hide-input"]
@@ -1448,10 +1450,10 @@ run.value("n_with_role", len(survives))
 #
 # - The model names the indirect object because of who is named twice (`names-the-indirect-object`:
 #   {glue:text}`claim-names-the-indirect-object`).
-# - Its heads lower the subject by more than they raise the indirect object
-#   (`lowers-s-more-than-raises-io`: {glue:text}`claim-lowers-s-more-than-raises-io`), and one head alone carries more
-#   than a third (`one-head-dominates`: {glue:text}`claim-one-head-dominates`).
-# - Others take over when these go (`others-take-over`: {glue:text}`claim-others-take-over`).
+# - Whether its heads lower the subject by more than they raise the indirect object (`lowers-s-more-than-raises-io`):
+#   {glue:text}`claim-lowers-s-more-than-raises-io`; whether one head alone carries more than a third
+#   (`one-head-dominates`): {glue:text}`claim-one-head-dominates`.
+# - Whether others take over when movers and suppressors go (`others-take-over`: {glue:text}`claim-others-take-over`).
 # - S-inhibition says more about the place than about the name (`position-outweighs-token`:
 #   {glue:text}`claim-position-outweighs-token`).
 # - On sentences in which it was not looked for the circuit is necessary (`circuit-is-necessary`: {glue:text}`claim-circuit-is-necessary`),
