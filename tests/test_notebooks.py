@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +18,7 @@ from shared.tiny import save_tiny
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from helpers import ROOT, claims, prompts, runs
+from helpers.models import REGISTRY
 from studies.ioi import templates
 from workflow import book, chapters
 
@@ -310,3 +312,25 @@ def test_a_replication_runs_to_its_end_on_a_model_that_knows_nothing(name, famil
         assert verdicts["induction-heads-exist"] == "fails"
         assert verdicts["repetition-lowers-loss"] != "holds"
     assert {verdicts[name] for name in verdicts if name.startswith("published-")} == {"not comparable"}
+
+
+@pytest.mark.slow
+@pytest.mark.rare
+@pytest.mark.parametrize("name", ["induction_heads_notebook", "IOI_notebook"])
+def test_under_gpt2_smalls_name_every_published_figure_is_compared(name, know_nothing, tmp_path, monkeypatch):
+    """With random weights, so that what is compared on that model alone is compared, and comes out wrong."""
+    card, home = REGISTRY["gpt2-small"], tmp_path / "home"
+    snapshot = home / "hub" / f"models--{card.hub_id.replace('/', '--')}" / "snapshots" / card.revision
+    shutil.copytree(know_nothing["gpt2"], snapshot)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    chapter = chapters.find_chapter(name)
+    parameters = chapters.profile_parameters("ci", chapter) | {"model_name": "gpt2-small"}
+    if name == "induction_heads_notebook":
+        parameters["n_training_steps"] = 40
+    book.execute(chapter, parameters, tmp_path, profile="by hand")
+    record = json.loads((tmp_path / f"{chapter}.json").read_text())
+    published = {claim["id"]: claim["verdict"] for claim in record["claims"] if claim["published"]}
+    assert len(published) >= 3 and "not comparable" not in published.values()
+    assert "holds" not in published.values()
+    assert {verdict for id, verdict in published.items() if id != "published-heads"} & {"fails", "depends"}
