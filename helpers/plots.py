@@ -257,8 +257,7 @@ def draw_diagram(
             style_of_arrow = {"arrowstyle": "->", "color": BLUE, "shrinkA": 4, "shrinkB": 4} | patches | width
             axes.annotate("", (to_x, to_y), (x, y), arrowprops=style_of_arrow)
             below = {"ha": "left", "va": "top", "fontsize": 8, "color": BLUE}
-            # nearer to the end than to the start, from which several arrows may go
-            axes.text(0.35 * x + 0.65 * to_x, 0.35 * y + 0.65 * to_y, label.replace("$", r"\$"), **below)
+            axes.text((x + to_x) / 2, (y + to_y) / 2, label.replace("$", r"\$"), **below)
     axes.set(
         xlim=(min(x for x, *_ in boxes.values()) - 0.6, max(x for x, *_ in boxes.values()) + 0.6),
         ylim=(min(y for _, y, _ in boxes.values()) - 0.9, max(y for _, y, _ in boxes.values()) + 0.5),

@@ -458,11 +458,11 @@ PLACES = {
     "previous token": (0, 0.3),
     "duplicate token": (1.2, 0),
     "induction": (1.2, 1.2),
-    "S-inhibition": (2.4, 0.4),
-    "name mover": (2.0, 2.2),
-    "S-suppressor": (3.4, 1.6),
-    "negative": (4.8, 2.2),
-    "backup": (4.8, 0.8),
+    "S-inhibition": (3.0, 0.4),
+    "name mover": (2.6, 2.3),
+    "S-suppressor": (4.2, 1.5),
+    "negative": (5.8, 2.3),
+    "backup": (5.8, 0.7),
 }
 PATHS = [  # receivers, what is changed, and where
     ("name mover", "q", "END"),
@@ -504,7 +504,7 @@ for name in ("name mover", "S-suppressor", "negative"):
             for _ in range(total.low * total.high > 0)
         ]
 if boxes:
-    boxes["logits"] = (3.4, 3.2, "logits")
+    boxes["logits"] = (4.2, 3.3, "logits")
     with plots.draw_figure(
         "circuit",
         caption=f"The circuit that this run found: {count(circuit)}. Boxes are roles with their heads (at most the four with the largest effect), placed "
@@ -514,7 +514,7 @@ if boxes:
         height=4.4,
     ) as (_, axes):
         plots.draw_diagram(axes, boxes, drawn_edges)
-        for x, place in ((0, "at S1+1"), (1.2, "at S2"), (3.3, "at END")):
+        for x, place in ((0, "at S1+1"), (1.2, "at S2"), (4.2, "at END")):
             axes.text(x, -0.75, place, ha="center", style="italic")
     run.table(
         "edges",
