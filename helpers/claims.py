@@ -157,23 +157,21 @@ def average_groups(numbers: np.ndarray, groups: Sequence[Hashable]) -> np.ndarra
     return np.bincount(codes, numbers) / np.bincount(codes)
 
 
-def bound(estimates: Sequence[Estimate], *, largest: bool = False) -> Estimate:
-    """The smallest of several estimates, each end of its interval the smallest of theirs; or the largest of each.
+def bound(estimates: Sequence[Estimate]) -> Estimate:
+    """The smallest of several estimates, each end of its interval the smallest of theirs.
 
     With a rule "value > 0" the smallest holds where all surely do, and fails where one surely does not, whichever has
     the smallest value.
 
     Args:
         estimates: at least one, in one unit.
-        largest: the largest instead.
 
     >>> bound([Estimate(0.5, -0.4, 1.4, 10), Estimate(0.3, 0.2, 0.4, 10)])
     Estimate(value=0.3, low=-0.4, high=0.4, n=10, of='sequences')
     """
     if not estimates:
         raise InputError("no estimates to bound: legal is at least one")
-    choose = max if largest else min
-    value, low, high = (choose(getattr(one, name) for one in estimates) for name in ("value", "low", "high"))
+    value, low, high = (min(getattr(one, name) for one in estimates) for name in ("value", "low", "high"))
     return Estimate(value, low, high, min(one.n for one in estimates), estimates[0].of)
 
 

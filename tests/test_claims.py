@@ -77,8 +77,6 @@ def test_groups_that_do_not_fit_are_refused(groups, refused):
 def test_a_bound_is_decided_as_all_of_its_estimates_are(estimates, verdict):
     smallest = claims.bound([Estimate(*one, 10) for one in estimates])
     assert decide("value > 0", smallest).verdict == verdict
-    largest = claims.bound([Estimate(-value, -high, -low, 10) for value, low, high in estimates], largest=True)
-    assert decide("value < 0", largest).verdict == verdict
 
 
 def test_no_estimates_have_no_bound(refused):
