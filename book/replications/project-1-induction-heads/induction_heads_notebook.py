@@ -134,6 +134,7 @@ def half_means(loss):
     return [half.mean(dim=-1).numpy() for half in halves]
 
 
+# %%
 def count_right(tokens):
     """In what share of the second half's places the likeliest token is the right one, by sequence."""
     shares = []
@@ -605,6 +606,7 @@ def over_models(values):
     )
 
 
+# %%
 def rise_time(one, n_layers):
     """Share of the training from a tenth to nine tenths of what is learned; with two layers, of what one doesn't."""
     curve = {

@@ -714,8 +714,6 @@ if filled:
                 "lost with controls, median (min to max)": against.spread,
                 "beyond the strongest control": against.lead or "–",
                 "controls": f"{len(controls[name].sets)} of {controls[name].n_possible}",
-                "of a control, borrowed": controls[name].n_borrowed,
-                "two controls share": f"{controls[name].shared:.0%}",
                 "left in GPT-2 small, published": PUBLISHED_LEFT.get(name, "–"),
             }
             for name, against in beside.items()
@@ -729,6 +727,13 @@ beyond_controls = [
     for name, against in beside.items()
     if against.lead and against.lead.low > 0
 ]
+run.value(
+    "most_borrowed",
+    max((one.n_borrowed for one in controls.values()), default=0),
+)
+run.value(
+    "most_shared", max((one.shared for one in controls.values()), default=0)
+)
 run.value("beyond_controls", ", ".join(beyond_controls) or "none")
 
 
@@ -755,7 +760,8 @@ run.claim(
 )
 
 # %% [markdown]
-# Is the right name raised, or the wrong one lowered? A logit difference can't say. So each name is compared with three
+# (Two controls of one role have at most a share of {glue:text}`most_shared` of their heads in common; at most
+# {glue:text}`most_borrowed` heads of a control come from neighbouring layers.) Is the right name raised, or the wrong one lowered? A logit difference can't say. So each name is compared with three
 # names that are *not* in the prompt, and the heads' direct writing is split in two.
 
 # %%
@@ -1175,6 +1181,7 @@ subsets = (
 )
 
 
+# %%
 def circuit_less(sets):
     """For each set the heads outside what the circuit is without it."""
     return [
