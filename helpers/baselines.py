@@ -209,15 +209,14 @@ def draw_controls(
         return Controls((), 0, 0.0, 0.0)
     needed = Counter(layer for layer, _ in heads)
     pools = _gather_pools(free, needed)
-    n_possible = math.prod(math.comb(len(pool), sum(needed[layer] for layer in layers)) for layers, pool in pools)
+    n_possible = math.prod(math.comb(len(pool), count) for count, pool in pools)
     sets: dict[tuple[Head, ...], None] = {}
     if n_possible <= n_sets:
-        every = product(*(combinations(pool, sum(needed[layer] for layer in layers)) for layers, pool in pools))
+        every = product(*(combinations(pool, count) for count, pool in pools))
         sets = dict.fromkeys(tuple(sorted(chain(*parts))) for parts in every)
     while len(sets) < min(n_sets, n_possible):
         drawn = []
-        for layers, pool in pools:
-            count = sum(needed[layer] for layer in layers)
+        for count, pool in pools:
             drawn += [pool[i] for i in generator.choice(len(pool), count, replace=False)]
         sets[tuple(sorted(drawn))] = None
     away = [sum((needed - Counter(layer for layer, _ in one)).values()) for one in sets]
@@ -306,8 +305,8 @@ def _check_heads(loaded: LoadedModel, heads: Sequence[Head]) -> list[Head]:
     return checked
 
 
-def _gather_pools(free: list[Head], needed: Counter[int]) -> list[tuple[set[int], list[Head]]]:
-    """Layers that are drawn from together, with their free heads: twice as many as are needed, or all there are."""
+def _gather_pools(free: list[Head], needed: Counter[int]) -> list[tuple[int, list[Head]]]:
+    """Disjoint pools with how many heads to draw from each: twice as many are in it, or all that are free."""
     radius = dict.fromkeys(needed, 0)
     while True:
         pools: list[tuple[set[int], set[Head]]] = []
@@ -317,12 +316,13 @@ def _gather_pools(free: list[Head], needed: Counter[int]) -> list[tuple[set[int]
                 pools.remove(met)
                 layers, pool = layers | met[0], pool | met[1]
             pools.append((layers, pool))
+        counts = [sum(needed[layer] for layer in layers) for layers, _ in pools]
         small = [
             layers
-            for layers, pool in pools
-            if len(pool) < 2 * sum(needed[layer] for layer in layers) and len(pool) < len(free)
+            for count, (layers, pool) in zip(counts, pools, strict=True)
+            if len(pool) < 2 * count and len(pool) < len(free)
         ]
         if not small:
-            return [(layers, sorted(pool)) for layers, pool in pools]
+            return [(count, sorted(pool)) for count, (_, pool) in zip(counts, pools, strict=True)]
         for layer in set().union(*small):
             radius[layer] += 1
