@@ -161,7 +161,8 @@ def bound(estimates: Sequence[Estimate]) -> Estimate:
     """The smallest of several estimates, each end of its interval the smallest of theirs.
 
     With a rule "value > 0" the smallest holds where all surely do, and fails where one surely does not, whichever has
-    the smallest value.
+    the smallest value. "Holds" needs no correction for looking at several; "fails" is as likely by chance as the
+    likeliest of them to fail, or more.
 
     Args:
         estimates: at least one, in one unit.
