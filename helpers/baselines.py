@@ -245,6 +245,12 @@ class AgainstControls:
         return f"{middle} ({low} to {high})"
 
     @property
+    def row(self) -> dict[str, Any]:
+        """The cells of a table's row that say all this."""
+        names = ("effect", "controls, median (min to max)", "beyond the strongest control")
+        return dict(zip(names, (self.own, self.spread, self.lead or "–"), strict=True))
+
+    @property
     def evidence(self) -> dict[str, Any]:
         """What a claim needs whose rule is "value > 0"."""
         if self.lead is None:

@@ -95,6 +95,68 @@ class Claim:
     published: Published | None
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a chapter's protocol says of a claim before it is run."""
+
+    sentence: str
+    evidence: dict[str, Any]
+    """Of what `decide` takes the rule, what the baseline is, the tolerance and what was published."""
+    readings: dict[str, str]
+    """What each verdict means, in words that leave room for the run's values: "{value}", "{baseline}", "{a_key}"."""
+
+    def read(self, claim: Claim, values: dict[str, str]) -> str:
+        """The reading that the claim's verdict chooses; a verdict without one is told as it is.
+
+        Args:
+            claim: as decided.
+            values: texts for the places that a reading leaves.
+
+        Raises:
+            InputError: a reading names a value that the run has not recorded.
+        """
+        reading = self.readings.get(claim.verdict)
+        if reading is None:
+            return " ".join(filter(None, (f"{claim.verdict.capitalize()}: {self.sentence}", claim.reason)))
+        own = {"value": shorten(claim.estimate.value), "n": str(claim.estimate.n)} if claim.estimate else {}
+        own |= {"baseline": shorten(claim.baseline)} if claim.baseline is not None else {}
+        try:
+            return reading.format_map(values | own)
+        except (KeyError, ValueError, IndexError) as error:
+            raise InputError(f"the reading of claim {claim.id!r} can't be filled ({error!r})") from None
+
+
+def read_protocol(text: str) -> dict[str, Expected]:
+    """A chapter's claims from YAML: under each id `claim`, `rule`, and a reading for each verdict, as `holds`.
+
+    May have besides: `baseline` (what it is), `tolerance` (null where only the verdict must be the same) and
+    `published` (`value`, `model`, `protocol`, `citation`).
+
+    Raises:
+        InputError: a key that is none of these, one that is missing, or a rule that can't be read.
+    """
+    import yaml
+
+    found = {}
+    for id, entry in (yaml.safe_load(text) or {}).items():
+        known, needed = {"claim", "rule", "baseline", "tolerance", "published", *VERDICTS}, {"claim", "rule"}
+        if unknown := set(entry) - known or needed - set(entry):
+            raise InputError(
+                f"claim {id!r}: {', '.join(sorted(unknown))} unknown or missing: legal are {', '.join(sorted(known))}"
+            )
+        _compile(entry["rule"])
+        evidence = {
+            "rule": entry["rule"],
+            "baseline_is": entry.get("baseline", ""),
+            "tolerance": entry.get("tolerance", 0.0),
+        }
+        if "published" in entry:
+            evidence["published"] = Published(**entry["published"])
+        readings = {verdict: " ".join(entry[verdict].split()) for verdict in VERDICTS if verdict in entry}
+        found[id] = Expected(" ".join(entry["claim"].split()), evidence, readings)
+    return found
+
+
 def average(
     samples: Sequence[float], *, seed: int, of: str = "sequences", groups: Sequence[Hashable] | None = None
 ) -> Estimate:
@@ -388,6 +450,17 @@ def as_html(claims: Iterable[Claim]) -> str:
     return (
         f'<div class="wide-table"><table class="claims"><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def as_line(claim: Claim, reading: str) -> str:
+    """One claim as a line: its verdict, what that means, and the number behind it; every text in it is escaped."""
+    numbers = [str(claim.estimate)] if claim.estimate else []
+    numbers += [f"beside {_baseline(claim)}"] if claim.baseline is not None else []
+    numbers += [f"decided by: {claim.rule}"]
+    return (
+        f'<p class="finding verdict-{claim.verdict.replace(" ", "-")}"><strong>{escape(claim.verdict)}</strong> '
+        f"{escape(reading)}<br><small>{escape('; '.join(numbers))}</small></p>"
     )
 
 

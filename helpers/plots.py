@@ -12,7 +12,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from importlib import resources
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from helpers.baselines import AgainstControls
     from helpers.claims import Estimate
 
 SVG = "http://www.w3.org/2000/svg"
@@ -190,6 +191,44 @@ def draw_interval(axes: Any, x: float, estimate: Estimate, **style: Any) -> None
     """
     error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
     axes.errorbar(x, estimate.value, error, **{"fmt": "o", "color": BLUE, "capsize": 4} | style)
+
+
+def show_against_controls(
+    key: str,
+    beside: Mapping[str, AgainstControls],
+    *,
+    unit: str,
+    caption: str,
+    alt: str,
+    own: str = "the set under test",
+) -> None:
+    """Show sets beside their controls, a row for each: its interval in blue, each control a point, their median a line.
+
+    Args:
+        key: unique on the page; becomes the figure's anchor.
+        beside: by the name of the row, what `baselines.compare_with_controls` gave.
+        unit: of the effects, for the axis.
+        caption: the finding first, then how to read it, n and error bars. Plain text.
+        alt: what a reader who can't see the figure needs to know.
+        own: what the blue points are, for the legend.
+    """
+    import numpy as np
+
+    height = 1.2 + 0.45 * len(beside)
+    with draw_figure(key, caption=caption, alt=alt, height=height) as (_, axes):
+        for row, against in enumerate(beside.values()):
+            means = np.asarray(against.controls)
+            label = {"label": own} if row == 0 else {}
+            error = [[against.own.value - against.own.low], [against.own.high - against.own.value]]
+            axes.errorbar(against.own.value, row, xerr=error, fmt="o", color=BLUE, capsize=4, **label)
+            label = {"label": "controls, and their median"} if row == 0 else {}
+            axes.plot(means, np.full(len(means), row + 0.2), "o", color=ORANGE, alpha=0.6, ms=4, **label)
+            if len(means):
+                axes.plot([np.median(means)] * 2, [row + 0.08, row + 0.32], color=ORANGE)
+        axes.axvline(0, color=INK, linewidth=0.6)
+        axes.set(yticks=range(len(beside)), yticklabels=[as_plain(name) for name in beside], xlabel=unit)
+        axes.set_ylim(len(beside) - 0.4, -0.6)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def draw_layer_curve(axes: Any, table: pd.DataFrame, *, label: str = "", null: bool = True, **style: Any) -> None:

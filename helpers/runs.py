@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from helpers import ROOT, InputError
-from helpers.claims import Claim, Estimate, as_html, as_record, decide, shorten
+from helpers.claims import Claim, Estimate, Expected, as_html, as_line, as_record, decide, read_protocol, shorten
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -91,6 +91,44 @@ def validate(**rules: tuple[Any, Any]) -> dict[str, Any]:
     return {name: value for name, (value, _) in rules.items()}
 
 
+def begin(name: str, namespace: dict[str, Any]) -> Run:
+    """Check a chapter's parameters, load its model and start its run.
+
+    What is legal is read from the comments of the chapter's parameters cell, which is what its readers see: "2 to 100",
+    "4 to 400 by 4", or a choice of texts between quotation marks; where a comment has neither, only the type counts.
+
+    Args:
+        name: of the notebook, without folder and suffix.
+        namespace: `globals()` of the notebook: the parameters, `model_name`, `device` and `dtype` among them.
+
+    Raises:
+        InputError: a parameter or model that is not legal, or no such notebook.
+    """
+    from helpers import models
+
+    found = sorted((ROOT / "book").rglob(f"{name}.py"))
+    if len(found) != 1:
+        raise InputError(f"{len(found)} notebooks are called {name!r}: legal is the name of one below book/")
+    legal = read_legal(found[0].read_text(encoding="utf-8"))
+    parameters = validate(**{key: (namespace[key], rule) for key, rule in legal.items()})
+    loaded = models.load(parameters["model_name"], device=parameters["device"], dtype=parameters["dtype"] or None)
+    return start(found[0].relative_to(ROOT / "book").with_suffix("").as_posix(), parameters, loaded)
+
+
+def read_legal(source: str) -> dict[str, Any]:
+    """The parameters of a chapter, each with what `validate` takes as legal, from the lines of its parameters cell."""
+    cell = re.search(r'^# %% tags=\["parameters"\]\n(.*?)^# %%', source, re.DOTALL | re.MULTILINE)
+    legal: dict[str, Any] = {}
+    for name, kind, comment in re.findall(r"^(\w+): (\w+) = .*?  # (.+)$", cell[1] if cell else "", re.MULTILINE):
+        bounds = re.search(r"(\d+) to (\d+)(?: by (\d+))?", comment)
+        choices = tuple(re.findall(r'"([^"]*)"', comment))
+        if kind == "int" and bounds:
+            legal[name] = range(int(bounds[1]), int(bounds[2]) + 1, int(bounds[3] or 1))
+        else:
+            legal[name] = choices or {"int": int, "str": str, "bool": bool, "float": float}[kind]
+    return legal
+
+
 def start(chapter: str, parameters: dict[str, Any], loaded: LoadedModel) -> Run:
     """Seed everything, use all usable cores, and begin the record.
 
@@ -123,6 +161,15 @@ class Run:
     values: dict[str, Any] = field(default_factory=dict)
     code: dict[str, Any] = field(default_factory=lambda: find_code_version())
     """Taken when the run starts, since files may be edited while it lasts."""
+    protocol: dict[str, Expected] = field(init=False)
+    """What the chapter claims, by id, as `<notebook>.claims.yaml` beside it says; empty without one."""
+
+    _texts: dict[str, str] = field(default_factory=dict)
+    """The values as tables show them, for the readings of claims."""
+
+    def __post_init__(self) -> None:
+        file = ROOT / "book" / f"{self.chapter}.claims.yaml"
+        self.protocol = read_protocol(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def value(self, key: str, value: Estimate | float | int | str) -> None:
         """Record a value and glue it, so that prose can say {glue:text}`key`.
@@ -131,6 +178,7 @@ class Run:
             InputError: a number that is not finite.
         """
         self.values[key] = _plain(key, value)
+        self._texts[key] = _text(value, brief=True)
         _glue(key, _text(value))
 
     def table(self, key: str, rows: list[dict[str, Any]], *, caption: str) -> None:
@@ -154,20 +202,35 @@ class Run:
         )
         display(HTML(f'<div class="wide-table" id="table-{key}">{html}</div>'))
 
-    def claim(self, id: str, sentence: str, **evidence: Any) -> None:
+    def claim(self, id: str, sentence: str = "", **evidence: Any) -> None:
         """Record a claim, decided by its rule (see `claims.decide`), and glue its verdict as `claim-<id>`.
+
+        Where the chapter has a protocol, this has the sentence, the rule and one reading for each verdict: the
+        reading that the verdict chooses is shown with the number behind it, and glued as `found-<id>`.
 
         Args:
             id: short and unique within the chapter.
-            sentence: what is claimed.
-            **evidence: the rest of what `claims.decide` takes.
+            sentence: what is claimed; left out where the protocol says it.
+            **evidence: the rest of what `claims.decide` takes, or of it what the protocol does not say.
 
         Raises:
-            InputError: the rule can't be decided.
+            InputError: the rule can't be decided, or the claim is in no protocol.
         """
-        claim = decide(id, sentence, model_name=self.loaded.card.name, **evidence)
+        from IPython.display import HTML, display
+
+        known = self.protocol.get(id)
+        if known is None and not sentence:
+            raise InputError(
+                f"claim {id!r} has no sentence: legal are those of the protocol: {', '.join(self.protocol)}"
+            )
+        written = known.evidence | evidence if known else evidence
+        claim = decide(id, known.sentence if known else sentence, model_name=self.loaded.card.name, **written)
         self.claims[id] = claim
         _glue(f"claim-{id}", " ".join(filter(None, (claim.verdict, claim.reason))))
+        if known:
+            reading = known.read(claim, self._texts)
+            _glue(f"found-{id}", reading)
+            display(HTML(as_line(claim, reading)))
 
     def leave(self, reason: str) -> NoReturn:
         """End the chapter here, as it can't be run on this model: every claim it has on record is "not run".

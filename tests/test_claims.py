@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from helpers import claims
+from helpers import InputError, claims
 from helpers.claims import Estimate, Published
 
 SAMPLES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30)
@@ -471,3 +471,65 @@ def test_only_runs_of_equal_size_on_equal_weights_are_compared(difference, why):
     found = claims.compare(recorded(one=0.7, **difference), recorded(one=0.7))
     assert why in found.why_not and bool(found.why_not) == bool(why)
     assert found.same == (() if why else ("one",))
+
+
+PROTOCOL = """
+grows:
+  claim: It grows.
+  rule: value > baseline
+  baseline: what it was
+  tolerance: null
+  holds: It grows by {value} over {n} units, from {baseline}, on {where}.
+  fails: It does not.
+published:
+  claim: As published.
+  rule: abs(value - published) < 0.1
+  published: {value: 2.0, model: other, protocol: theirs, citation: olsson2022context}
+"""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "reading"),
+    [
+        (1.0, 1.5, "holds", "It grows by 1.20 over 5 units, from 0.500, on Mars."),
+        (0.1, 0.2, "fails", "It does not."),
+        (0.1, 1.5, "depends", "Depends: It grows. on the sample: the interval straddles the bound"),
+    ],
+)
+def test_the_verdict_chooses_the_reading(low, high, verdict, reading):
+    expected = claims.read_protocol(PROTOCOL)["grows"]
+    value = min(max(1.2, low), high)
+    estimate = claims.Estimate(value, low, high, 5, "units")
+    claim = claims.decide("grows", expected.sentence, estimate=estimate, baseline=0.5, **expected.evidence)
+    assert claim.verdict == verdict and claim.tolerance is None
+    assert expected.read(claim, {"where": "Mars"}) == reading
+    line = claims.as_line(claim, "<b>" + reading)
+    assert "&lt;b&gt;" in line and f"<strong>{verdict}</strong>" in line and "value &gt; baseline" in line
+
+
+def test_a_protocol_says_what_was_published():
+    expected = claims.read_protocol(PROTOCOL)["published"]
+    claim = claims.decide("published", expected.sentence, estimate=None, model_name="mine", **expected.evidence)
+    assert claim.verdict == "not comparable"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: {claim: A., rule: value > 0, hold: yes}", "claim 'a': hold unknown or missing"),
+        ("a: {rule: value > 0}", "claim 'a': claim unknown or missing"),
+        ("a: {claim: A., rule: valu > 0}", "rule 'valu > 0' can't be decided"),
+    ],
+)
+def test_a_protocol_with_a_fault_is_refused(text, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        claims.read_protocol(text)
+
+
+def test_a_reading_with_a_value_that_was_not_recorded_is_refused():
+    expected = claims.read_protocol(PROTOCOL)["grows"]
+    claim = claims.decide(
+        "grows", "It grows.", estimate=claims.Estimate(2.0, 1.9, 2.1, 5), baseline=0.5, **expected.evidence
+    )
+    with pytest.raises(InputError, match=r"reading of claim 'grows' can't be filled .*where"):
+        expected.read(claim, {})

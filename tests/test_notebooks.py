@@ -62,9 +62,13 @@ def test_parameters_are_typed_literals_with_a_comment_and_come_first(chapter):
     for statement, line in zip(ast.parse(first.source).body, first.source.splitlines(), strict=True):
         assert isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Constant), line
         assert re.search(r"  # \S", line), f"{line!r} does not say what is legal"
-    assert "runs.validate(" in second.source
+    assert f'runs.begin("{chapter.rsplit("/", 1)[-1]}", globals())' in second.source
     names = {statement.target.id for statement in ast.parse(first.source).body}
-    assert names == set(re.findall(r"^\s+(\w+)=\(\1\b", second.source, re.MULTILINE)), "a parameter is not validated"
+    legal = runs.read_legal((ROOT / "book" / f"{chapter}.py").read_text(encoding="utf-8"))
+    assert set(legal) == names
+    counts = {name for name in names if isinstance(legal[name], range)}
+    kinds = {statement.target.id: statement.annotation.id for statement in ast.parse(first.source).body}
+    assert counts == {name for name in names if kinds[name] == "int"}, "a count has no bounds"
 
 
 @every_chapter
@@ -224,7 +228,10 @@ def test_only_make_record_writes_below_results(tmp_path, monkeypatch):
     )
     data, model = SimpleNamespace(table=[]), SimpleNamespace(record=dict)
     names = {"dataset": kept, "data": data, "model": model, "runs": runs, "claims": claims}
-    exec(cell.source, names | {"parameters": {}, "passed": {}, "save": True, "seed": 0, "n_tasks": 1})
+    exec(
+        cell.source,
+        names | {"run": SimpleNamespace(parameters={}), "passed": {}, "save": True, "seed": 0, "n_tasks": 1},
+    )
     assert written == [tmp_path / "cot_faithfulness.parquet"]
 
 

@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from matplotlib.backend_bases import MouseEvent
 from matplotlib.text import Annotation
 
-from helpers import plots
+from helpers import baselines, plots
 from helpers.claims import Estimate
 
 matplotlib.use("agg")
@@ -433,3 +433,13 @@ def test_equal_pictures_in_one_figure_share_no_id(shown):
     ids = re.findall(r'\bid="([^"]+)"', shown[0].html)
     assert len(ids) == len(set(ids)) > 1
     assert all(re.search(rf"#{re.escape(name)}\b", shown[0].html) for name in ids if name != "twins")
+
+
+def test_sets_stand_beside_their_controls_with_zero_in_sight(shown):
+    effects = torch.tensor([[2.0, 4.0, 3.0], [1.0, 1.0, 2.0], [0.0, 0.5, 0.2]])
+    beside = {"means": baselines.compare_with_controls(effects, seed=0)}
+    beside["none"] = baselines.compare_with_controls(effects[:1], seed=0)
+    plots.show_against_controls("strip", beside, unit="nats", caption="a", alt="b", own="the <best> heads")
+    figure = shown[-1].html
+    for text in ("means", "none", "nats", "the &lt;best&gt; heads", "controls, and their median"):
+        assert text in figure

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import ROOT, claims, models, runs
+from helpers import ROOT, InputError, claims, models, runs
 
 EVIL = "<script>alert('&amp;')</script>\"><b>"
 
@@ -406,3 +406,36 @@ def test_an_unknown_injected_parameter_is_an_error_in_the_notebook(tmp_path):
     notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     with pytest.raises(runs.InputError, match="no record"):
         runs.read_record(notebook)
+
+
+LEGAL = """# %% tags=["parameters"]
+model_name: str = "a"  # a name, a folder or a hub id
+count: int = 2  # of each of ten tasks, 2 to 9
+pairs: int = 4  # at most so many; 4 to 8 by 4
+kind: str = ""  # "float32" or "bfloat16"; "" for the model's own
+save: bool = False  # whether to keep it
+
+# %%
+other: int = 3  # 1 to 2
+"""
+
+
+def test_what_is_legal_stands_in_the_comments_of_the_parameters_cell():
+    assert runs.read_legal(LEGAL) == {
+        "model_name": str,
+        "count": range(2, 10),
+        "pairs": range(4, 9, 4),
+        "kind": ("float32", "bfloat16", ""),
+        "save": bool,
+    }
+
+
+def test_a_notebook_that_there_is_not_is_refused_by_name():
+    with pytest.raises(InputError, match="0 notebooks are called 'IOI'"):
+        runs.begin("IOI", {})
+
+
+def test_a_chapter_begins_with_its_parameters_checked():
+    names = {"model_name": "a", "n_prompts": 5, "n_patched": 10, "n_reference": 40, "n_random_sets": 10, "seed": 0}
+    with pytest.raises(InputError, match="n_prompts = 5 is out of range: legal are 20 to 2000"):
+        runs.begin("IOI_notebook", names | {"device": "cpu", "dtype": ""})

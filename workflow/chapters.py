@@ -155,7 +155,7 @@ def code_digest(chapter: str) -> str:
 
 
 def input_files(chapter: str, run: str) -> list[str]:
-    """The code that a chapter imports, directly or through one another, and the data files that this code names.
+    """The code that a chapter imports, directly or through one another, what this names of data, and its protocol.
 
     A run that makes a data set (its parameter `save`) does not hang on the one that is kept in `results/`.
 
@@ -170,7 +170,9 @@ def input_files(chapter: str, run: str) -> list[str]:
         waiting |= _imported(file, codes[file]) - set(codes)
     makes_data = run_parameters(run, chapter).get("save", False)
     named = {name for file, code in codes.items() for name in _file_names(file, code)}
-    return sorted(codes) + [file for file in _data_files(kept=not makes_data) if Path(file).name in named]
+    protocol = f"book/{chapter}.claims.yaml"
+    own = [protocol] if (ROOT / protocol).is_file() else []
+    return sorted(codes) + own + [file for file in _data_files(kept=not makes_data) if Path(file).name in named]
 
 
 def _read_yaml(text: str, what: str) -> Any:

@@ -40,7 +40,7 @@ n_shot_seeds: int = 2  # sets of examples in all, 1 to 10
 n_checked: int = 2  # chains that transformers itself writes again, 1 to 10
 max_new_tokens: int = 64  # of a chain with its answer, 16 to 512
 seed: int = 0  # of all sampling, 0 to 999999
-device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+device: str = "cpu"  # cpu, or cuda where there is a GPU
 
 # %%
 import re
@@ -49,28 +49,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from helpers import claims, hooks, models, plots, runs
+from helpers import claims, hooks, plots, runs
 from studies.faithfulness import questions
 
-parameters = runs.validate(
-    model_name=(model_name, str),
-    dtype=(dtype, ("bfloat16", "float32")),
-    n_questions=(n_questions, range(4, 401)),
-    n_shots=(n_shots, range(1, 9)),
-    n_fewer=(n_fewer, range(2, 401)),
-    n_traced=(n_traced, range(2, 41)),
-    n_shot_seeds=(n_shot_seeds, range(1, 11)),
-    n_checked=(n_checked, range(1, 11)),
-    max_new_tokens=(max_new_tokens, range(16, 513)),
-    seed=(seed, range(1_000_000)),
-    device=(device, str),
-)
-model = models.load(model_name, device=device, dtype=dtype)
-run = runs.start(
-    "projects/probe-based-faithfulness-detection/day10-11_cot_structure",
-    parameters,
-    model,
-)
+run = runs.begin("day10-11_cot_structure", globals())
+model = run.loaded
 
 # %% [markdown]
 # The model is loaded in `bfloat16` unless `dtype` says otherwise: it writes several times faster, and the last section

@@ -39,33 +39,18 @@ n_causal: int = 4  # questions a task, with changed chains; 4 to 800 by 4
 n_tasks: int = 10  # of the ten tasks, the first so many, 2 to 10
 save: bool = False  # whether to keep the data set, with this run's record
 seed: int = 0  # of all sampling, 0 to 999999
-device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+device: str = "cpu"  # cpu, or cuda where there is a GPU
 
 # %%
 import numpy as np
 import pandas as pd
 import torch
-from helpers import ROOT, claims, folds, hooks, models, plots, probes, runs
+from helpers import ROOT, claims, folds, hooks, plots, probes, runs
 from studies.faithfulness import dataset, questions, transcripts
 from studies.faithfulness.gates import judge, score_shortcuts
 
-parameters = runs.validate(
-    model_name=(model_name, str),
-    dtype=(dtype, ("bfloat16", "float32")),
-    n_constructed=(n_constructed, range(8, 801, 4)),
-    n_hinted=(n_hinted, range(4, 801, 4)),
-    n_causal=(n_causal, range(4, 801, 4)),
-    n_tasks=(n_tasks, range(2, 11)),
-    save=(save, bool),
-    seed=(seed, range(1_000_000)),
-    device=(device, str),
-)
-model = models.load(model_name, dtype=dtype, device=device)
-run = runs.start(
-    "projects/probe-based-faithfulness-detection/day12-14_cot_dataset",
-    parameters,
-    model,
-)
+run = runs.begin("day12-14_cot_dataset", globals())
+model = run.loaded
 tasks = list(questions.TASKS)[:n_tasks]
 
 # %% [markdown]
@@ -684,7 +669,8 @@ run.value("n_tasks_asked", n_tasks)
 
 # %%
 path = dataset.locate_dataset(model)
-about = {"model": model.record(), "parameters": parameters, "passed": passed}
+about = {"model": model.record(), "passed": passed}
+about["parameters"] = run.parameters
 if save:
     file = runs.locate_output() / dataset.FILE
     dataset.save_dataset(data.table, file, about=about)

@@ -36,9 +36,9 @@ n_words: int = 30  # favourable adjectives, and as many unfavourable, 6 to 60
 n_permutations: int = 100  # of the labels, 20 to 1000
 n_control: int = 10  # control tasks, 2 to 100
 n_data_seeds: int = 2  # data sets in all, 1 to 10
-n_natural: int = 0  # sentences of SST-2 to test on besides, an even number up to 800; needs the network once
+n_natural: int = 0  # sentences of SST-2 to test on besides, an even number, 0 to 800 by 2; needs the network once
 seed: int = 0  # of all sampling, 0 to 999999
-device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+device: str = "cpu"  # cpu, or cuda where there is a GPU
 dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
@@ -58,23 +58,8 @@ from helpers import (
 from helpers.probes import Site
 from studies.sentiment import sentences
 
-parameters = runs.validate(
-    model_name=(model_name, str),
-    n_words=(n_words, range(6, 61)),
-    n_permutations=(n_permutations, range(20, 1001)),
-    n_control=(n_control, range(2, 101)),
-    n_data_seeds=(n_data_seeds, range(1, 11)),
-    n_natural=(n_natural, range(0, 801)),
-    seed=(seed, range(1_000_000)),
-    device=(device, str),
-    dtype=(dtype, ("", *models.DTYPES)),
-)
-model = models.load(model_name, device=device, dtype=dtype or None)
-run = runs.start(
-    "projects/probe-based-faithfulness-detection/day3-4_first_probes",
-    parameters,
-    model,
-)
+run = runs.begin("day3-4_first_probes", globals())
+model = run.loaded
 
 # %% [markdown]
 # ## Say what a probe is, and what it is not

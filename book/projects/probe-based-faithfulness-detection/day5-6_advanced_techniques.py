@@ -37,7 +37,7 @@ n_steered: int = 40  # sentences on which the model is changed, 8 to 400
 n_directions: int = 5  # random directions of each kind, 2 to 100
 n_data_seeds: int = 1  # data sets in all, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999999
-device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+device: str = "cpu"  # cpu, or cuda where there is a GPU
 dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
@@ -58,23 +58,8 @@ from helpers.probes import Site
 from helpers.scores import compute_auroc, evaluate, subtract
 from studies.sentiment import sentences
 
-parameters = runs.validate(
-    model_name=(model_name, str),
-    n_words=(n_words, range(6, 61)),
-    n_permutations=(n_permutations, range(20, 1001)),
-    n_steered=(n_steered, range(8, 401)),
-    n_directions=(n_directions, range(2, 101)),
-    n_data_seeds=(n_data_seeds, range(1, 11)),
-    seed=(seed, range(1_000_000)),
-    device=(device, str),
-    dtype=(dtype, ("", *models.DTYPES)),
-)
-model = models.load(model_name, device=device, dtype=dtype or None)
-run = runs.start(
-    "projects/probe-based-faithfulness-detection/day5-6_advanced_techniques",
-    parameters,
-    model,
-)
+run = runs.begin("day5-6_advanced_techniques", globals())
+model = run.loaded
 
 # %% [markdown]
 # ## Make the verdict a matter of two words

@@ -33,7 +33,7 @@
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = ""  # "float32", "bfloat16" or "float16"; "" for the registry's
-device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+device: str = "cpu"  # cpu, or cuda where there is a GPU
 device_map: str = ""  # "auto", "balanced" or "sequential" spreads one of the loads over devices; "" for none
 remote: bool = False  # True runs one trace on NDIF; needs a key in the environment variable NDIF_API_KEY
 prompt: str = "Mary and John met, and John thanked"  # a text of at least four tokens; its last 24 are used
@@ -55,25 +55,8 @@ from nnsight.schema.config import CONFIG
 from studies.libraries import names
 from transformer_lens.model_bridge import TransformerBridge
 
-parameters = runs.validate(
-    model_name=(model_name, str),
-    dtype=(dtype, ("", "float32", "bfloat16", "float16")),
-    device=(device, str),
-    device_map=(device_map, ("", "auto", "balanced", "sequential")),
-    remote=(remote, bool),
-    prompt=(prompt, str),
-    other_prompt=(other_prompt, str),
-    n_new_tokens=(n_new_tokens, range(2, 41)),
-    n_measured=(n_measured, range(2, 257)),
-    n_rounds=(n_rounds, range(2, 51)),
-    seed=(seed, range(1_000_000)),
-)
-plain = models.load(model_name, device=device, dtype=dtype or None)
-run = runs.start(
-    "projects/probe-based-faithfulness-detection/day8-9_nnsight_setup",
-    parameters,
-    plain,
-)
+run = runs.begin("day8-9_nnsight_setup", globals())
+plain = run.loaded
 
 # %% tags=["hide-input"]
 if plain.n_layers < 2:

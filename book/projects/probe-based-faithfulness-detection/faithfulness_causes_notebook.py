@@ -35,13 +35,13 @@ n_own: int = 16  # of each task, for hints, 4 to 400 by 4
 n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
 n_controls: int = 5  # directions of each kind of control, 2 to 100
 seed: int = 0  # of all sampling, 0 to 999000
-device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+device: str = "cpu"  # cpu, or cuda where there is a GPU
 dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
 import torch
-from helpers import ROOT, claims, folds, hooks, models, plots, probes, runs
+from helpers import ROOT, claims, folds, hooks, plots, probes, runs
 from studies.faithfulness import dataset, hypotheses, questions
 from studies.faithfulness.transcripts import (
     construct,
@@ -49,22 +49,8 @@ from studies.faithfulness.transcripts import (
     put_in_context,
 )
 
-parameters = runs.validate(
-    model_name=(model_name, str),
-    n_questions=(n_questions, range(5, 401)),
-    n_own=(n_own, range(4, 401, 4)),
-    n_tasks=(n_tasks, range(1, 11)),
-    n_controls=(n_controls, range(2, 101)),
-    seed=(seed, range(999_001)),
-    device=(device, str),
-    dtype=(dtype, ("", *models.DTYPES)),
-)
-model = models.load(model_name, device=device, dtype=dtype or None)
-run = runs.start(
-    "projects/probe-based-faithfulness-detection/faithfulness_causes_notebook",
-    parameters,
-    model,
-)
+run = runs.begin("faithfulness_causes_notebook", globals())
+model = run.loaded
 passed = dataset.read_passed_tasks(model) or {}
 tasks = (passed.get("constructed", []) or list(questions.TASKS))[:n_tasks]
 

@@ -38,7 +38,7 @@ n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
 n_permutations: int = 100  # of the labels, 100 to 1000
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000
-device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+device: str = "cpu"  # cpu, or cuda where there is a GPU
 dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
@@ -47,17 +47,7 @@ from collections import Counter
 
 import pandas as pd
 import torch
-from helpers import (
-    ROOT,
-    baselines,
-    claims,
-    folds,
-    hooks,
-    models,
-    plots,
-    probes,
-    runs,
-)
+from helpers import ROOT, baselines, claims, folds, hooks, plots, probes, runs
 from helpers.scores import evaluate, subtract, tabulate
 from studies.faithfulness import (
     dataset,
@@ -68,23 +58,8 @@ from studies.faithfulness import (
 )
 from studies.faithfulness.hypotheses import HYPOTHESES
 
-parameters = runs.validate(
-    model_name=(model_name, str),
-    n_questions=(n_questions, range(5, 401)),
-    n_own=(n_own, range(4, 401, 4)),
-    n_tasks=(n_tasks, range(1, 11)),
-    n_permutations=(n_permutations, range(100, 1001)),
-    n_data_seeds=(n_data_seeds, range(1, 11)),
-    seed=(seed, range(999_001)),
-    device=(device, str),
-    dtype=(dtype, ("", *models.DTYPES)),
-)
-model = models.load(model_name, device=device, dtype=dtype or None)
-run = runs.start(
-    "projects/probe-based-faithfulness-detection/faithfulness_detection_with_probes_notebook",
-    parameters,
-    model,
-)
+run = runs.begin("faithfulness_detection_with_probes_notebook", globals())
+model = run.loaded
 _, middle, late = hypotheses.split_thirds(model.n_layers)
 seeds = range(seed, seed + n_data_seeds)
 

@@ -35,13 +35,13 @@ n_own: int = 8  # of each task, for hints and chains, 4 to 400 by 4
 n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000
-device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+device: str = "cpu"  # cpu, or cuda where there is a GPU
 dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
 import pandas as pd
-from helpers import ROOT, claims, hooks, models, plots, probes, runs, scores
+from helpers import ROOT, claims, hooks, plots, probes, runs, scores
 from studies.faithfulness import causes, dataset, hypotheses, questions
 from studies.faithfulness.hypotheses import HYPOTHESES, Draw
 from studies.faithfulness.transcripts import (
@@ -51,22 +51,8 @@ from studies.faithfulness.transcripts import (
     put_in_context,
 )
 
-parameters = runs.validate(
-    model_name=(model_name, str),
-    n_questions=(n_questions, range(5, 401)),
-    n_own=(n_own, range(4, 401, 4)),
-    n_tasks=(n_tasks, range(1, 11)),
-    n_data_seeds=(n_data_seeds, range(1, 11)),
-    seed=(seed, range(999_001)),
-    device=(device, str),
-    dtype=(dtype, ("", *models.DTYPES)),
-)
-model = models.load(model_name, device=device, dtype=dtype or None)
-run = runs.start(
-    "projects/probe-based-faithfulness-detection/faithfulness_styles_notebook",
-    parameters,
-    model,
-)
+run = runs.begin("faithfulness_styles_notebook", globals())
+model = run.loaded
 gates = dataset.read_passed_tasks(model) or {}
 tasks = gates.get("constructed", list(questions.TASKS))[:n_tasks]
 

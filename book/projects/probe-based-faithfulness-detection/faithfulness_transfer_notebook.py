@@ -35,34 +35,20 @@ n_own: int = 16  # of each task, for hints and chains, 4 to 400 by 4
 n_tasks: int = 6  # of those that passed, at most so many, 1 to 10
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000
-device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+device: str = "cpu"  # cpu, or cuda where there is a GPU
 dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
 import pandas as pd
 import torch
-from helpers import ROOT, claims, folds, hooks, models, plots, probes, runs
+from helpers import ROOT, claims, folds, hooks, plots, probes, runs
 from helpers.scores import combine, compute_auroc, tabulate
 from studies.faithfulness import dataset, hypotheses, questions, transcripts
 from studies.faithfulness.hypotheses import HYPOTHESES, Draw
 
-parameters = runs.validate(
-    model_name=(model_name, str),
-    n_questions=(n_questions, range(5, 401)),
-    n_own=(n_own, range(4, 401, 4)),
-    n_tasks=(n_tasks, range(1, 11)),
-    n_data_seeds=(n_data_seeds, range(1, 11)),
-    seed=(seed, range(999_001)),
-    device=(device, str),
-    dtype=(dtype, ("", *models.DTYPES)),
-)
-model = models.load(model_name, device=device, dtype=dtype or None)
-run = runs.start(
-    "projects/probe-based-faithfulness-detection/faithfulness_transfer_notebook",
-    parameters,
-    model,
-)
+run = runs.begin("faithfulness_transfer_notebook", globals())
+model = run.loaded
 seeds = range(seed, seed + n_data_seeds)
 
 # %% [markdown]

@@ -42,7 +42,7 @@ n_random_sets: int = 10  # random sets of heads to compare with, 10 to 200
 n_training_steps: int = 1200  # of each toy model, 1 to 20000
 n_training_seeds: int = 3  # toy models of each depth, 2 to 10
 seed: int = 0  # of all sampling, 0 to 999999
-device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+device: str = "cpu"  # cpu, or cuda where there is a GPU
 dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
@@ -62,26 +62,8 @@ from helpers import (
 )
 from studies.induction import toy
 
-parameters = runs.validate(
-    model_name=(model_name, str),
-    n_sequences=(n_sequences, range(2, 1001)),
-    segment_length=(segment_length, range(8, 1001)),
-    n_passages=(n_passages, range(2, 101)),
-    passage_length=(passage_length, range(48, 601)),
-    max_ablated_heads=(max_ablated_heads, range(1, 257)),
-    n_random_sets=(n_random_sets, range(10, 201)),
-    n_training_steps=(n_training_steps, range(1, 20_001)),
-    n_training_seeds=(n_training_seeds, range(2, 11)),
-    seed=(seed, range(1_000_000)),
-    device=(device, str),
-    dtype=(dtype, ("", *models.DTYPES)),
-)
-model = models.load(model_name, device=device, dtype=dtype or None)
-run = runs.start(
-    "replications/project-1-induction-heads/induction_heads_notebook",
-    parameters,
-    model,
-)
+run = runs.begin("induction_heads_notebook", globals())
+model = run.loaded
 
 # %% [markdown]
 # ## Make sequences that can't be memorised

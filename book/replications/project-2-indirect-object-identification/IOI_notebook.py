@@ -38,7 +38,7 @@ n_patched: int = 32  # of these, for patching and ablation, 10 to 2000
 n_reference: int = 100  # prompts behind the means of knock-outs, 40 to 2000
 n_random_sets: int = 10  # random circuits to compare with, 10 to 200
 seed: int = 0  # of all sampling, 0 to 999999
-device: str = "cpu"  # "cpu", or "cuda" where there is a GPU
+device: str = "cpu"  # cpu, or cuda where there is a GPU
 dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
@@ -57,22 +57,8 @@ from helpers import (
 from helpers.attribution import attribute_logits
 from studies.ioi import roles, templates
 
-parameters = runs.validate(
-    model_name=(model_name, str),
-    n_prompts=(n_prompts, range(20, 2001)),
-    n_patched=(n_patched, range(10, 2001)),
-    n_reference=(n_reference, range(40, 2001)),
-    n_random_sets=(n_random_sets, range(10, 201)),
-    seed=(seed, range(1_000_000)),
-    device=(device, str),
-    dtype=(dtype, ("", *models.DTYPES)),
-)
-model = models.load(model_name, device=device, dtype=dtype or None)
-run = runs.start(
-    "replications/project-2-indirect-object-identification/IOI_notebook",
-    parameters,
-    model,
-)
+run = runs.begin("IOI_notebook", globals())
+model = run.loaded
 
 # %% [markdown]
 # ## Make prompts whose answer is known
