@@ -177,6 +177,42 @@ def score_copying(
     return scores
 
 
+def score_attention_to_repeats(
+    loaded: LoadedModel,
+    tokens: Int[Tensor, "sequence position"],
+    *,
+    places_of: Int[Tensor, "sequence position"] | None = None,
+) -> dict[str, Float[Tensor, "sequence layer head"]]:
+    """How much of its attention a head spends on what repeats, over the positions whose token has occurred before.
+
+    "induction" is the prefix-matching score of Olsson et al. (2022): the weight on the tokens that followed earlier
+    occurrences of the present one, summed over these. (Their text speaks of an average; over several earlier occurrences
+    the sum is what can reach 1.) "duplicate token" is the weight on the earlier occurrences themselves.
+
+    Args:
+        loaded: on any backend that gives patterns.
+        tokens: sequences of one length.
+        places_of: sequences of the same shape whose repetitions say where to look; by default `tokens`. With those that
+            repeat here and `tokens` that do not, the score is the baseline of a head that goes by distance alone.
+
+    Raises:
+        InputError: no token occurs twice in a sequence, or lengths or numbers of sequences differ.
+    """
+    given = [hooks.tokenize(loaded, some) for some in (tokens, tokens if places_of is None else places_of)]
+    if len({len(row) for some in given for row in some}) > 1:
+        raise InputError("sequences of different lengths: legal are those of one length")
+    rows, repeating = map(torch.tensor, given)
+    if rows.shape != repeating.shape:
+        raise InputError(f"{len(repeating)} sequences as places_of for {len(rows)}: legal is one for each")
+    copies = (repeating[:, :, None] == repeating[:, None, :]).float().tril(-1)
+    keys = {"induction": torch.nn.functional.pad(copies, (1, 0))[..., :-1], "duplicate token": copies}
+    n_queries = copies.any(-1).sum(-1)[:, None, None]
+    if not n_queries.all():
+        raise InputError("no token occurs twice in a sequence: legal are sequences that repeat a token")
+    pattern = hooks.capture(loaded, rows, "pattern", positions="all")["pattern"]
+    return {job: torch.einsum("nlhqk,nqk->nlh", pattern, chosen) / n_queries for job, chosen in keys.items()}
+
+
 def _attended(
     loaded: LoadedModel, resid_of: Callable[[int], Float[Tensor, "example d_model"]]
 ) -> Iterator[Float[Tensor, "head example d_model"]]:

@@ -8,7 +8,7 @@ import torch
 from shared import by_hand
 from shared.tiny import VOCABULARY
 
-from helpers import attribution, hooks, models, patching
+from helpers import InputError, attribution, hooks, models, patching
 from helpers.engine.architectures import get_final_norm, list_layers
 from studies.ioi import templates
 
@@ -223,3 +223,34 @@ def test_bad_input_is_refused(load_tiny, data, refused):
         attribution.attribute_logits(capped, rows, answers)
     with refused("BatchNorm1d", "RMSNorm"):
         attribution.pull_through_norm(torch.nn.BatchNorm1d(4), torch.ones(1, 4), torch.ones(1, 4))
+
+
+def test_attention_to_repeats_is_read_off_the_pattern(load_tiny):
+    """By hand: weights after earlier copies, and on them, over the queries that have one."""
+    tiny = load_tiny("llama")
+    tokens = torch.tensor([[3, 4, 5, 3, 4, 5, 3, 4], [6, 7, 6, 8, 7, 9, 6, 1]])
+    found = attribution.score_attention_to_repeats(tiny, tokens)
+    pattern = hooks.capture(tiny, tokens, "pattern", positions="all")["pattern"]
+    for i, row in enumerate(tokens.tolist()):
+        after, on, n_queries = 0.0, 0.0, 0
+        for query, token in enumerate(row):
+            copies = [key for key in range(query) if row[key] == token]
+            n_queries += bool(copies)
+            after += sum(pattern[i, :, :, query, key + 1] for key in copies)
+            on += sum(pattern[i, :, :, query, key] for key in copies)
+        torch.testing.assert_close(found["induction"][i], after / n_queries)
+        torch.testing.assert_close(found["duplicate token"][i], on / n_queries)
+
+
+def test_attention_at_the_places_of_other_sequences_is_that_of_a_head_that_goes_by_distance(load_tiny):
+    tiny = load_tiny("gpt2")
+    repeating, new = torch.tensor([[3, 4, 3, 4]]), torch.tensor([[5, 6, 7, 8]])
+    found = attribution.score_attention_to_repeats(tiny, new, places_of=repeating)
+    pattern = hooks.capture(tiny, new, "pattern", positions="all")["pattern"][0]
+    torch.testing.assert_close(found["induction"][0], (pattern[:, :, 2, 1] + pattern[:, :, 3, 2]) / 2)
+    with pytest.raises(InputError, match="no token occurs twice"):
+        attribution.score_attention_to_repeats(tiny, new)
+    with pytest.raises(InputError, match="different lengths"):
+        attribution.score_attention_to_repeats(tiny, new[:, :3], places_of=repeating)
+    with pytest.raises(InputError, match="1 sequences as places_of for 2"):
+        attribution.score_attention_to_repeats(tiny, new.expand(2, -1), places_of=repeating)
