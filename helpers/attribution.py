@@ -186,8 +186,8 @@ def score_attention_to_repeats(
     """How much of its attention a head spends on what repeats, over the positions whose token has occurred before.
 
     "induction" is the prefix-matching score of Olsson et al. (2022): the weight on the tokens that followed earlier
-    occurrences of the present one, summed over these. (Their text speaks of an average; over several earlier occurrences
-    the sum is what can reach 1.) "duplicate token" is the weight on the earlier occurrences themselves.
+    occurrences of the present one, summed over these. (Their text speaks of an average; over several occurrences the
+    sum is what can reach 1.) "duplicate token" is the weight on the earlier occurrences themselves.
 
     Args:
         loaded: on any backend that gives patterns.
@@ -196,7 +196,7 @@ def score_attention_to_repeats(
             repeat here and `tokens` that do not, the score is the baseline of a head that goes by distance alone.
 
     Raises:
-        InputError: no token occurs twice in a sequence, or lengths or numbers of sequences differ.
+        InputError: no token occurs twice in a sequence, or other lengths or numbers of sequences.
     """
     given = [hooks.tokenize(loaded, some) for some in (tokens, tokens if places_of is None else places_of)]
     if len({len(row) for some in given for row in some}) > 1:

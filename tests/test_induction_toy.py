@@ -414,3 +414,76 @@ def test_longer_sequences_than_the_model_has_positions_for_are_refused(refused):
     model = toy.AttentionOnly(1, vocabulary_size=12, length=16)
     with refused("17 tokens", "at most 16"):
         model(torch.zeros(1, 17, dtype=torch.long))
+
+
+# Smeared keys
+
+
+@torch.no_grad()
+def test_a_smeared_key_is_the_mean_of_itself_and_the_one_before_at_first():
+    options = {"vocabulary_size": 8, "length": 6, "d_model": 8, "n_heads": 2, "seed": 3}
+    plain, smeared = toy.AttentionOnly(1, **options), toy.AttentionOnly(1, **options, smeared=True)
+    tokens = torch.tensor([[1, 5, 2, 7]])
+    resid = plain.W_E[tokens[0]] + plain.W_pos[:4]
+    for head in range(2):
+        queries, keys = resid @ plain.W_Q[0, head], resid @ plain.W_K[0, head]
+        mixed = torch.cat([keys[:1], (keys[1:] + keys[:-1]) / 2])
+        scores = (queries @ mixed.T / 2).masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
+        torch.testing.assert_close(smeared(tokens)[1][0, 0, head], scores.softmax(-1))
+
+
+@torch.no_grad()
+def test_a_key_that_is_hardly_smeared_is_a_plain_one():
+    options = {"vocabulary_size": 8, "length": 6, "d_model": 8, "n_heads": 2, "seed": 3}
+    plain, smeared = toy.AttentionOnly(2, **options), toy.AttentionOnly(2, **options, smeared=True)
+    smeared.smear -= 50.0
+    tokens = torch.tensor([[1, 5, 2, 7]])
+    torch.testing.assert_close(smeared(tokens)[0], plain(tokens)[0])
+
+
+@pytest.mark.slow
+def test_with_smeared_keys_one_layer_learns_to_look_up_what_followed():
+    _, measured = toy.train(1, n_steps=600, seed=0, smeared=True, n_measured=2)
+    assert float(measured[600].in_context_learning.mean()) < -3
+    assert float(measured[600].prefix_matching.max()) > 0.5
+
+
+@pytest.mark.slow
+def test_models_trained_side_by_side_are_those_trained_one_by_one():
+    threads = torch.get_num_threads()
+    trained = toy.train_all(range(1), n_steps=8)
+    assert torch.get_num_threads() == threads
+    assert list(trained) == [(kind, 0) for kind in toy.KINDS]
+    for kind, options in toy.KINDS.items():
+        torch.set_num_threads(1)
+        alone, _ = toy.train(n_steps=8, seed=0, **options)
+        torch.set_num_threads(threads)
+        for ours, theirs in zip(trained[kind, 0][0].parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+# The course of learning
+
+
+def course(scores):
+    """A history of models that have these in-context-learning scores at even steps."""
+    zero = torch.zeros(1)
+    return {
+        100 * i: toy.Measured(zero, torch.tensor([score]), zero[None], zero[None]) for i, score in enumerate(scores)
+    }
+
+
+def test_a_steady_course_rises_over_four_fifths_and_a_step_within_one_measurement():
+    assert toy.measure_rise(course([-x for x in range(11)])) == pytest.approx(0.8)
+    assert toy.measure_rise(course([0.0] * 5 + [-1.0] * 6)) == pytest.approx(0.08)
+
+
+def test_what_is_learned_before_does_not_count():
+    steady_then_step = [-0.25 * x for x in range(5)] + [-3.0] * 6
+    assert toy.measure_rise(course(steady_then_step)) > 0.3
+    assert toy.measure_rise(course(steady_then_step), beyond=-1.0) == pytest.approx(0.08)
+
+
+def test_a_model_that_learns_nothing_has_no_rise():
+    assert math.isnan(toy.measure_rise(course([0.0, -0.05, 0.02])))
+    assert math.isnan(toy.measure_rise(course([0.0, -1.0]), beyond=-1.0))

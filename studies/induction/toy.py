@@ -7,8 +7,9 @@ attends to (query-key) and what it moves (value-output), and how two heads compo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,10 +21,18 @@ BATCH = 32
 LEARNING_RATE = 3e-3
 WARM_UP = 50
 """Steps until the learning rate is reached."""
+LEAST_LEARNED = 0.1
+"""Nats; a model that gains less has learned nothing whose course could be told."""
 HELD_OUT = 256
 """Sequences that a model is measured on and never trained on."""
 Input = Literal["q", "k", "v"]
 INPUTS: tuple[Input, ...] = get_args(Input)
+KINDS: dict[str, dict[str, Any]] = {
+    "one layer": {"n_layers": 1},
+    "two layers": {"n_layers": 2},
+    "one layer, smeared keys": {"n_layers": 1, "smeared": True},
+}
+"""The models that are compared, as arguments of `train`."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,28 @@ class AttentionOnly(nn.Module):
     """A transformer of attention heads alone; weights have the axes `layer head …`."""
 
     def __init__(
-        self, n_layers: int, *, vocabulary_size: int, length: int, d_model: int = 64, n_heads: int = 4, seed: int = 0
+        self,
+        n_layers: int,
+        *,
+        vocabulary_size: int,
+        length: int,
+        d_model: int = 64,
+        n_heads: int = 4,
+        smeared: bool = False,
+        seed: int = 0,
     ) -> None:
+        """Random weights.
+
+        Args:
+            n_layers: of attention heads.
+            vocabulary_size: tokens it knows.
+            length: positions it has.
+            d_model: of the residual stream.
+            n_heads: in each layer.
+            smeared: whether each head mixes its keys with those of the position before, by a share that it learns
+                (Olsson et al., 2022): then one layer can see what came before.
+            seed: of the weights.
+        """
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
 
@@ -74,6 +103,8 @@ class AttentionOnly(nn.Module):
         self.W_Q, self.W_K, self.W_V = (weights(n_layers, n_heads, d_model, d_head, scale=small) for _ in INPUTS)
         self.W_O = weights(n_layers, n_heads, d_head, d_model, scale=small)
         self.W_U = weights(d_model, vocabulary_size, scale=small)
+        self.smear = nn.Parameter(torch.zeros(n_layers, n_heads)) if smeared else None
+        """Before the logistic function; at zero half of a key is the one before."""
 
     def forward(
         self, tokens: Int[Tensor, "sequence position"], *, cut: tuple[int, Input] | None = None
@@ -97,6 +128,9 @@ class AttentionOnly(nn.Module):
                 torch.einsum("npm,hmd->nhpd", self._read(resid, name, cut, first_written), weight[layer])
                 for name, weight in zip(INPUTS, (self.W_Q, self.W_K, self.W_V), strict=True)
             )
+            if self.smear is not None:
+                share = self.smear[layer].sigmoid()[:, None, None]
+                k = torch.cat([k[:, :, :1], (1 - share) * k[:, :, 1:] + share * k[:, :, :-1]], dim=2)
             scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
             patterns.append(scores.masked_fill(later, -torch.inf).softmax(-1))
             z = patterns[-1] @ v
@@ -108,6 +142,24 @@ class AttentionOnly(nn.Module):
     @staticmethod
     def _read(resid: Tensor, name: Input, cut: tuple[int, Input] | None, first_written: Tensor | None) -> Tensor:
         return resid if first_written is None or cut is None or cut[1] != name else resid - first_written
+
+
+def measure_rise(history: dict[int, Measured], *, beyond: float | None = None) -> float:
+    """Which share of the training it takes from a tenth to nine tenths of what is learned; NaN if next to nothing is.
+
+    Args:
+        history: as `train` gives it.
+        beyond: an in-context-learning score (nats) from which on it counts; by default that of the untrained model.
+    """
+    import numpy as np
+
+    curve = np.array([float(at.in_context_learning.mean()) for at in history.values()])
+    begin = curve[0] if beyond is None else beyond
+    if curve[-1] >= begin - LEAST_LEARNED:
+        return float("nan")
+    reached = np.maximum.accumulate((curve - begin) / (curve[-1] - begin))
+    start, end = np.interp((0.1, 0.9), reached, list(history))
+    return float((end - start) / max(history))
 
 
 @dataclass(frozen=True)
@@ -149,8 +201,39 @@ def measure(model: AttentionOnly, repeats: Repeats, *, cut: tuple[int, Input] | 
     )
 
 
+def train_all(
+    seeds: Iterable[int], *, n_steps: int
+) -> dict[tuple[str, int], tuple[AttentionOnly, dict[int, Measured]]]:
+    """Train a model of every kind for every seed, as many at a time as there are processors: (kind, seed) → `train`.
+
+    Each has one thread of its own: a model this small is slower with two, and sums come out the same on any machine
+    of its kind.
+    """
+    import joblib
+
+    every = [(kind, seed) for kind in KINDS for seed in seeds]
+    jobs = (joblib.delayed(_train_alone)(n_steps=n_steps, seed=seed, **KINDS[kind]) for kind, seed in every)
+    return dict(zip(every, joblib.Parallel(n_jobs=joblib.cpu_count())(jobs), strict=True))
+
+
+def _train_alone(**options: Any) -> tuple[AttentionOnly, dict[int, Measured]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return train(**options)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def train(
-    n_layers: int, *, n_steps: int, seed: int, n_measured: int = 40, vocabulary_size: int = 32, length: int = 32
+    n_layers: int,
+    *,
+    n_steps: int,
+    seed: int,
+    smeared: bool = False,
+    n_measured: int = 40,
+    vocabulary_size: int = 32,
+    length: int = 32,
 ) -> tuple[AttentionOnly, dict[int, Measured]]:
     """Train a model from random weights; returns it with what it could do after some of the steps.
 
@@ -158,6 +241,7 @@ def train(
         n_layers: of attention heads.
         n_steps: of one batch each.
         seed: of the weights and of the sequences; the held-out ones are the same for every seed.
+        smeared: as for `AttentionOnly`.
         n_measured: how often it is measured on the way.
         vocabulary_size: tokens that the sequences are made of.
         length: of the sequences, in tokens.
@@ -165,7 +249,7 @@ def train(
     from torch.nn.functional import cross_entropy
 
     sizes = {"vocabulary_size": vocabulary_size, "length": length}
-    model = AttentionOnly(n_layers, **sizes, seed=seed)
+    model = AttentionOnly(n_layers, **sizes, smeared=smeared, seed=seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP))
     generator = torch.Generator().manual_seed(seed)
