@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -47,6 +47,8 @@ class Estimate:
     n: int
     of: str = "sequences"
     """What is counted in `n`."""
+    bracket: str = field(default="95 % interval", repr=False)
+    """What lies between low and high."""
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(number) for number in (self.value, self.low, self.high)):
@@ -60,9 +62,8 @@ class Estimate:
         return f"{shorten(self.value)} [{shorten(self.low)}, {shorten(self.high)}]"
 
     def __str__(self) -> str:
-        return (
-            f"{shorten(self.value)} (95 % interval {shorten(self.low)} to {shorten(self.high)}, n = {self.n} {self.of})"
-        )
+        ends = f"{shorten(self.low)} to {shorten(self.high)}"
+        return f"{shorten(self.value)} ({self.bracket} {ends}, n = {self.n} {self.of})"
 
 
 @dataclass(frozen=True)

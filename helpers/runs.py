@@ -257,9 +257,15 @@ class Run:
         }
 
     def finish(self) -> None:
-        """Show the claims and what made them, and leave the record in this cell's output."""
+        """Show the claims and what made them, and leave the record in this cell's output.
+
+        Raises:
+            InputError: a claim of the protocol was not put to the test.
+        """
         from IPython.display import display
 
+        if missing := sorted(set(self.protocol) - set(self.claims)):
+            raise InputError(f"claims of the protocol that the chapter never tests: {', '.join(missing)}")
         record = self._record(as_record(self.claims.values()))
         model, origin = record["model"], record["provenance"]
         _glue("model", ", ".join(filter(None, (model["title"], model["quantisation"], model["dtype"]))))

@@ -23,6 +23,9 @@ def decide(rule, estimate=MIDDLE, **evidence):
 # Means and their intervals
 
 
+OF = {"of": "sequences", "bracket": "95 % interval"}
+
+
 def test_the_interval_covers_the_true_mean_about_95_times_in_100():
     generator = np.random.default_rng(0)
     covered = 0
@@ -328,7 +331,7 @@ def test_a_baseline_that_is_nan_is_refused_and_gives_no_verdict(rule, refused):
 def test_a_record_of_claims_is_plain_json_with_all_that_was_decided():
     claim = decide("value > published", published=ELSEWHERE, model_name="gpt2-small", baseline=0.1, tolerance=0.01)
     (record,) = json.loads(json.dumps(claims.as_record([claim])))
-    assert record["estimate"] == {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "of": "sequences"}
+    assert record["estimate"] == {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10} | OF
     assert record["published"]["model"] == "gpt2-small"
     expected = {"id": "an-id", "rule": "value > published", "verdict": "depends", "baseline": 0.1, "tolerance": 0.01}
     assert record | expected == record

@@ -89,7 +89,10 @@ def test_profiles_name_only_chapters_that_exist():
 @every_chapter
 def test_the_summary_cites_every_claim_and_no_other(chapter):
     source = "\n".join(cell.source for cell in code_cells(chapter))
+    protocol = ROOT / "book" / f"{chapter}.claims.yaml"
     made = set(re.findall(r'run\.claim\(\s*"([\w-]+)"', source))
+    if protocol.is_file():  # a run ends with an error if one of these is never tested
+        made |= set(claims.read_protocol(protocol.read_text(encoding="utf-8")))
     texts = [cell.source for cell in read_notebook(chapter).cells if cell.cell_type == "markdown"]
     summary = next(text for text in texts if "## Summary" in text).split("## Summary")[1]
     assert made and made == set(re.findall(r"`claim-([\w-]+)`", summary))
@@ -109,7 +112,7 @@ def test_the_chapter_has_the_sections_and_exercises_of_the_house_style(chapter):
     for heading in ("## Check it", "## Where this breaks", "## Summary", "## Exercises", "## References"):
         assert heading in text
     exercises = text.split("## Exercises")[1].split("## References")[0]
-    count = len(re.findall(r"^\*\*\d\. .*\(\d+ minutes\)", exercises, re.MULTILINE))
+    count = len(re.findall(r"^\*\*\d\. .*\((?:easy, |medium, |hard, )?\d+ minutes\)", exercises, re.MULTILINE))
     assert 2 <= count <= 4
     assert exercises.count("*Hint:") == exercises.count("```{dropdown} Solution") == count
 
@@ -131,7 +134,7 @@ def sentences(page):
     text = re.sub(r"```(?!{dropdown).*?```|\$\$.*?\$\$|\$[^$\n]+\$", "", text, flags=re.DOTALL)
     text = re.sub(r"{cite:\w+}`[^`]*`", "CITED", text)
     text = re.sub(r"{[\w:]+}`[^`]*`|`[^`]*`|\]\([^)]*\)|<[^>]+>", "", text)
-    text = re.sub(r"\(\d+ minutes\)|\b[Dd]ays? \d+((,| and| to) \d+)*", "", text)
+    text = re.sub(r"\((?:\w+, )?\d+ minutes\)|\b[Dd]ays? \d+((,| and| to) \d+)*", "", text)
     return [line for part in re.split(r"\n\s*\n|\n- ", text) for line in re.split(r"(?<=[.!?])\s+(?=[A-Z*\[(])", part)]
 
 
@@ -181,7 +184,7 @@ LONG = yaml.safe_load((ROOT / "tests" / "long_cells.yaml").read_text(encoding="u
 
 
 def test_the_list_of_long_cells_only_shrinks():
-    assert sum(map(len, LONG.values())) <= 36, "lower this number with the list"
+    assert sum(map(len, LONG.values())) <= 35, "lower this number with the list"
 
 
 @every_chapter

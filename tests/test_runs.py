@@ -72,6 +72,9 @@ class Page(HTMLParser):
 # Parameters
 
 
+OF = {"of": "sequences", "bracket": "95 % interval"}
+
+
 def test_legal_parameters_come_back_as_they_were_given():
     found = runs.validate(
         seed=(0, range(100)),
@@ -134,7 +137,7 @@ def test_a_value_is_recorded_in_full_and_glued_in_short(run, shown):
     run.value("name", "a head")
     run.value("loss", claims.Estimate(0.91567, 0.9061, 0.9221, 16))
     assert run.values["share"] == 0.123456
-    assert run.values["loss"] == {"value": 0.91567, "low": 0.9061, "high": 0.9221, "n": 16, "of": "sequences"}
+    assert run.values["loss"] == {"value": 0.91567, "low": 0.9061, "high": 0.9221, "n": 16} | OF
     assert glued(shown) == {
         "share": "0.123",
         "count": "12345",
@@ -385,7 +388,7 @@ def test_the_record_comes_back_out_of_an_executed_notebook(executed):
     assert record["chapter"] == "a/chapter"
     assert record["parameters"] == {"count": 7, "label": "a"}
     assert record["claims"] == claims.as_record([claim])
-    loss = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": 3, "of": "sequences"}
+    loss = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": 3} | OF
     rows = [{"layer": 1, "loss": loss, "token": "</td>é"}]
     assert record["values"] == {"loss": loss, "rows": rows, "share": 0.25, "ours": 0.75}
     assert record["provenance"]["packages"]["torch"] == metadata.version("torch")
