@@ -99,7 +99,8 @@ def begin(name: str, namespace: dict[str, Any]) -> Run:
 
     Args:
         name: of the notebook, without folder and suffix.
-        namespace: `globals()` of the notebook: the parameters, `model_name`, `device` and `dtype` among them.
+        namespace: `globals()` of the notebook: the parameters, of which `model_name`, `device` and `dtype` say what is
+            loaded.
 
     Raises:
         InputError: a parameter or model that is not legal, or no such notebook.
@@ -111,7 +112,8 @@ def begin(name: str, namespace: dict[str, Any]) -> Run:
         raise InputError(f"{len(found)} notebooks are called {name!r}: legal is the name of one below book/")
     legal = read_legal(found[0].read_text(encoding="utf-8"))
     parameters = validate(**{key: (namespace[key], rule) for key, rule in legal.items()})
-    loaded = models.load(parameters["model_name"], device=parameters["device"], dtype=parameters["dtype"] or None)
+    place = {"device": parameters.get("device", "cpu"), "dtype": parameters.get("dtype") or None}
+    loaded = models.load(parameters["model_name"], **place)
     return start(found[0].relative_to(ROOT / "book").with_suffix("").as_posix(), parameters, loaded)
 
 

@@ -124,7 +124,6 @@ def new_chapter(name: str) -> None:
         raise InputError(f"there is a chapter {last!r} already: choose another name")
     words = {
         "TITLE": last.replace("_", " "),
-        "CHAPTER": chapter,
         "NAME": last,
         "BIBLIOGRAPHY": "../" * chapter.count("/") + "reference/bibliography",
     }
