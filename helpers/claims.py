@@ -104,10 +104,11 @@ class Expected:
     evidence: dict[str, Any]
     """Of what `decide` takes the rule, what the baseline is, the tolerance and what was published."""
     readings: dict[str, str]
-    """What each verdict means, in words that leave room for the run's values: "{value}", "{baseline}", "{a_key}"."""
+    """What each verdict means, in words that leave room for the run's values: "{value}", its "{size}" without sign,
+    "{baseline}", "{a_key}"."""
 
     def read(self, claim: Claim, values: dict[str, str]) -> str:
-        """The reading that the claim's verdict chooses; a verdict without one is told as it is.
+        """The reading that the claim's verdict chooses; for a verdict without one, that the sentence is not decided.
 
         Args:
             claim: as decided.
@@ -118,8 +119,9 @@ class Expected:
         """
         reading = self.readings.get(claim.verdict)
         if reading is None:
-            return " ".join(filter(None, (f"{claim.verdict.capitalize()}: {self.sentence}", claim.reason)))
-        own = {"value": shorten(claim.estimate.value), "n": str(claim.estimate.n)} if claim.estimate else {}
+            return f"Not decided here: {self.sentence}"
+        own = {"n": str(claim.estimate.n)} if claim.estimate else {}
+        own |= {"value": shorten(claim.estimate.value), "size": shorten(abs(claim.estimate.value))} if own else {}
         own |= {"baseline": shorten(claim.baseline)} if claim.baseline is not None else {}
         try:
             return reading.format_map(values | own)
@@ -458,9 +460,10 @@ def as_line(claim: Claim, reading: str) -> str:
     """One claim as a line: its verdict, what that means, and the number behind it; every text in it is escaped."""
     numbers = [str(claim.estimate)] if claim.estimate else []
     numbers += [f"beside {_baseline(claim)}"] if claim.baseline is not None else []
+    numbers += [f"published {_published(claim)}"] if claim.published else []
     numbers += [f"decided by: {claim.rule}"]
     return (
-        f'<p class="finding verdict-{claim.verdict.replace(" ", "-")}"><strong>{escape(claim.verdict)}</strong> '
+        f'<p class="finding" id="claim-{escape(claim.id)}"><strong>{escape(claim.verdict)}</strong> '
         f"{escape(reading)}<br><small>{escape('; '.join(numbers))}</small></p>"
     )
 

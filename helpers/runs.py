@@ -228,7 +228,8 @@ class Run:
         written = known.evidence | evidence if known else evidence
         claim = decide(id, known.sentence if known else sentence, model_name=self.loaded.card.name, **written)
         self.claims[id] = claim
-        _glue(f"claim-{id}", " ".join(filter(None, (claim.verdict, claim.reason))))
+        reason = "" if known and claim.verdict in known.readings else claim.reason
+        _glue(f"claim-{id}", " ".join(filter(None, (claim.verdict, reason))))
         if known:
             reading = known.read(claim, self._texts)
             _glue(f"found-{id}", reading)
@@ -275,7 +276,8 @@ class Run:
         _glue("threads", str(origin["hardware"]["threads"]))
         _glue("seconds", f"{origin['seconds']:.0f}")
         _glue("memory", f"{origin['memory_gb']:.1f}")
-        html = as_html(self.claims.values()) + _provenance_html(record)
+        told = [claim for claim in self.claims.values() if claim.id not in self.protocol]  # others have their line
+        html = (as_html(told) if told else "") + _provenance_html(record)
         display({"text/html": html}, metadata={RECORD: record}, raw=True)
 
 

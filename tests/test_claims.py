@@ -482,7 +482,7 @@ grows:
   rule: value > baseline
   baseline: what it was
   tolerance: null
-  holds: It grows by {value} over {n} units, from {baseline}, on {where}.
+  holds: It grows by {value} (size {size}) over {n} units, from {baseline}, on {where}.
   fails: It does not.
 published:
   claim: As published.
@@ -494,9 +494,9 @@ published:
 @pytest.mark.parametrize(
     ("low", "high", "verdict", "reading"),
     [
-        (1.0, 1.5, "holds", "It grows by 1.20 over 5 units, from 0.500, on Mars."),
+        (1.0, 1.5, "holds", "It grows by 1.20 (size 1.20) over 5 units, from 0.500, on Mars."),
         (0.1, 0.2, "fails", "It does not."),
-        (0.1, 1.5, "depends", "Depends: It grows. on the sample: the interval straddles the bound"),
+        (0.1, 1.5, "depends", "Not decided here: It grows."),
     ],
 )
 def test_the_verdict_chooses_the_reading(low, high, verdict, reading):

@@ -94,7 +94,7 @@ def show_training(trained: Mapping[tuple[str, int], tuple[Any, dict[int, toy.Mea
             curve = [float(at.in_context_learning.mean()) for at in history.values()]
             axes[0].plot(list(history), curve, color=COLOURS[kind], label=kind if seed == first else None)
         axes[0].set(xlabel="training step", ylabel="in-context-learning score (nats)")
-        axes[0].legend(loc="lower left", fontsize=9)
+        axes[0].legend(loc="center right", fontsize=9)
         history = trained["two layers", first][1]
         for label, colour, scores in (
             ("prefix matching, layer 1", plots.BLUE, [at.prefix_matching[1] for at in history.values()]),

@@ -70,10 +70,9 @@ model = run.loaded
 # %% [markdown]
 # ## See one at work
 #
-# Twelve random tokens, then the first six of them again. A model that looks back finds the place where the present
-# token stood before, and what followed it there. So should the head be recognisable: at each token of the second round
-# it looks at the token *after* the earlier copy. We score every head for that on one sample of sequences, and look at
-# the best on this one.
+# Twelve random tokens, then the first eight of them again. A model that looks back finds where the present token stood
+# before, and what followed it there. A head that does so is easy to recognise: at each token of the second round it
+# looks at the token *after* the earlier copy. We score every head for that and look at the best.
 
 
 # %%
@@ -110,32 +109,33 @@ def named(heads):
     return [f"{layer}.{head}" for layer, head in heads]
 
 
-# %%
-known, unknown = selection[:2, start : start + 12]
-again = known[:8]
-example, unseen = (
-    prompts.prepend_start_token(model, torch.cat([first, again])[None])
-    for first in (known, unknown)
-)
-guesses, guesses_unseen = (
-    hooks.capture(model, rows, "logits")["logits"][0, 0].softmax(-1)
-    for rows in (example, unseen)
-)
-
 # %% tags=["hide-input"]
+known = selection[:, start : start + 12]
+rows = torch.cat([known, known[:, :8]], dim=1)  # twelve tokens, eight again
+logits = hooks.capture(
+    model, prompts.prepend_start_token(model, rows), "logits"
+)
+guesses = logits["logits"][:, 0].softmax(-1)
+gets_right = guesses.argmax(-1) == known[:, 8]
+one = int(gets_right.int().argmax())  # the first that the model gets right
+example = prompts.prepend_start_token(model, rows[[one]])
+after_others = torch.cat([known[one - 1], known[one, :8]])[None]
+unseen = prompts.prepend_start_token(model, after_others)
+logits = hooks.capture(model, unseen, "logits")["logits"]
+guesses_unseen = logits[0, 0].softmax(-1)
 run.table(
     "next_tokens",
     [
         {
             "likeliest next token": model.token_labels([int(token)])[0],
-            "is the right one": "yes" if token == known[4] else "",
-            "probability": float(guesses[token]),
+            "is the right one": "yes" if token == known[one, 8] else "",
+            "probability": float(guesses[one, token]),
             "after other tokens": float(guesses_unseen[token]),
         }
-        for token in guesses.topk(5).indices
+        for token in guesses[one].topk(5).indices
     ],
     caption=f"What the model expects after {' '.join(model.token_labels(example[0].tolist()))}, and with what probability "
-    "where the first eight tokens are others, so that nothing repeats. One sequence.",
+    f"where the first twelve tokens are others, so that nothing repeats. One sequence: the first that the model gets right, as it does {int(gets_right.sum())} of {n_sequences}.",
 )
 shown = top_heads(matching_score, 2)
 shown += top_heads(selected_by["duplicate token"].mean(0), 1)
@@ -148,11 +148,11 @@ plots.show_attention(
     caption="The two heads with the best score look from a repeated token to the one after its earlier copy; the third, the best "
     "duplicate-token head, at the copy itself, one place to the left. Rows are the positions that attend, columns those "
     "attended to; choose a head to enlarge it. One sequence.",
-    alt="Attention patterns of three heads on eight random tokens of which four are repeated.",
+    alt="Attention patterns of three heads on twelve random tokens of which eight are repeated.",
 )
 
 # %% [markdown]
-# One sequence proves little. Over {glue:text}`n_sequences` of them the likeliest next token of the second round is right in
+# Over {glue:text}`n_sequences` sequences the likeliest next token of the second round is right in
 # {glue:text}`top_one` of the places; where nothing repeats, in {glue:text}`top_one_unrepeated`.
 
 # %%
@@ -581,63 +581,65 @@ if best:
 # %%
 half = max(1, length // 51)
 centres = length * 50 // 512, length - 2 - half
-windows = [range(centre - half, centre + half) for centre in centres]
-texts = on_text = None
+windows = [list(range(at - half, at + half)) for at in centres]
+sets = [nodes(heads) for heads in several[: 1 + n_text_sets]]
+
+
+def lose(rows):
+    """The loss of each token, intact and without each set: intact first, passage, token."""
+    options = {"metric": "losses", "reference": texts[:4]}
+    found = patching.ablate(model, rows, sets or [[]], **options)
+    return torch.cat([found.base[None], found.values])
+
+
+# %%
+texts = None
 if model.tokenizer is not None:
     texts = prompts.read_passages(model, n_passages=n_passages, n_tokens=length)
-    read = [*windows[0], *windows[1]]
-    on_text = hooks.measure_losses(model, texts, entries=read)
-    early, late = on_text.unflatten(1, (2, -1)).mean(2).T  # passage
-
-# %%
-if texts is not None:
-    shift = windows[1].start - windows[0].start
-    cut = texts[:, shift : windows[1].stop + 1].clone()
+    shift = windows[1][0] - windows[0][0]
+    cut = texts[:, shift : windows[1][-1] + 2].clone()
     cut[:, :start] = texts[:, :start]
-    late_cut = hooks.measure_losses(model, cut, entries=windows[0]).mean(1)
-if texts is not None and best:
-    effects = ablate(texts, several[: 1 + n_text_sets])
-    of_early, of_late = (effects[..., list(one)].mean(-1) for one in windows)
-    weakened = baselines.compare_with_controls(
-        of_late - of_early, seed=seed, of="passages"
-    )
+    by_token = lose(texts)
+    early, late = (by_token[..., window].mean(-1) for window in windows)
+    late_cut = lose(cut)[..., windows[0]].mean(-1)
 
 
-# %%
 def over_passages(values):
     return claims.average(values, seed=seed, of="passages")
 
 
+# %%
 of_text = dict.fromkeys(("early", "late", "score", "gain"))
+serving = nothing
 if texts is not None:
-    rows = (early, late, late - early, late - late_cut)
+    rows = early[0], late[0], late[0] - early[0], late[0] - late_cut[0]
     of_text = dict(zip(of_text, map(over_passages, rows), strict=True))
-run.value("text_loss_early", of_text["early"] or "not measured")
-run.value("text_loss_late", of_text["late"] or "not measured")
+if texts is not None and best:
+    measured = {"late": late, "early": early, "late, context cut": late_cut}
+    measured |= {"the score": late - early, "the gain": late - late_cut}
+    on_text = {name: compare(x[1:] - x[0]) for name, x in measured.items()}
+    serving = on_text["the score"].evidence
+run.value("text_score", of_text["score"] or "not measured")
+run.value("text_gain", of_text["gain"] or "not measured")
 run.claim("late-tokens-are-easier", estimate=of_text["score"])
 run.claim("long-context-lowers-loss", estimate=of_text["gain"])
-on_texts = texts is not None and bool(best)
-serving = weakened.evidence if on_texts else nothing
 run.claim("induction-heads-serve-text", **serving)
 
 # %% tags=["hide-input"]
-if on_texts:
-    beside_text = {
-        "late tokens": of_late,
-        "early tokens": of_early,
-        "the score": of_late - of_early,
-    }
+if serving is not nothing:
     plots.show_against_controls(
         "text-ablation",
-        {name: compare(x) for name, x in beside_text.items()},
-        unit="rise of the loss on text (nats)",
+        on_text,
+        unit="rise on text (nats)",
         own=f"the {n_ablated} best prefix-matching heads",
-        caption=f"Without the {n_ablated} heads the in-context-learning score rises by {claims.shorten(weakened.own.value)} nats, of {claims.shorten(float((late - early).mean()))} that it was. {n_passages} passages of {length} tokens; "
-        f"bars are 95 % bootstrap intervals; controls are {n_text_sets} sets of other heads of the same layers.",
-        alt="Rise of the loss of late and of early tokens and of their difference, for the best heads and for controls.",
+        caption=f"Without the {n_ablated} heads the in-context-learning score rises by {claims.shorten(on_text['the score'].own.value)} nats and the gain from context by {claims.shorten(on_text['the gain'].own.value)}, of {claims.shorten(-of_text['gain'].value)} that there are. "
+        f"Rows: loss of late tokens, of early ones, of late ones with their context cut; late less early; late less cut. {n_passages} passages of {length} tokens; bars are 95 % bootstrap intervals; controls are {len(sets) - 1} sets of other heads of the same layers.",
+        alt="Rise of five losses on text, for the best heads and for controls.",
     )
 
 # %% [markdown]
+# Late less early tokens: {glue:text}`text_score` nats. Late tokens with their context less the same without: {glue:text}`text_gain`.
+#
 # ## Trace what one token changes
 #
 # Ablation breaks something; patching moves one piece of information. Two random sequences differ in one token: … A **B**
@@ -671,8 +673,8 @@ joint = compare(patched.effect[len(all_heads) :]) if best else None
 effect = single.mean(-1)
 
 # %% [markdown]
-# Most heads neither match nor matter, so a correlation over all would say little. We compare, pair by pair, the heads
-# that match with the other heads of their layers.
+# Most heads neither match nor matter, so a correlation over all says little. We compare the heads that match with the
+# others of their layers, pair by pair.
 
 # %%
 mixed = [
@@ -779,8 +781,8 @@ run.value("senders", ", ".join(named(senders)) or "none")
 run.value("n_receivers", len(receivers))
 
 # %% [markdown]
-# Previous-token heads (above one half on text, before the last receiver): {glue:text}`senders`; receivers are
-# {glue:text}`n_receivers` key heads, each shared by its query heads.
+# Previous-token heads (above one half on text, before the last receiver): {glue:text}`senders`; receivers:
+# {glue:text}`n_receivers` key heads, each shared by query heads.
 #
 # ## Compare with what was published
 #
@@ -814,8 +816,8 @@ for job, (heads, count) in PUBLISHED.items():
 # %% [markdown]
 # ## Check it
 #
-# The best head's score and the effect of patching it once more, by another library: TransformerLens runs the same weights
-# through its own hooks.
+# The best head's score and patch once more, by another library: TransformerLens runs the same weights through its own
+# hooks.
 
 # %%
 attention = f"blocks.{best_head[0]}.attn"
@@ -867,8 +869,8 @@ run.value("check_patch", patch_apart)
 #
 # ## Where this breaks
 #
-# Are the heads a property of the model or of our sequences? The best five once more: on another seed, with or without a
-# start token, and on tokens as frequent as in a book.
+# Are the heads the model's or our sequences'? The best five once more: another seed, with or without a start token,
+# tokens as frequent as in a book.
 
 # %%
 variants = {"another seed": draw(4 * seed + 7, copied_length, 4)[0]}
