@@ -219,7 +219,7 @@ def test_attention_is_averaged_over_the_places_that_count(written_down, seed):
         for head in range(4):
             one = patterns[layer, :, head]
             matching = [
-                one[i, query, query - PERIODS[i] + 1]
+                sum(one[i, query, key + 1] for key in range(query) if row[key] == row[query])
                 for i, row in enumerate(ROWS)
                 for query in range(8)
                 if row[query] in row[:query]

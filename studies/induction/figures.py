@@ -58,7 +58,7 @@ def show_scores(score: Mapping[str, Float[Tensor, "layer head"]], *, caption: st
     """Show four scores of every head, a map for each.
 
     Args:
-        score: by job; "copying" goes from -1 to 1, the others from 0 to 1.
+        score: by job, from 0 to 1.
         caption: of the figure.
     """
     with plots.draw_figure(
@@ -70,8 +70,7 @@ def show_scores(score: Mapping[str, Float[Tensor, "layer head"]], *, caption: st
         ncols=2,
     ) as (drawing, axes):
         for panel, (job, values) in zip(axes.flat, score.items(), strict=True):
-            limits = (-1, 1) if job == "copying" else (0, 1)
-            drawing.colorbar(plots.draw_head_map(panel, values, title=job, limits=limits), ax=panel)
+            drawing.colorbar(plots.draw_head_map(panel, values, title=job, limits=(0, 1)), ax=panel)
 
 
 def show_training(trained: Mapping[tuple[str, int], tuple[Any, dict[int, toy.Measured]]], *, caption: str) -> None:

@@ -171,7 +171,7 @@ class Measured:
     loss_repeated: Float[Tensor, " sequence"]
     """Of those that can: the tokens after one that has occurred before."""
     prefix_matching: Float[Tensor, "layer head"]
-    """Mean attention from a repeated token to the token after its earlier occurrence."""
+    """Mean attention from a repeated token to the tokens after its earlier occurrences, summed over these."""
     previous_token: Float[Tensor, "layer head"]
     """Mean attention to the token before."""
 
@@ -189,10 +189,10 @@ def measure(model: AttentionOnly, repeats: Repeats, *, cut: tuple[int, Input] | 
         logits, patterns = model(repeats.tokens, cut=cut)
     losses = cross_entropy(logits[:, :-1].transpose(1, 2), repeats.tokens[:, 1:], reduction="none")
     known = repeats.repeated[:, :-1]
-    place = torch.arange(repeats.tokens.shape[1])
-    copied = (place - repeats.period[:, None] + 1).clamp(min=0)  # the place after the earlier occurrence
-    index = copied[None, :, None, :, None].expand(*patterns.shape[:-1], 1)
-    matching = patterns.gather(-1, index)[..., 0].movedim(2, -1)  # layer sequence query head
+    tokens = repeats.tokens
+    copies = (tokens[:, :, None] == tokens[:, None, :]).float().tril(-1)
+    after = nn.functional.pad(copies, (1, 0))[..., :-1]  # sequence query key
+    matching = torch.einsum("lnhqk,nqk->lnqh", patterns, after)
     return Measured(
         loss_new=(losses * ~known).sum(1) / (~known).sum(1),
         loss_repeated=(losses * known).sum(1) / known.sum(1),

@@ -17,8 +17,8 @@
 #
 # Give a language model twenty random tokens, and then the same twenty again. Nothing in its training says what comes
 # next, yet in the second round its likeliest next token is the right one in a share of {glue:text}`top_one` of all
-# places. A few attention heads, the *induction heads* of {cite:t}`olsson2022context`, look up what followed last time
-# and copy it: the clearest case of an algorithm that was read off a trained network.
+# places. A few attention heads, the *induction heads* of {cite:t}`olsson2022context`, look up what followed last time:
+# the clearest case of an algorithm that was read off a trained network.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -33,7 +33,7 @@
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 n_sequences: int = 16  # random sequences in each sample, 4 to 1000
 segment_length: int = 20  # random tokens that are then repeated, 8 to 1000
-n_passages: int = 12  # passages of English text, 2 to 100
+n_passages: int = 12  # passages of English text, 2 to 96
 passage_length: int = 512  # tokens of each passage, 48 to 600
 max_ablated_heads: int = 8  # the largest set that is ablated, 1 to 256
 n_random_sets: int = 10  # random sets of heads to compare with, 10 to 200
@@ -61,6 +61,7 @@ from helpers import (
     prompts,
     runs,
 )
+from scipy.stats import bootstrap
 from studies import exercises
 from studies.induction import figures, toy
 
@@ -70,9 +71,10 @@ model = run.loaded
 # %% [markdown]
 # ## See one at work
 #
-# Twelve random tokens, then the first eight of them again. A model that looks back finds where the present token stood
-# before, and what followed it there. A head that does so is easy to recognise: at each token of the second round it
-# looks at the token *after* the earlier copy. We score every head for that and look at the best.
+# Attention is a weight that each token gives to every earlier one, by each head. Twelve random tokens, then the first
+# eight of them again: a head that finds where the present token stood before, and looks at what *followed* it there,
+# is easy to recognise. (One that looks at the copy itself is a *duplicate-token head*.) We score every head for that
+# and look at the best, {glue:text}`best_head`: layer, then head.
 
 
 # %%
@@ -135,7 +137,7 @@ run.table(
         for token in guesses[one].topk(5).indices
     ],
     caption=f"What the model expects after {' '.join(model.token_labels(example[0].tolist()))}, and with what probability "
-    f"where the first twelve tokens are others, so that nothing repeats. One sequence: the first that the model gets right, as it does {int(gets_right.sum())} of {n_sequences}.",
+    f"where the first twelve tokens are others, so that nothing repeats. One sequence, the first that the model gets right if there is any: it gets {int(gets_right.sum())} of {n_sequences}.",
 )
 shown = top_heads(matching_score, 2)
 shown += top_heads(selected_by["duplicate token"].mean(0), 1)
@@ -145,9 +147,9 @@ plots.show_attention(
     model.token_labels(example[0].tolist()),
     torch.stack([pattern[0, layer, head] for layer, head in shown]),
     named(shown),
-    caption="The two heads with the best score look from a repeated token to the one after its earlier copy; the third, the best "
-    "duplicate-token head, at the copy itself, one place to the left. Rows are the positions that attend, columns those "
-    "attended to; choose a head to enlarge it. One sequence.",
+    caption="The two heads with the best score for looking from a repeated token at the one after its earlier copy, and the best at the copy "
+    "itself, one place to the left. Rows are the tokens that attend, columns those attended to; the first column takes what "
+    "finds nothing. Choose a head to enlarge it. One sequence.",
     alt="Attention patterns of three heads on twelve random tokens of which eight are repeated.",
 )
 
@@ -214,8 +216,7 @@ figures.show_losses(*from_start, segment_length=segment_length, uniform=uniform)
 
 # %% [markdown]
 # From {glue:text}`loss_first_half` nats the loss falls to {glue:text}`loss_second_half`; with a new second half it stays
-# at {glue:text}`loss_second_half_unrepeated`. (A first half above the uniform guess is what a model gives that expects
-# language.)
+# at {glue:text}`loss_second_half_unrepeated`. (Above a uniform guess, since the model expects language.)
 #
 # ## Score every head
 #
@@ -228,8 +229,8 @@ figures.show_losses(*from_start, segment_length=segment_length, uniform=uniform)
 # - **duplicate token**: the weight on the earlier copies themselves;
 # - **previous token**: $A_{t,t-1}$, on text.
 #
-# The fourth is about what a head writes: **copying** says whether a head that attends to a token raises it above the
-# others of the sequence, from 1 (it alone) to -1; by chance it would be near {glue:text}`copying_by_chance`.
+# The fourth is about what a head writes directly: **copying** is the share, of all by which a head that attends to a token
+# raises tokens of the sequence, that falls to this token; by chance near {glue:text}`copying_by_chance`.
 #
 # **What we expect.** Few heads match. One that merely prefers a distance would score as high, so every head is also
 # scored at the same places where nothing repeats.
@@ -254,22 +255,24 @@ scores["previous token"] = to_previous.mean(-1)  # passage, layer, head
 segment = four_times[:, start : start + copied_length]
 once = prompts.prepend_start_token(model, segment)
 resid = hooks.capture(model, once, "resid_pre", positions="all")["resid_pre"]
-scores["copying"] = attribution.score_copying(
-    model, segment, resid[:, :, start:]
-)
+copying = attribution.score_copying(model, segment, resid[:, :, start:])
+scores["copying"] = (copying + 1) / 2  # from 0 to 1, as the others
 score = {job: values.mean(0) for job, values in scores.items()}
 
 # %% [markdown]
 # An induction head is commonly defined by *two* habits: it looks at what followed last time, and it writes what it
-# looks at. So we decide head by head whether those that match (above one half on the first sample) also copy:
-# above the 95th percentile of heads that match nothing.
+# looks at. So we decide head by head whether those that match (above one half on the first sample) also copy: more than
+# the 95th percentile of heads that match nothing, both with their intervals.
 
 # %%
 candidates = top_heads(matching_score, max_ablated_heads)
 best_head = candidates[0]
 matches = matching_score > 0.5
 matching = [tuple(head) for head in matches.nonzero().tolist()]
-copies_above = float(score["copying"][matching_score < 0.1].quantile(0.95))
+match_nothing = score["copying"][matching_score < 0.1].numpy()
+limit = bootstrap(
+    (match_nothing,), lambda x, axis: np.quantile(x, 0.95, axis=axis), rng=seed
+).confidence_interval
 
 
 def measure(job, head):
@@ -278,9 +281,9 @@ def measure(job, head):
 
 def copies(head):
     copying = measure("copying", head)
-    if copying.low <= copies_above <= copying.high:
-        return "undecided"
-    return "yes" if copying.low > copies_above else "no"
+    if copying.low > limit.high:
+        return "yes"
+    return "no" if copying.high < limit.low else "undecided"
 
 
 # %%
@@ -293,13 +296,12 @@ run.claim(
 kinds = [copies(head) for head in matching]
 bounds = kinds.count("yes"), len(kinds) - kinds.count("no")
 low, high = (count / max(len(kinds), 1) for count in bounds)
-above = [measure("copying", head).value > copies_above for head in matching]
 share = low, high, len(kinds), "heads", "undecided heads as not, and as so:"
-both = claims.Estimate(float(np.mean(above)), *share) if kinds else None
+both = claims.Estimate((low + high) / 2, *share) if kinds else None
 run.claim("matching-heads-copy", estimate=both, baseline=0.05)
 
 # %% tags=["hide-input"]
-run.value("copying_by_chance", 2 / copied_length - 1)
+run.value("copying_by_chance", 1 / copied_length)
 run.value("n_matching", len(matching))
 run.value("heads_in_all", model.n_layers * model.n_heads)
 run.table(
@@ -316,8 +318,8 @@ run.table(
         }
         for head, kind in zip(matching, kinds, strict=True)
     ],
-    caption="Every head whose prefix matching was above one half on the first sample, scored on the second. It copies if it does so more than "
-    f"{claims.shorten(copies_above)}, the 95th percentile of heads that match nothing. Mean over {n_sequences} sequences, 95 % bootstrap interval in brackets.",
+    caption="Every head whose prefix matching was above one half on the first sample, scored on the second. It copies if surely more than "
+    f"the 95th percentile of heads that match nothing, which is {claims.shorten(limit.low)} to {claims.shorten(limit.high)}. Mean over {n_sequences} sequences, 95 % bootstrap interval in brackets.",
 )
 figures.show_scores(
     score,
@@ -340,8 +342,8 @@ figures.show_scores(
 # length, so that no fixed distance helps. Their in-context-learning score is the loss of tokens that the repetition
 # determines less that of tokens that nothing does.
 #
-# **What we expect.** All learn that one of the tokens seen will come again. Two layers get further, and suddenly: each
-# head is useless without the other.
+# **What we expect.** All learn that one of the tokens seen will come again. Two layers and smeared keys get further, and
+# suddenly.
 
 # %%
 toy_seeds = range(seed, seed + n_training_seeds)
@@ -362,27 +364,31 @@ def over_models(values):
     return claims.average(list(values), seed=seed, **options)
 
 
-rises = np.array(
-    [
-        [toy.measure_rise(trained["one layer", one][1]) for one in toy_seeds],
-        [
-            toy.measure_rise(trained["two layers", one][1], beyond=reached)
-            for one, reached in zip(toy_seeds, final["one layer"], strict=True)
-        ],
-    ]
+def rise_times(kind, beyond):
+    """Share of the training from a tenth to nine tenths of what is learned."""
+    histories = [trained[kind, one][1] for one in toy_seeds]
+    each = zip(histories, beyond, strict=True)
+    return np.array([toy.measure_rise(h, beyond=score) for h, score in each])
+
+
+plain = rise_times("one layer", [None] * n_training_seeds)
+two, smeared = (
+    rise_times(kind, final["one layer"]) for kind in list(toy.KINDS)[1:]
 )
-learned = bool(np.isfinite(rises).all())
+learned = bool(np.isfinite([plain, two, smeared]).all())
 
 # %%
 gain = {kind: over_models(final[kind] - final["one layer"]) for kind in final}
 alone = {"baseline": float(final["one layer"].mean())}
-two, smeared = gain["two layers"], gain["one layer, smeared keys"]
-run.claim("two-layers-learn-induction", estimate=two, **alone)
-run.claim("smeared-keys-suffice", estimate=smeared, **alone)
+run.claim("two-layers-learn-induction", estimate=gain["two layers"], **alone)
+run.claim(
+    "smeared-keys-suffice", estimate=gain["one layer, smeared keys"], **alone
+)
+run.value("smeared_rise", over_models(smeared) if learned else "not measured")
 run.claim(
     "two-layers-learn-suddenly",
-    estimate=over_models(rises[1] - rises[0]) if learned else None,
-    baseline=float(rises[0].mean()) if learned else None,
+    estimate=over_models(two - plain) if learned else None,
+    baseline=float(plain.mean()) if learned else None,
 )
 
 # %% tags=["hide-input"]
@@ -418,16 +424,20 @@ for i, one in enumerate(toy_seeds):
     ranked.append(at.previous_token[0].argsort(descending=True).tolist())
     sender, receiver = ranked[i][0], int(at.prefix_matching[1].argmax())
     composition = toy.score_composition(trained["two layers", one][0])
-    fits.append(composition["k"][sender, receiver])
+    fit = float(composition["k"][sender, receiver])
+    composition["k"][sender] = 0  # what is left is of other senders
+    fits.append((fit, float(composition["k"].max())))
     by_path = {path: rise[i] for path, rise in cuts.items()}
     through_keys.append(by_path.pop((sender, "k")))
     leads.append(through_keys[-1] - max(by_path.values()))
 
 # %%
+run.value("random_composition", float(by_chance.quantile(0.95)))
+fit, next_best = np.array(fits).T
 run.claim(
     "composition-above-chance",
-    estimate=over_models(fits),
-    baseline=float(by_chance.quantile(0.95)),
+    estimate=over_models(fit - next_best),
+    baseline=float(next_best.mean()),
 )
 run.claim(
     "induction-composes-through-keys",
@@ -462,7 +472,7 @@ run.table(
 # were in the intact run, our fourth row.
 #
 # **What we expect.** Without the best heads the second half loses far more than without as many *other heads of the same
-# layers*, whatever fills the gap, and what needs no copying loses nothing.
+# layers*, whatever fills the gap; what needs no copying changes little.
 
 # %%
 all_heads = list(np.ndindex(model.n_layers, model.n_heads))
@@ -485,10 +495,11 @@ def nodes(heads, position=None):
     ]
 
 
-def ablate(rows, sets, how="mean"):
+def ablate(rows, sets, how="mean", reference=None):
     """The rise of each token's loss without each set of heads: set, sequence, token."""
     sets = [nodes(heads) for heads in sets]
     options = {"how": how, "seed": seed, "metric": "losses"}
+    options["reference"] = reference
     return patching.ablate(model, rows, sets, **options).effect
 
 
@@ -517,11 +528,12 @@ for how in ("mean", "zero", "resample") if best else ():
 if best:
     frozen = torch.stack([ablate_keeping_patterns(heads) for heads in several])
     rise["mean, patterns kept"] = half_means(frozen)
-    new_half = half_means(ablate(unrepeated, [best]))[1, 0]
+    new = ablate(unrepeated, [best], reference=repeated)
+    new_half = half_means(new)[1, 0]
 
 
-def compare(effects):
-    return baselines.compare_with_controls(effects, seed=seed)
+def compare(effects, of="sequences"):
+    return baselines.compare_with_controls(effects, seed=seed, of=of)
 
 
 beside = {how: compare(effects[1]) for how, effects in rise.items()}
@@ -534,14 +546,21 @@ run.claim("induction-heads-cause-copying", **main)
 leads = [against.lead for against in beside.values()]
 least = claims.bound(leads) if best else None
 run.claim("cause-holds-for-any-filling", estimate=least)
-tenth = 0.1 * rise["mean"][1, 0] if best else torch.zeros(n_sequences)
-spared = [
-    claims.average(tenth - change * change.mean().sign(), seed=seed)
-    for change in ((rise["mean"][0, 0], new_half) if best else ())
-]
-spared = claims.bound(spared) if best else None
-share = {"baseline": float(tenth.mean())} if best else {}
-run.claim("ablation-hits-copying", estimate=spared, **share)
+
+
+# %%
+def spare(change, damage):
+    """By how much a change falls short of a tenth of the damage."""
+    change = change * change.mean().sign()
+    return claims.average(0.1 * damage - change, seed=seed)
+
+
+unhurt = [spare(*found[:, 0]) for found in rise.values()]
+harmed = best and all(found[1, 0].mean() > 0 for found in rise.values())
+unhurt += [spare(new_half, rise["mean"][1, 0])] if best else []
+run.claim(
+    "ablation-hits-copying", estimate=claims.bound(unhurt) if harmed else None
+)
 
 # %% tags=["hide-input"]
 run.value("controls", str(drawn[n_ablated]) if best else "none")
@@ -584,11 +603,12 @@ half = max(1, length // 51)
 centres = length * 50 // 512, length - 2 - half
 windows = [list(range(at - half, at + half)) for at in centres]
 sets = [nodes(heads) for heads in several[: 1 + n_text_sets]]
+run.value("n_text_controls", max(len(sets) - 1, 0))
 
 
 def lose(rows):
     """The loss of each token, intact and without each set: intact first, passage, token."""
-    options = {"metric": "losses", "reference": texts[:4]}
+    options = {"metric": "losses", "reference": of_means}
     found = patching.ablate(model, rows, sets or [[]], **options)
     return torch.cat([found.base[None], found.values])
 
@@ -596,7 +616,10 @@ def lose(rows):
 # %%
 texts = None
 if model.tokenizer is not None:
-    texts = prompts.read_passages(model, n_passages=n_passages, n_tokens=length)
+    texts = prompts.read_passages(
+        model, n_passages=n_passages + 4, n_tokens=length
+    )
+    texts, of_means = texts[:-4], texts[-4:]  # for the means of ablated heads
     shift = windows[1][0] - windows[0][0]
     cut = texts[:, shift : windows[1][-1] + 2].clone()
     cut[:, :start] = texts[:, :start]
@@ -611,22 +634,23 @@ def over_passages(values):
 
 # %%
 of_text = dict.fromkeys(("early", "late", "score", "gain"))
-serving = nothing
+serving, on_text = nothing, {}
 if texts is not None:
     rows = early[0], late[0], late[0] - early[0], late[0] - late_cut[0]
     of_text = dict(zip(of_text, map(over_passages, rows), strict=True))
 if texts is not None and best:
     measured = {"late": late, "early": early, "late, context cut": late_cut}
     measured |= {"the score": late - early, "the gain": late - late_cut}
-    on_text = {name: compare(x[1:] - x[0]) for name, x in measured.items()}
+    for name, x in measured.items():
+        on_text[name] = compare(x[1:] - x[0], "passages")
     serving = on_text["the score"].evidence
-run.value("text_score", of_text["score"] or "not measured")
-run.value("text_gain", of_text["gain"] or "not measured")
 run.claim("late-tokens-are-easier", estimate=of_text["score"])
 run.claim("long-context-lowers-loss", estimate=of_text["gain"])
 run.claim("induction-heads-serve-text", **serving)
 
 # %% tags=["hide-input"]
+run.value("text_score", of_text["score"] or "not measured")
+run.value("text_gain", of_text["gain"] or "not measured")
 if serving is not nothing:
     plots.show_against_controls(
         "text-ablation",
@@ -648,9 +672,7 @@ if serving is not nothing:
 # put in what one head wrote at the *last* token of the first, and read the logit difference B minus C.
 
 # %%
-few_tokens = prompts.draw_segments(
-    model, n_sequences=n_sequences, segment_length=10, n_segments=1, seed=seed
-)[:, 0]
+few_tokens = draw(2_000_000 + seed, 10)[0][:, start : start + 10]
 generator = torch.Generator().manual_seed(seed)
 place = torch.randint(2, 5, (n_sequences,), generator=generator)  # of B
 row = torch.arange(n_sequences)
@@ -670,52 +692,45 @@ sets = [nodes([head], -1) for head in all_heads]
 sets += [nodes(heads, -1) for heads in several]
 patched = patching.patch_sets(model, in_c, in_b, sets, answers=pairs)
 single = patched.effect[: len(all_heads)].unflatten(0, (model.n_layers, -1))
-joint = compare(patched.effect[len(all_heads) :]) if best else None
+joint = compare(patched.effect[len(all_heads) :], "pairs") if best else None
 effect = single.mean(-1)
 
 # %% [markdown]
-# Most heads neither match nor matter, so a correlation over all says little. We compare the heads that match with the
-# others of their layers, pair by pair.
+# Most heads neither match nor matter, so a correlation over all says little. We compare each head that matches with the
+# others of its layer.
 
 # %%
-mixed = [
-    layer
-    for layer in range(model.n_layers)
-    if 0 < int(matches[layer].sum()) < model.n_heads
-]
-others = {
-    layer: single[layer][~matches[layer]].mean(0) for layer in mixed
-}  # pair
-ahead = [single[at][matches[at]].mean(0) - others[at] for at in mixed]
-
-# %%
+lead_of = {}
+for layer, head in matching:
+    others = effect[layer][~matches[layer]]
+    if len(others):
+        lead_of[layer, head] = float(effect[layer, head] - others.mean())
+lead = None
+if len(lead_of) > 1:
+    options = {"of": "heads", "groups": list(lead_of)}
+    lead = claims.average([*lead_of.values()], seed=seed, **options)
 run.claim(
     "induction-heads-carry-the-token", **(joint.evidence if best else nothing)
 )
-mean_of_others = None
-if mixed:
-    ahead = claims.average(torch.stack(ahead).mean(0), seed=seed, of="pairs")
-    mean_of_others = float(torch.stack([*others.values()]).mean())
-run.claim(
-    "score-predicts-effect",
-    estimate=ahead if mixed else None,
-    baseline=mean_of_others,
-)
+run.claim("score-predicts-effect", estimate=lead)
 
 # %% tags=["hide-input"]
 apart = float((patched.source - patched.base).mean())
-strongest = top_heads(
-    single[..., ::2].mean(-1), 5
-)  # chosen on every other pair
-opposed = [head for head in matching if effect[head] < -0.01 * abs(apart)]
+odd, even = single[..., 1::2], single[..., ::2].mean(-1)
+strongest = top_heads(even, 5)  # chosen on every other pair
+opposed = [
+    f"{named([head])[0]} by {claims.average(odd[*head].numpy(), seed=seed).brief()}"
+    for head in matching
+    if even[head] < -0.01 * abs(apart)
+]
 run.value("apart", apart)
-run.value("opposed", ", ".join(named(opposed)) or "none")
+run.value("opposed", ", ".join(opposed) or "none")
 run.table(
     "patching",
     [
         {
             "patched": f"head {named([head])[0]}",
-            "effect": claims.average(single[*head, 1::2].numpy(), seed=seed),
+            "effect": claims.average(odd[*head].numpy(), seed=seed),
             "prefix matching": float(score["induction"][head]),
             "copying": float(score["copying"][head]),
         }
@@ -727,44 +742,48 @@ figures.show_effects(
     score,
     effect,
     named(all_heads),
-    caption=f"Heads with a high score and no effect, and the other way round. Scores are means over {n_sequences} sequences, effects over {n_sequences} pairs; each point is a head, hover for its name.",
+    caption=f"Effect of patching a head against its score. Scores are means over {n_sequences} sequences, effects over {n_sequences} pairs; each point is a head, hover for its name.",
 )
 
 # %% [markdown]
 # Unpatched, the runs differ by {glue:text}`apart` logits. Heads that look at B and move the prediction the *other* way:
 # {glue:text}`opposed`.
 #
-# Now the toy's circuit, in the language model. If the keys at B say "A came before", some previous-token head wrote
-# that. So we change A before B, but let the change travel on one path only: from one head's output into the *keys* of
-# the prefix-matching heads at B (path patching: everything else stays as it was).
+# Now the toy's circuit, in the language model. If the keys at B say "A came before", some head wrote that. So we change A
+# before B, but let the change travel on one path only: from one head's output into the *keys* of the prefix-matching heads
+# at B (path patching: all else stays as it was), and, for comparison, into their *values*. The sender is chosen on every
+# other sequence.
 
 # %%
 shared = model.n_heads // hooks.count_heads(model, "k")  # query heads on a key
 receivers = sorted({(layer, head // shared) for layer, head in matching})
-into_keys = torch.zeros(model.n_layers, model.n_heads, n_sequences)
-for at in place.unique().tolist() if receivers else ():
+size = model.n_layers, model.n_heads, n_sequences
+into = {site: torch.zeros(size) for site in ("k", "v")}  # what B loses
+for at, site in product(place.unique().tolist() if receivers else (), into):
     some = (place == at).nonzero()[:, 0]
     found = patching.patch_paths(
         model,
         in_b[some],
         in_d[some],
-        [patching.Node("k", *key_head, start + at) for key_head in receivers],
+        [patching.Node(site, *head, start + at) for head in receivers],
         answers=[pairs[i] for i in some],
     )
-    into_keys[..., some] = -found.effect  # what B loses
+    into[site][..., some] = -found.effect
 
 # %%
-previous = (score["previous token"] > 0.5).nonzero().tolist()
-senders = [
-    tuple(head) for head in previous if head[0] < max(matching, default=(0,))[0]
-]
-options["avoid"] = list({*candidates, *matching, *map(tuple, previous)})
-drawn_senders = baselines.draw_controls(model, senders, **options)
-feeding = [senders, *drawn_senders.sets] if drawn_senders.sets else []
-lost = [sum(into_keys[head] for head in heads) for heads in feeding]
-fed = compare(torch.stack(lost)) if feeding else None
+(sender,) = top_heads(into["k"][..., ::2].mean(-1), 1)
+others = [head for head in all_heads if head[0] == sender[0] and head != sender]
+measured = torch.stack([into["k"][*head, 1::2] for head in (sender, *others)])
+fed = compare(measured).evidence if receivers else nothing
+to_one_before = scores["previous token"][:, *sender]
+run.value("sender", named([sender])[0])
+run.claim("one-head-feeds-the-keys", **fed)
 run.claim(
-    "previous-token-heads-feed-keys", **(fed.evidence if fed else nothing)
+    "it-attends-to-the-previous-token",
+    estimate=claims.average(to_one_before, seed=seed, of="passages")
+    if receivers
+    else None,
+    baseline=float(score["previous token"].median()),
 )
 
 # %% tags=["hide-input"]
@@ -773,20 +792,18 @@ run.table(
     [
         {
             "head": named([head])[0],
-            "B loses": claims.average(into_keys[*head, 1::2], seed=seed),
+            "B loses through keys": claims.average(
+                into["k"][*head, 1::2], seed=seed
+            ),
+            "through values": claims.average(into["v"][*head, 1::2], seed=seed),
             "previous token": float(score["previous token"][head]),
         }
-        for head in top_heads(into_keys[..., ::2].mean(-1), 5)
+        for head in top_heads(into["k"][..., ::2].mean(-1), 5)
     ],
-    caption=f"The five heads whose path into the keys matters most on every other sequence, with how much on the rest, in logits of B against an absent token: mean over {n_sequences // 2} sequences, 95 % bootstrap interval in brackets.",
+    caption=f"The five heads whose path into the keys of the {len(receivers)} receivers (each shared by query heads) matters most on every other sequence, with what B loses against an absent token on the rest, in logits: mean over {n_sequences // 2} sequences, 95 % bootstrap interval in brackets.",
 )
-run.value("senders", ", ".join(named(senders)) or "none")
-run.value("n_receivers", len(receivers))
 
 # %% [markdown]
-# Previous-token heads (above one half on text, before the last receiver): {glue:text}`senders`; receivers:
-# {glue:text}`n_receivers` key heads, each shared by query heads.
-#
 # ## Compare with what was published
 #
 # {cite:t}`wang2022interpretability` (Appendices H and I) name the heads of GPT-2 small by the same scores, on a hundred
@@ -832,7 +849,7 @@ def score_again(bridge):
     _, cache = bridge.run_with_cache(rows, names_filter=site, **options)
     weights = cache[site][0, best_head[1]].cpu()
     later = range(start + copied_length, rows.shape[1])
-    at = [range(t - copied_length + 1, 0, -copied_length) for t in later]
+    at = [range(t - copied_length + 1, start, -copied_length) for t in later]
     total = sum(
         weights[t, s] for t, each in zip(later, at, strict=True) for s in each
     )
@@ -873,7 +890,7 @@ run.value("check_patch", patch_apart)
 # ## Where this breaks
 #
 # Are the heads the model's or our sequences'? The best five once more: another seed, with or without a start token,
-# tokens as frequent as in a book.
+# tokens drawn as often as in a book, each once at most.
 
 # %%
 variants = {"another seed": draw(4 * seed + 7, copied_length, 4)[0]}
@@ -944,7 +961,8 @@ run.value("same_five_at_least", same)
 # - {glue:text}`found-induction-heads-serve-text` **{glue:text}`claim-induction-heads-serve-text`**
 # - {glue:text}`found-induction-heads-carry-the-token` **{glue:text}`claim-induction-heads-carry-the-token`**
 # - {glue:text}`found-score-predicts-effect` **{glue:text}`claim-score-predicts-effect`**
-# - {glue:text}`found-previous-token-heads-feed-keys` **{glue:text}`claim-previous-token-heads-feed-keys`**
+# - {glue:text}`found-one-head-feeds-the-keys` **{glue:text}`claim-one-head-feeds-the-keys`**
+# - {glue:text}`found-it-attends-to-the-previous-token` **{glue:text}`claim-it-attends-to-the-previous-token`**
 # - {glue:text}`found-published-induction-heads` **{glue:text}`claim-published-induction-heads`**
 # - {glue:text}`found-published-previous-token-heads` **{glue:text}`claim-published-previous-token-heads`**
 # - {glue:text}`found-published-duplicate-token-heads` **{glue:text}`claim-published-duplicate-token-heads`**
@@ -973,7 +991,7 @@ run.finish()
 # ```
 #
 # **3. Starve the toy**, hard (20 minutes). Give the toy sequences a segment of fixed length and train one layer. What does it
-# learn? *Hint: assign to `toy.draw_repeats` a copy of it in which `period` is constant.*
+# learn? *Hint: assign to `toy.draw_repeats` a copy of it in which `period` is constant, and call `toy.train`.*
 #
 # ```{dropdown} Solution
 # The next token then always stands at the same distance, so a head can find it by position alone and copy. The loss falls
