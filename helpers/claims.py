@@ -120,8 +120,10 @@ class Expected:
         reading = self.readings.get(claim.verdict)
         if reading is None:
             return f"Not decided here: {self.sentence}"
-        own = {"n": str(claim.estimate.n)} if claim.estimate else {}
-        own |= {"value": shorten(claim.estimate.value), "size": shorten(abs(claim.estimate.value))} if own else {}
+        own = {}
+        if claim.estimate:
+            value = claim.estimate.value
+            own = {"value": shorten(value), "size": shorten(abs(value)), "n": str(claim.estimate.n)}
         own |= {"baseline": shorten(claim.baseline)} if claim.baseline is not None else {}
         try:
             return reading.format_map(values | own)
