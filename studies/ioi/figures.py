@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from helpers import claims, hooks, plots
+from helpers.baselines import AgainstControls, Controls
 from helpers.claims import Estimate
 from helpers.hooks import Head
 from helpers.models import LoadedModel
+from studies.ioi.knock_outs import KnockOuts
 from studies.ioi.roles import RECEIVERS, ROLES, SMALLEST_SHARE, Search
-from studies.ioi.templates import IOI
+from studies.ioi.templates import CORRUPTIONS, IOI
 
 Average = Callable[[Any], Estimate]
 """The mean of one number a prompt, with its interval."""
@@ -34,6 +36,10 @@ PUBLISHED_HEADS: dict[str, tuple[Head, ...]] = {
     "previous token": ((2, 2), (4, 11)),
 }
 """In GPT-2 small, by Wang et al. (2023), without backups and weaker heads."""
+
+
+SIGNALS_IN_GPT2 = (3.55, 2.45, 1.77, -0.99, -1.96, -3.16)
+"""Logit difference for each signal of its S-inhibition heads, row by row, by Wang et al. (2023)."""
 
 
 def name_heads(heads: Sequence[Head]) -> str:
@@ -88,10 +94,22 @@ def join(loaded: LoadedModel, tokens: Sequence[int]) -> str:
     return "".join(loaded.token_labels(list(tokens)))
 
 
-def find_first(share: Float[NDArray, " layer"] | Tensor, least: float = 0.5) -> str:
-    """The first layer in which a share is above a bound, as a text; "none" where it never is."""
+def find_largest(values: Float[Tensor, "layer head"], n: int) -> list[Head]:
+    """The heads with the largest values, the largest first."""
+    places = values.flatten().argsort(descending=True)[:n].tolist()
+    return [divmod(place, values.shape[1]) for place in places]
+
+
+def list_prompts(loaded: LoadedModel, data: IOI) -> list[dict[str, str]]:
+    """The first prompt and each of its corruptions, a row for each."""
+    texts = {"as drawn": data.prompts[0]} | {kind: data.corrupted(kind)[0] for kind in CORRUPTIONS}
+    return [{"prompt": kind, "text": join(loaded, row)} for kind, row in texts.items()]
+
+
+def find_first(share: Float[NDArray, " layer"] | Tensor, least: float = 0.5) -> int | str:
+    """The first layer in which a share is above a bound; "none" where it never is."""
     above = np.flatnonzero(np.asarray(share) > least)
-    return str(int(above[0])) if len(above) else "none"
+    return int(above[0]) if len(above) else "none"
 
 
 def show_where(maps: Mapping[str, Float[Tensor, "layer position"]], names: Sequence[str], *, caption: str) -> None:
@@ -329,6 +347,66 @@ def show_projection(head: Head, looks: Mapping[str, Tensor], writes: Mapping[str
         axes.legend()
 
 
+LEFT_IN_GPT2 = {
+    "S-inhibition": 0.24,
+    "induction": 0.97,
+    "duplicate token": 0.60,
+    "previous token": 1.31,
+    "negative": 4.07,
+}
+"""Logit difference without one role, by Wang et al. (2023)."""
+
+
+def list_knock_outs(
+    out: KnockOuts, found: Search, beside: Mapping[str, AgainstControls], controls: Mapping[str, Controls]
+) -> list[dict[str, Any]]:
+    """A row for each role: what is left without it, and how far its loss goes beyond the strongest control's.
+
+    Args:
+        out: measures it.
+        found: the circuit.
+        beside: by role its loss beside that of its controls.
+        controls: by role.
+    """
+    return [
+        {
+            "knocked out": name,
+            "heads": name_heads(found.roles[name]),
+            "left": out.average(out.without([found.roles[name]])[0]),
+            "beyond the strongest control": against.lead or "–",
+            "controls": f"{len(controls[name].sets)} of {controls[name].n_possible}",
+            "left in GPT-2 small, published": LEFT_IN_GPT2.get(name, "–"),
+        }
+        for name, against in beside.items()
+    ]
+
+
+def list_split(
+    found: Search,
+    raised: Float[Tensor, "layer head prompt"],
+    lowered: Float[Tensor, "layer head prompt"],
+    out: KnockOuts,
+) -> list[dict[str, Any]]:
+    """A row for each role that writes to the logits, and one for all heads: what it writes of either name.
+
+    Args:
+        found: the circuit.
+        raised: IO less absent names.
+        lowered: absent names less S.
+        out: averages over its prompts.
+    """
+    groups = {name: found.roles[name] for name in (*FINAL_ROLES, "backup") if found.roles[name]}
+    groups["all heads"] = tuple(out.complement([]))
+    return [
+        {
+            "role": name,
+            "raises IO by": out.average(torch.stack([raised[head] for head in heads]).sum(0)),
+            "lowers S by": out.average(torch.stack([lowered[head] for head in heads]).sum(0)),
+        }
+        for name, heads in groups.items()
+    ]
+
+
 def list_attention(
     found: Search, attention: Mapping[str, Mapping[tuple[str, str], Float[Tensor, "layer head"]]]
 ) -> list[dict[str, Any]]:
@@ -365,8 +443,6 @@ def list_risers(
         average: over the prompts.
         n: how many heads.
     """
-    order = rise.mean(-1).flatten().argsort(descending=True)[:n].tolist()
-    places = [divmod(place, rise.shape[1]) for place in order]
     return [
         {
             "head": name_heads([place]),
@@ -374,7 +450,7 @@ def list_risers(
             "writes, movers out": average((before + rise)[place]).value,
             "rise": average(rise[place]),
         }
-        for place in places
+        for place in find_largest(rise.mean(-1), n)
     ]
 
 
@@ -391,6 +467,11 @@ def list_signals(cells: Mapping[tuple[int, int], Any], average: Average) -> list
         | {f"token {word}": average(cells[position, token]) for token, word in tokens.items()}
         for position in (1, -1)
     ]
+
+
+def find_contrast(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
+    """Of the quantities that both have, the one in which they differ most."""
+    return max(ours, key=lambda name: abs(ours[name] - theirs[name]))
 
 
 def list_faithfulness(
@@ -415,10 +496,24 @@ def list_faithfulness(
     return rows
 
 
+def list_sets(names: Sequence[str], columns: Mapping[str, NDArray], average: Average) -> list[dict[str, Any]]:
+    """A row for each set: the mean of each column.
+
+    Args:
+        names: of the sets.
+        columns: by heading, set prompt.
+        average: over the prompts.
+    """
+    return [
+        {"heads": name} | {heading: average(values[i]) for heading, values in columns.items()}
+        for i, name in enumerate(names)
+    ]
+
+
 def show_sizes(
     sizes: Sequence[int],
     kept: Sequence[Estimate],
-    controls: Sequence[Sequence[float]],
+    controls: Sequence[Float[NDArray, "size prompt"]],
     lines: Mapping[str, float],
     *,
     caption: str,
@@ -428,7 +523,7 @@ def show_sizes(
     Args:
         sizes: how many heads are kept.
         kept: of the circuit, for each size.
-        controls: for each control its means, for each size.
+        controls: the same of random ones, prompt by prompt.
         lines: labelled levels to compare with.
         caption: the finding first.
     """
@@ -436,7 +531,7 @@ def show_sizes(
     with plots.draw_figure("sizes", caption=caption, alt=alt, height=3.0) as (_, axes):
         for number, values in enumerate(controls):
             label = {"label": "random heads"} if number == 0 else {}
-            axes.plot(sizes, values, color=plots.ORANGE, alpha=0.6, **label)
+            axes.plot(sizes, np.asarray(values).mean(1), color=plots.ORANGE, alpha=0.6, **label)
         axes.plot(sizes, [one.value for one in kept], color=plots.BLUE, label="the circuit's")
         for size, one in zip(sizes, kept, strict=True):
             plots.draw_interval(axes, size, one)

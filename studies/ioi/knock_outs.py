@@ -21,9 +21,9 @@ from studies.ioi.roles import ROLES, Search
 from studies.ioi.templates import IOI
 
 
-def list_nodes(heads: Iterable[Head]) -> list[patching.Node]:
-    """The heads as nodes of a patch, at all positions."""
-    return [patching.Node("head_z", layer, head) for layer, head in heads]
+def list_nodes(heads: Iterable[Head], *, position: int | None = None) -> list[patching.Node]:
+    """The heads as nodes of a patch, at one position or at all."""
+    return [patching.Node("head_z", layer, head, position) for layer, head in heads]
 
 
 @dataclass
@@ -76,13 +76,19 @@ class KnockOuts:
         return average_templates(values, self.data, seed=self.seed)
 
     def average_ratio(self, part: ArrayLike | Tensor, whole: ArrayLike | Tensor) -> Estimate:
-        """The mean over templates of a ratio of means: within a template both are averaged before they are divided."""
-        above, below = (
-            claims.average_groups(np.asarray(one, dtype=float), self.data.template) for one in (part, whole)
-        )
-        return claims.average(
-            (above / below).tolist(), seed=self.seed, of="templates", groups=range(len(set(self.data.template)))
-        )
+        """The ratio of two means over templates.
+
+        Its interval is that of what the part lies beside this ratio of the whole, template by template, so that the
+        whole's own spread counts and no template with a small whole decides.
+        """
+        above, below = (np.asarray(one, dtype=float) for one in (part, whole))
+        ratio = self.average(above).value / (middle := self.average(below).value)
+        return self.average(ratio + (above - ratio * below) / middle)
+
+    def find_extreme(self, effects: Float[NDArray, "set prompt"]) -> tuple[int, float]:
+        """Which set has the largest mean effect, and that mean."""
+        means = [self.average(one).value for one in effects]
+        return int(np.argmax(means)), max(means)
 
     def compare(self, effects: ArrayLike | Tensor, *, below: bool = False) -> AgainstControls:
         """A set, in the first row, beside its controls, in the others.
@@ -109,7 +115,7 @@ def average_templates(values: ArrayLike | Tensor, data: IOI, *, seed: int) -> Es
     return claims.average(numbers, seed=seed, of="templates", groups=data.template[: len(numbers)])
 
 
-def list_subsets(found: Search, *, seed: int, n_halves: int = 3) -> dict[str, list[Head]]:
+def list_subsets(found: Search, *, seed: int, n_halves: int = 2) -> dict[str, list[Head]]:
     """By name the sets that are knocked out of model and circuit: none, all, each role, and random halves.
 
     Args:
@@ -142,8 +148,8 @@ def take_away(circuit: Sequence[Head], heads: Iterable[Head]) -> list[Head]:
 
 
 def grow(heads: Sequence[Head]) -> tuple[list[int], list[list[Head]]]:
-    """At most five sizes up to all of the heads, and the first so many heads for each."""
-    sizes = sorted({max(1, round(len(heads) * share)) for share in (0, 0.2, 0.4, 0.7, 1)}) if heads else []
+    """At most four sizes up to all of the heads, and the first so many heads for each."""
+    sizes = sorted({max(1, round(len(heads) * share)) for share in (0, 0.25, 0.5, 1)}) if heads else []
     return sizes, [list(heads[:size]) for size in sizes]
 
 
@@ -179,7 +185,7 @@ def measure_additions(out: KnockOuts, found: Search) -> tuple[list[tuple[str, He
 
 
 def plan_tests(
-    found: Search, controls: Controls, subsets: dict[str, list[Head]], *, seed: int, n_grown: int = 3
+    found: Search, controls: Controls, subsets: dict[str, list[Head]], *, seed: int, n_grown: int = 2
 ) -> list[list[Head]]:
     """Every set of heads that the tests of a whole circuit keep, so that all are measured in one go.
 
@@ -197,6 +203,25 @@ def plan_tests(
     for heads in controls.sets[:n_grown]:
         plan += grow(shuffle(heads, seed))[1]
     return plan
+
+
+def add_up(values: Float[Tensor, "layer head prompt"], heads: Iterable[Head]) -> Float[Tensor, " prompt"]:
+    """The sum over some heads, zero over none."""
+    return sum((values[head] for head in heads), torch.zeros(values.shape[-1]))
+
+
+def compare_scores(
+    score: Float[Tensor, "sequence layer head"], sets: Sequence[Sequence[Head]], *, seed: int
+) -> AgainstControls:
+    """The mean score of a set's heads, sequence by sequence, beside those of its controls.
+
+    Args:
+        score: of every head.
+        sets: the set, then its controls.
+        seed: of the intervals.
+    """
+    means = [add_up(score.movedim(0, -1), heads) / len(heads) for heads in sets]
+    return baselines.compare_with_controls(torch.stack(means), seed=seed)
 
 
 def sum_takers(
