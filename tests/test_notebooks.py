@@ -267,7 +267,8 @@ def test_records_belong_to_chapters_and_hold_what_a_record_must():
 @pytest.fixture(scope="module")
 def know_nothing(tmp_path_factory):
     """Tiny models with random weights and a tokenizer to which every word of the prompts is one token."""
-    words = {word for line in templates.IOI_TEMPLATES for word in re.sub(r"{\w+}", " ", line).split()}
+    lines = [line for samples in templates.SENTENCES.values() for sample in samples for line in sample]
+    words = {word for line in lines for word in re.sub(r"{\w+}", " ", line).split()}
     words |= {*prompts.NAMES[:20], *templates.PLACES, *templates.OBJECTS}
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -120,7 +120,7 @@ def show_where(maps: Mapping[str, Float[Tensor, "layer position"]], names: Seque
         names: of the positions.
         caption: the finding first.
     """
-    drawn = {"caption": caption, "alt": "Heat maps of the share by layer and position, one for each corruption."}
+    drawn: dict[str, Any] = {"caption": caption, "alt": "Heat maps of the share by layer and position, one for each corruption."}
     with plots.draw_figure("where", height=3.2, ncols=len(maps), sharey=True, squeeze=False, **drawn) as (
         drawing,
         axes,
