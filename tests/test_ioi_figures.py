@@ -100,7 +100,7 @@ def test_attention_and_writing_are_correlated_within_each_name():
 
 
 def test_the_contrast_is_the_largest_difference():
-    assert figures.find_contrast({"a": 1.0, "b": 5.0}, {"a": 2.5, "b": 4.0}) == "a"
+    assert figures.find_contrast({"a_b": 1.0, "c": 5.0}, {"a_b": 2.5, "c": 4.0}) == "the a b"
 
 
 def test_one_head_stands_beside_the_others_of_its_layer():

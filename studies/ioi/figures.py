@@ -120,7 +120,10 @@ def show_where(maps: Mapping[str, Float[Tensor, "layer position"]], names: Seque
         names: of the positions.
         caption: the finding first.
     """
-    drawn: dict[str, Any] = {"caption": caption, "alt": "Heat maps of the share by layer and position, one for each corruption."}
+    drawn: dict[str, Any] = {
+        "caption": caption,
+        "alt": "Heat maps of the share by layer and position, one for each corruption.",
+    }
     with plots.draw_figure("where", height=3.2, ncols=len(maps), sharey=True, squeeze=False, **drawn) as (
         drawing,
         axes,
@@ -470,8 +473,9 @@ def list_signals(cells: Mapping[tuple[int, int], Any], average: Average) -> list
 
 
 def find_contrast(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
-    """Of the quantities that both have, the one in which they differ most."""
-    return max(ours, key=lambda name: abs(ours[name] - theirs[name]))
+    """Of the quantities that both have, the one in which they differ most, as "the signal constant"."""
+    largest = max(ours, key=lambda name: abs(ours[name] - theirs[name]))
+    return f"the {largest.replace('_', ' ')}"
 
 
 def list_faithfulness(

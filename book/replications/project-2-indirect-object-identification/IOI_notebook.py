@@ -32,7 +32,7 @@
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 templates_of: str = (
-    ""  # "own", "paper"; "" for the paper's on gpt2-small and our own elsewhere
+    ""  # "own", "paper"; "": the paper's on gpt2-small, else own
 )
 n_prompts: int = 60  # of each sample, for behaviour and attribution, 20 to 2000
 n_patched: int = 20  # of these, for patching and ablation, 10 to 2000
@@ -175,10 +175,8 @@ run.table(
 searched = chosen.first(n_patched)
 few = chosen.first(n_patched // 2)
 fewest = chosen.first(max(2, n_patched // 4))  # every patch of a whole stream
-TURNED = {
-    "the other name is repeated": "S2_is_IO",
-    "the names change places": "order_swapped_S2_is_IO",
-}
+TURNED = {"the other name is repeated": "S2_is_IO"}
+TURNED["the names change places"] = "order_swapped_S2_is_IO"
 maps = {}
 for title, kind in TURNED.items():
     maps[title] = patching.patch_positions(
@@ -211,7 +209,7 @@ run.value("most_at_next", float(exchanged["S1+1"].abs().max()))
 #
 # ## Split the answer into what each part writes
 #
-# The stream at END is a sum of what embedding, heads, MLPs and biases wrote. With the last norm's scale frozen, each
+# The stream at END sums what embedding, heads, MLPs and biases wrote. With the last norm's scale frozen, each
 # has its share of the logit difference (*direct logit attribution*). The *logit lens* reads the sum as if the model
 # stopped there.
 #
@@ -397,8 +395,7 @@ if last_heads:
 # From here on all is measured on the second sample. *Knocked out* means: replaced, position by position, by the mean
 # over p_ABC prompts of the same template and order.
 #
-# **What we expect.** Each costs logit difference, negative heads gain some, all more than random heads of the same
-# layers outside the circuit.
+# **What we expect.** Each costs logit difference, negative heads gain some, all more than random heads of the same layers.
 
 # %%
 tested = templates.draw_ioi(
@@ -586,10 +583,13 @@ def fit(values):
 signals = {}
 receivers = knock_outs.list_nodes(found.roles["S-inhibition"], position=-1)
 for cell, kind in CELLS.items() if receivers else ():
-    source = tested.corrupted(kind) if kind else tested.prompts
-    signals[cell] = patching.patch_sets(
-        model, tested.prompts, source, [receivers], answers=tested.answers
-    ).values[0]
+    signals[cell] = whole
+    if kind is not None:
+        source = tested.corrupted(kind)
+        patched = patching.patch_sets(
+            model, tested.prompts, source, [receivers], answers=tested.answers
+        )
+        signals[cell] = patched.values[0].numpy()
 position = token = np.zeros(n_patched)
 if signals:
     position, token, constant = fit([*signals.values()])
@@ -604,8 +604,7 @@ if signals:
         run.value(name, out.average(values))
         run.value(f"published_{name}", float(theirs[name]))
     ours = {name: out.average(values).value for name, values in ours.items()}
-    contrast = figures.find_contrast(ours, theirs).replace("_", " ")
-    run.value("main_contrast", contrast)
+    run.value("main_contrast", figures.find_contrast(ours, theirs))
     run.table(
         "signals",
         figures.list_signals(signals, out.average),
@@ -631,8 +630,7 @@ run.claim(
 # means over p_ABC by template and order fill the gap, or single p_ABC prompts (resampled); (4) all positions; (5)
 # p_ABC goes into the clean run; (6) ablated is the complement, or the circuit.
 #
-# **What we expect.** Kept alone, the circuit does most of the task, random circuits of its shape none; without it
-# little is left.
+# **What we expect.** Kept alone, the circuit does most of the task, random ones none; without it little is left.
 
 # %%
 costs = keeps = {"estimate": None}
@@ -760,7 +758,7 @@ run.claim("circuit-is-minimal", estimate=needed, baseline=added and -added)
 # %% [markdown]
 # ## Compare with GPT-2 small
 #
-# Does one head, that with the largest direct effect on the first sample, carry more than a third of it all? There,
+# Does the head with the largest direct effect carry more than a third of it all? There,
 # even all name movers do not {cite:p}`wang2022interpretability`. And do heads have the published roles?
 
 # %%
