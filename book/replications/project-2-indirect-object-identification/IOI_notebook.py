@@ -31,9 +31,7 @@
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
-templates_of: str = (
-    ""  # "own", "paper"; "": the paper's on gpt2-small, else own
-)
+templates_of: str = ""  # "own" or "paper"; "" for "paper" on gpt2-small alone
 n_prompts: int = 60  # of each sample, for behaviour and attribution, 20 to 2000
 n_patched: int = 20  # of these, for patching and ablation, 10 to 2000
 n_reference: int = 60  # prompts behind the means of knock-outs, 40 to 2000
@@ -213,7 +211,7 @@ run.value("most_at_next", float(exchanged["S1+1"].abs().max()))
 # has its share of the logit difference (*direct logit attribution*). The *logit lens* reads the sum as if the model
 # stopped there.
 #
-# **What we expect.** A few late heads that write towards IO, some perhaps against it. On p_ABC the lens stays at zero.
+# **What we expect.** A few late heads that write towards IO, some perhaps against it; until they do, the lens reads what it reads on p_ABC.
 
 
 # %%
@@ -814,7 +812,7 @@ if twofold:
     run.table(
         "two_tasks",
         [{"role": name} | one.row for name, one in twofold.items()],
-        caption="Prefix matching of induction heads (0 to 1) and copying of name movers (-1 to 1) on 8 sequences of 25 random tokens that come twice, 95 % interval over sequences in brackets.",
+        caption=f"Prefix matching of induction heads (0 to 1) and copying of name movers (-1 to 1) on 8 sequences of 25 random tokens that come twice (copying is near {2 / 25 - 1:.2f} by chance), 95 % interval over sequences in brackets.",
     )
 
 # %% [markdown]
