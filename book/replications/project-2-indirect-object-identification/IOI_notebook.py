@@ -113,12 +113,13 @@ run.value("likeliest", claims.share(likeliest))
 run.value("likeliest_abc", claims.share(likeliest_abc))
 
 # %% [markdown]
-# The other name is the likeliest token in a share of {glue:text}`likeliest`; on p_ABC, where it does not
-# occur, of {glue:text}`likeliest_abc`.
+# The other name is the likeliest token in a share of {glue:text}`likeliest`; on p_ABC, where it does not occur, of
+# {glue:text}`likeliest_abc`.
 #
 # ## Measure the behaviour
 #
-# The subject S is named twice, the indirect object IO once, first (ABBA) or second (BABA). Heads are *chosen* on one sample, the circuit is *tested* on another with other names in *other sentences*. The measure is the *logit
+# The subject S is named twice, the indirect object IO once, first (ABBA) or second (BABA). Heads are *chosen* on one
+# sample, the circuit is *tested* on another with other names in *other sentences*. The measure is the *logit
 # difference*: IO's logit less S's at the last position, END.
 #
 # **What we expect.** Well above zero in every template and order; zero on average on p_ABC, where neither name
@@ -159,7 +160,8 @@ run.table(
 
 # %% [markdown]
 # The {glue:text}`n_templates` templates (`studies/ioi/templates.py`) and both orders take turns; names, places and
-# objects are one token each. Prompts of one template are not independent: intervals are Student's over templates (of shares of prompts Wilson's). Names and sentences are plain English; nothing here speaks for others.
+# objects are one token each. Prompts of one template are not independent: intervals are Student's over templates (of
+# shares of prompts Wilson's). Names and sentences are plain English; nothing here speaks for others.
 #
 # ## Find where the answer is
 #
@@ -207,11 +209,12 @@ run.value("most_at_next", float(exchanged["S1+1"].abs().max()))
 #
 # ## Split the answer into what each part writes
 #
-# The stream at END sums what embedding, heads, MLPs and biases wrote. With the last norm's scale frozen, each
-# has its share of the logit difference (*direct logit attribution*). The *logit lens* reads the sum as if the model
-# stopped there.
+# The stream at END sums what embedding, heads, MLPs and biases wrote. With the last norm's scale frozen, each has its
+# share of the logit difference (*direct logit attribution*). The *logit lens* reads the sum as if the model stopped
+# there.
 #
-# **What we expect.** A few late heads that write towards IO, some perhaps against it; until they do, the lens reads what it reads on p_ABC.
+# **What we expect.** A few late heads that write towards IO, some perhaps against it; until they do, the lens reads
+# what it reads on p_ABC.
 
 
 # %%
@@ -256,7 +259,8 @@ run.value("lens_half", figures.find_first(share_read))
 
 # %% [markdown]
 # All heads write {glue:text}`heads_write`, all MLPs {glue:text}`mlps_write`; parts and whole differ by at most
-# {glue:text}`attribution_mismatch`. The lens passes half at layer {glue:text}`lens_half`. But what a head writes is not what would be missing without it, and one that writes nothing of the answer may tell another where to look.
+# {glue:text}`attribution_mismatch`. The lens passes half at layer {glue:text}`lens_half`. But what a head writes is
+# not what would be missing without it, and one that writes nothing of the answer may tell another where to look.
 #
 # ## Trace the circuit backwards
 #
@@ -350,7 +354,8 @@ if circuit:
 # %% [markdown]
 # ## Look at what the last heads look at
 #
-# **What we expect.** If a head moves or suppresses the name it attends to, more attention to it means more (or less) of it in what the head writes, relative to an absent name.
+# **What we expect.** If a head moves or suppresses the name it attends to, more attention to it means more (or less)
+# of it in what the head writes, relative to an absent name.
 
 # %%
 pattern = hooks.capture(model, chosen.prompts, "pattern")["pattern"][:, :, :, 0]
@@ -393,7 +398,8 @@ if last_heads:
 # From here on all is measured on the second sample. *Knocked out* means: replaced, position by position, by the mean
 # over p_ABC prompts of the same template and order.
 #
-# **What we expect.** Each costs logit difference, negative heads gain some, all more than random heads of the same layers.
+# **What we expect.** Each costs logit difference, negative heads gain some, all more than random heads of the same
+# layers.
 
 # %%
 tested = templates.draw_ioi(
@@ -451,7 +457,8 @@ run.claim(
 #
 # ### Is IO raised, or S lowered?
 #
-# So what heads write of each name is compared with three names that are *not* in the prompt. **What we expect.** Both names above absent ones, IO more so.
+# What heads write of each name is compared with three names that are *not* in the prompt. **What we expect.** Both
+# names above absent ones, IO more so.
 
 # %%
 before = attribution.attribute_logits(model, tested.prompts, tested.answers)
@@ -484,7 +491,8 @@ if filled:
 # %% [markdown]
 # ### What does S-inhibition do to the last heads?
 #
-# **What we expect.** Without it their attention moves: away from S if it *pointed* there, which helps a suppressor, towards S if it *inhibited* it, as published.
+# **What we expect.** Without it their attention moves: away from S if it *pointed* there, which helps a suppressor,
+# towards S if it *inhibited* it, as published.
 
 # %%
 means = roles.average_by_form(model, tested, fresh_reference)
@@ -502,10 +510,10 @@ if found.roles["S-inhibition"]:
 # %% [markdown]
 # ### Do others take over?
 #
-# Two things only look like help: the last norm lets more of *everything* through, so its scale is held; a
-# negative head that finds less to write against "rises", so these are told apart. Others count that rise *and* write
-# towards IO without the movers, as judged on half of the templates and measured on the other. **What we expect.**
-# More than without a control.
+# Two things only look like help: the last norm lets more of *everything* through, so its scale is held; a negative
+# head that finds less to write against "rises", so these are told apart. Others count that rise *and* write towards
+# IO without the movers, as judged on half of the templates and measured on the other. **What we expect.** More than
+# without a control.
 
 
 # %%
@@ -705,8 +713,8 @@ if circuit:
     )
 
 # %% [markdown]
-# *Completeness* asks whether circuit and model react alike: with the same heads knocked out, they should stay within a tenth of the logit difference. *Minimality* asks what each head adds to the circuit without the rest of its
-# role.
+# *Completeness* asks whether circuit and model react alike: with the same heads knocked out, they should stay within
+# a tenth of the logit difference. *Minimality* asks what each head adds to the circuit without the rest of its role.
 
 # %%
 short = needed = gap = added = None
@@ -756,8 +764,8 @@ run.claim("circuit-is-minimal", estimate=needed, baseline=added and -added)
 # %% [markdown]
 # ## Compare with GPT-2 small
 #
-# Does the head with the largest direct effect carry more than a third of it all? There,
-# even all name movers do not {cite:p}`wang2022interpretability`. And do heads have the published roles?
+# Does the head with the largest direct effect carry more than a third of it all? There, even all name movers do not
+# {cite:p}`wang2022interpretability`. And do heads have the published roles?
 
 # %%
 alone = None
@@ -778,8 +786,10 @@ run.claim("published-heads", estimate=same)
 # %% [markdown]
 # ## One circuit, two tasks
 #
-# An [induction head](../project-1-induction-heads/induction_heads_notebook) looks at what followed the present token last time; those of GPT-2 small's circuit also do so on random tokens {cite:p}`wang2022interpretability`. **What we expect.** On random tokens that come twice, this circuit's induction
-# heads match prefixes and its name movers copy, more than any control.
+# An [induction head](../project-1-induction-heads/induction_heads_notebook) looks at what followed the present token
+# last time; those of GPT-2 small's circuit also do so on random tokens {cite:p}`wang2022interpretability`. **What we
+# expect.** On random tokens that come twice, this circuit's induction heads match prefixes and its name movers copy,
+# more than any control.
 
 # %%
 tokens = prompts.draw_segments(
@@ -816,12 +826,14 @@ if twofold:
     )
 
 # %% [markdown]
-# And the strongest head that passes criteria 1 and 2 only, and so has no role?
+# And what of the strongest head *without* a role, which passes criteria 1 and 2 only?
 
 # %% tags=["hide-input"]
 strange = unnamed[0] if unnamed else None
 on_prompts = {f"END attends {name}": share for name, share in looks.items()}
 on_prompts["END attends the first token"] = pattern[..., 0].movedim(0, -1)
+ends = pattern[range(n_prompts), :, :, list(chosen.positions["END"])]
+on_prompts["END attends itself"] = ends.movedim(0, -1)
 on_prompts["writes IO less S"] = parts.heads
 for name, values in writes.items():
     on_prompts[f"writes {name} less an absent name"] = values
@@ -841,10 +853,15 @@ if strange:
         caption=f"Head {figures.name_heads([strange])} writes {claims.shorten(float(parts.heads[strange].mean()))} logits of IO less S. Means over {n_prompts} prompts (raises, lowers: share of {min(roles.COPIED, n_patched)} names; "
         "last three rows: copying, and attention to what followed the same token and to that token, on the random tokens), 95 % interval in brackets.",
     )
+to_itself = on_prompts["END attends itself"][strange].mean() if strange else 0.0
+to_names = sum(looks.values())[strange].mean() if strange else 0.0
+run.value("to_itself", float(to_itself))
+run.value("to_names", float(to_names))
 run.value("unnamed_first", figures.name_heads(unnamed[:1]))
 
 # %% [markdown]
-# It is {glue:text}`unnamed_first` (of {glue:text}`unnamed_heads`). Why, the table doesn't say.
+# It is {glue:text}`unnamed_first` (of {glue:text}`unnamed_heads`), with {glue:text}`to_itself` of its attention on
+# END itself and {glue:text}`to_names` on the names.
 #
 # ## Check it
 #
@@ -903,7 +920,8 @@ run.value("n_infirm", len(weak))
 run.value("n_with_role", len(firm))
 
 # %% [markdown]
-# - **Few prompts.** Effects of {glue:text}`infirm_heads` ({glue:text}`n_infirm` of {glue:text}`n_with_role` roles) pass in less than half of them. With more prompts more heads would pass.
+# - **Few prompts.** Effects of {glue:text}`infirm_heads` ({glue:text}`n_infirm` of {glue:text}`n_with_role` roles)
+#   pass in less than half of them. With more prompts more heads would pass.
 # - **The null is about signs.** Heads without a role are taken to move the logit difference up as easily as down.
 # - **Heads only.** MLPs stay as they are, also where the norm's scale is summed.
 # - **Order.** A head missed at one stage hides all that feeds it.
@@ -938,7 +956,7 @@ run.finish()
 # ## Exercises
 #
 # **1. Guess first, then run**, easy (5 minutes). Which role costs most? And how many logits are left without any
-# head? *Hint: one answer is in a figure, the other in a table's last row.*
+# head? *Hint: a figure, and a table's last row.*
 
 # %%
 from studies import exercises
