@@ -80,12 +80,16 @@ run.table(
 )
 
 # %%
-attention = roles.measure_attention(model, chosen)
-shown = [
-    head
-    for name in ("IO", "S2")
-    for head in figures.find_largest(attention["END", name], 2)
-]
+ends = hooks.capture(model, chosen.prompts, "pattern")["pattern"][:, :, :, 0]
+places = {name: list(at) for name, at in chosen.positions.items()}
+at_end = {  # from END to each place: layer, head, prompt
+    name: ends[range(n_prompts), :, :, at].movedim(0, -1)
+    for name, at in places.items()
+}
+shown = figures.find_largest(at_end["IO"].mean(-1), 2)
+shown += figures.find_largest(at_end["S2"].mean(-1), 2)
+
+# %%
 pattern = hooks.capture(model, [one], "pattern", positions="all")["pattern"]
 plots.show_attention(
     "first-look",
@@ -358,18 +362,12 @@ if circuit:
 # of it in what the head writes, relative to an absent name.
 
 # %%
-pattern = hooks.capture(model, chosen.prompts, "pattern")["pattern"][:, :, :, 0]
 absent = [names[0] for names in chosen.others]
 pairs = list(zip(chosen.io, absent, strict=True))
 split = attribution.attribute_logits(model, chosen.prompts, pairs)
 # S less an absent name is IO less that name, less IO less S
 writes = {"IO": split.heads, "S": split.heads - parts.heads}
-looks = {}
-for name, at in {"IO": ("IO",), "S": ("S1", "S2")}.items():
-    looks[name] = sum(
-        pattern[range(n_prompts), :, :, list(chosen.positions[place])]
-        for place in at
-    ).movedim(0, -1)
+looks = {"IO": at_end["IO"], "S": at_end["S1"] + at_end["S2"]}
 
 # %% tags=["hide-input"]
 last_heads = [
@@ -831,9 +829,8 @@ if twofold:
 # %% tags=["hide-input"]
 strange = unnamed[0] if unnamed else None
 on_prompts = {f"END attends {name}": share for name, share in looks.items()}
-on_prompts["END attends the first token"] = pattern[..., 0].movedim(0, -1)
-ends = pattern[range(n_prompts), :, :, list(chosen.positions["END"])]
-on_prompts["END attends itself"] = ends.movedim(0, -1)
+on_prompts["END attends the first token"] = ends[..., 0].movedim(0, -1)
+on_prompts["END attends itself"] = at_end["END"]
 on_prompts["writes IO less S"] = parts.heads
 for name, values in writes.items():
     on_prompts[f"writes {name} less an absent name"] = values
@@ -853,7 +850,7 @@ if strange:
         caption=f"Head {figures.name_heads([strange])} writes {claims.shorten(float(parts.heads[strange].mean()))} logits of IO less S. Means over {n_prompts} prompts (raises, lowers: share of {min(roles.COPIED, n_patched)} names; "
         "last three rows: copying, and attention to what followed the same token and to that token, on the random tokens), 95 % interval in brackets.",
     )
-to_itself = on_prompts["END attends itself"][strange].mean() if strange else 0.0
+to_itself = at_end["END"][strange].mean() if strange else 0.0
 to_names = sum(looks.values())[strange].mean() if strange else 0.0
 run.value("to_itself", float(to_itself))
 run.value("to_names", float(to_names))
