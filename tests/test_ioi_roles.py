@@ -272,6 +272,18 @@ def test_an_effect_counts_from_a_hundredth_of_the_logit_difference(searches):
     assert roles.Stage(effect, least_consistency=0.5, smallest=1.0).found.tolist() == [[False, True, True, False]]
 
 
+def test_a_planted_head_is_firm_and_one_that_every_other_prompt_contradicts_is_not(searches):
+    found = searches[0]
+    firm = roles.measure_firmness(found, seed=0)
+    assert set(firm) == {(name, head) for name, heads in found.roles.items() for head in heads}
+    assert firm["name mover", MOVER.place] == pytest.approx(1)
+    stage = found.stages["logits"]
+    effect = stage.effect.clone()
+    effect[MOVER.place][::2] *= -1
+    shaky = replace(found, stages=found.stages | {"logits": replace(stage, effect=effect)})
+    assert roles.measure_firmness(shaky, seed=0)["name mover", MOVER.place] < 0.5
+
+
 # The null
 
 

@@ -61,6 +61,35 @@ def test_every_part_of_an_ioi_prompt_is_where_it_is_said_to_be(tokenized, n_prom
     assert drawn == templates.draw_ioi(tokenized, n_prompts=n_prompts, seed=seed)
 
 
+@pytest.mark.parametrize("sample", [0, 1])
+@pytest.mark.parametrize("whose", templates.SENTENCES)
+def test_every_sentence_can_be_filled_with_the_names_where_they_are_said_to_be(whose, sample, tokenized):
+    sentences = templates.SENTENCES[whose][sample]
+    drawn = templates.draw_ioi(tokenized, n_prompts=2 * len(sentences), seed=0, templates=sentences)
+    assert len(set(drawn.forms)) == 2 * len(sentences)
+    for i, row in enumerate(drawn.prompts):
+        places = {name: positions[i] for name, positions in drawn.positions.items()}
+        assert row[places["S1"]] == row[places["S2"]] == drawn.subject[i] and row[places["IO"]] == drawn.io[i]
+        assert places["S1+1"] <= places["S2"] < places["END"] == len(row) - 1
+        text = tokenized.tokenizer.decode(row, skip_special_tokens=True)
+        assert text.endswith(" to") and "  " not in text and "{" not in text
+
+
+def test_the_papers_sentences_are_fifteen_of_which_none_is_in_both_samples():
+    assert len(set(templates.PAPER_TEMPLATES)) == 15
+    for first, second in templates.SENTENCES.values():
+        assert not {*first} & {*second}
+    assert {*templates.SENTENCES["paper"][0]} | {*templates.SENTENCES["paper"][1]} == {*templates.PAPER_TEMPLATES}
+
+
+def test_an_object_that_stands_twice_is_the_same_word(embedded):
+    (twice,) = (one for one in templates.PAPER_TEMPLATES if one.count("{OBJECT}") == 2)
+    drawn = templates.draw_ioi(embedded, n_prompts=6, seed=0, templates=[twice])
+    for row in drawn.prompts:
+        words = "".join(embedded.token_labels(list(row))).split()
+        assert words[words.index("got") + 2] == words[words.index("the", words.index("give")) + 1]
+
+
 def test_templates_and_orders_are_balanced(tokenized):
     n_templates = len(templates.IOI_TEMPLATES)
     drawn = templates.draw_ioi(tokenized, n_prompts=4 * n_templates, seed=0)

@@ -184,7 +184,7 @@ LONG = yaml.safe_load((ROOT / "tests" / "long_cells.yaml").read_text(encoding="u
 
 
 def test_the_list_of_long_cells_only_shrinks():
-    assert sum(map(len, LONG.values())) <= 35, "lower this number with the list"
+    assert sum(map(len, LONG.values())) <= 34, "lower this number with the list"
 
 
 @every_chapter
@@ -270,7 +270,8 @@ def test_records_belong_to_chapters_and_hold_what_a_record_must():
 @pytest.fixture(scope="module")
 def know_nothing(tmp_path_factory):
     """Tiny models with random weights and a tokenizer to which every word of the prompts is one token."""
-    words = {word for line in templates.IOI_TEMPLATES for word in re.sub(r"{\w+}", " ", line).split()}
+    lines = [line for samples in templates.SENTENCES.values() for sample in samples for line in sample]
+    words = {word for line in lines for word in re.sub(r"{\w+}", " ", line).split()}
     words |= {*prompts.NAMES[:20], *templates.PLACES, *templates.OBJECTS}
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

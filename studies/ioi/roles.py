@@ -36,7 +36,7 @@ LEAST_COPYING = 0.5
 """Of the names that a head must raise or lower."""
 PERCENTILE = 95
 SIGN_FLIPS = 2000
-COPIED = 16
+COPIED = 10
 """Prompts whose names the copying of a head is tried on, each of which costs an unembedding for each head."""
 
 StageName = Literal["logits", "backup", "queries", "values", "keys"]
@@ -213,6 +213,28 @@ def bound_consistency(effect: Float[Tensor, "*head example"], *, seed: int) -> f
     signs = torch.randint(0, 2, (effect.shape[-1], SIGN_FLIPS), generator=generator) * 2.0 - 1
     largest = (scaled.flatten(0, -2) @ signs / effect.shape[-1]).abs().amax(0)
     return float(largest.quantile(PERCENTILE / 100)) + 1e-6  # with few examples the real signs are among the draws
+
+
+def measure_firmness(found: Search, *, seed: int, n_halves: int = 40) -> dict[tuple[str, Head], float]:
+    """(role, head) → the share of random halves of the prompts on which the head's effect passes criteria 1 and 2.
+
+    Args:
+        found: by `search`.
+        seed: of the halves, and of the random signs.
+        n_halves: to draw.
+    """
+    passed: dict[tuple[str, Head], float] = {}
+    generator = torch.Generator().manual_seed(seed)
+    n_prompts = len(found.logit_difference)
+    for half in [torch.randperm(n_prompts, generator=generator)[: n_prompts // 2] for _ in range(n_halves)]:
+        for name, heads in found.roles.items():
+            if heads:
+                stage = found.stages[ROLES[name].stage]
+                effect = stage.effect[..., half]
+                again = Stage(effect, bound_consistency(effect, seed=seed), stage.smallest, stage.left_out).found
+                for head in heads:
+                    passed[name, head] = passed.get((name, head), 0.0) + float(again[head]) / n_halves
+    return passed
 
 
 def _heads(

@@ -44,6 +44,27 @@ HELD_OUT_TEMPLATES = (
     "Last winter{A} wrote to{B} about the{PLACE}. Now{S} is sending a{OBJECT} to",
 )
 """Other sentences, in which no head was looked for."""
+# The sentences of Wang et al. (2023), appendix A, as in the `BABA_TEMPLATES` of their code (easy_transformer/
+# ioi_dataset.py): data, quoted so that their figures can be compared. Names, places and objects are this book's.
+PAPER_TEMPLATES = (
+    "Then,{A} and{B} went to the{PLACE}.{S} gave a{OBJECT} to",
+    "Then,{A} and{B} had a lot of fun at the{PLACE}.{S} gave a{OBJECT} to",
+    "Then,{A} and{B} were working at the{PLACE}.{S} decided to give a{OBJECT} to",
+    "Then,{A} and{B} were thinking about going to the{PLACE}.{S} wanted to give a{OBJECT} to",
+    "Then,{A} and{B} had a long argument, and afterwards{S} said to",
+    "After{A} and{B} went to the{PLACE},{S} gave a{OBJECT} to",
+    "When{A} and{B} got a{OBJECT} at the{PLACE},{S} decided to give it to",
+    "When{A} and{B} got a{OBJECT} at the{PLACE},{S} decided to give the{OBJECT} to",
+    "While{A} and{B} were working at the{PLACE},{S} gave a{OBJECT} to",
+    "While{A} and{B} were commuting to the{PLACE},{S} gave a{OBJECT} to",
+    "After the lunch,{A} and{B} went to the{PLACE}.{S} gave a{OBJECT} to",
+    "Afterwards,{A} and{B} went to the{PLACE}.{S} gave a{OBJECT} to",
+    "Then,{A} and{B} had a long argument. Afterwards{S} said to",
+    "The{PLACE}{A} and{B} went to had a{OBJECT}.{S} gave it to",
+    "Friends{A} and{B} found a{OBJECT} at the{PLACE}.{S} gave it to",
+)
+SENTENCES = {"own": (IOI_TEMPLATES, HELD_OUT_TEMPLATES), "paper": (PAPER_TEMPLATES[::2], PAPER_TEMPLATES[1::2])}
+"""Whose sentences → those that heads are looked for in, and others to test the circuit on."""
 PLACES = "store school park office garden station hospital library market beach restaurant church museum hotel".split()
 OBJECTS = "ring book letter drink gift key coin ball map flower picture basket phone bottle".split()
 NameOrder = Literal["ABBA", "BABA"]
@@ -137,7 +158,8 @@ def draw_ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Seque
         n_prompts: to draw.
         seed: of names, places and objects.
         templates: texts with the slots {A} and {B} for the two people, then {S} for the one who is named again, and
-            {PLACE} and {OBJECT} at most once; whether a space stands before a slot makes no difference.
+            {PLACE} and {OBJECT}, each the same word wherever it stands; whether a space stands before a slot makes no
+            difference.
 
     Raises:
         InputError: no tokenizer, too few words that are single tokens, or a template that can't be filled.
@@ -195,10 +217,8 @@ def _checked_template(template: str) -> str:
         raise InputError(f"template {template!r} can't be read: legal are texts with slots such as {{A}}") from None
     names = [slot for slot, *_ in slots]
     people = [slot for slot in names if slot not in ("PLACE", "OBJECT")]
-    if people != ["A", "B", "S"] or len(set(names)) < len(names):
-        raise InputError(
-            f"template {template!r}: legal are {{A}} and {{B}}, then {{S}}, and {{PLACE}} and {{OBJECT}} at most once"
-        )
+    if people != ["A", "B", "S"]:
+        raise InputError(f"template {template!r}: legal are {{A}} and {{B}}, then {{S}}, and {{PLACE}} and {{OBJECT}}")
     if not slots[0][1] or any(form or conversion for *_, form, conversion in slots):
         raise InputError(f"template {template!r}: legal are slots without formats, a word before the first")
     return re.sub(r" +(?=\{)", "", template)

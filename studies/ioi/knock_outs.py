@@ -1,0 +1,253 @@
+"""What is left of the logit difference without sets of heads, beside random sets, each measured once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from helpers import baselines, claims, patching
+from helpers.baselines import AgainstControls, Controls
+from helpers.claims import Estimate
+from helpers.hooks import Head
+from helpers.models import LoadedModel
+from studies.ioi.roles import ROLES, Search
+from studies.ioi.templates import IOI
+
+
+def list_nodes(heads: Iterable[Head], *, position: int | None = None) -> list[patching.Node]:
+    """The heads as nodes of a patch, at one position or at all."""
+    return [patching.Node("head_z", layer, head, position) for layer, head in heads]
+
+
+@dataclass
+class KnockOuts:
+    """Sets of heads knocked out of a model, a mean over p_ABC prompts of the same form in their place."""
+
+    loaded: LoadedModel
+    data: IOI
+    reference: IOI
+    """Prompts of the same forms, behind the means."""
+    circuit: Sequence[Head]
+    """No control holds a head of it."""
+    n_sets: int
+    """Controls of a set."""
+    seed: int
+    _left: dict[frozenset[Head], NDArray] = field(default_factory=dict)
+
+    def without(self, sets: Iterable[Iterable[Head]]) -> Float[NDArray, "set prompt"]:
+        """The logit difference with each set knocked out."""
+        wanted = [frozenset(map(_as_pair, heads)) for heads in sets]
+        new = [heads for heads in dict.fromkeys(wanted) if heads not in self._left]
+        if new:
+            effects = patching.ablate(
+                self.loaded,
+                self.data.prompts,
+                [list_nodes(sorted(heads)) for heads in new],
+                reference=self.reference.corrupted("p_ABC"),
+                groups=self.data.forms,
+                reference_groups=self.reference.forms,
+                answers=self.data.answers,
+            )
+            self._left.update(zip(new, effects.values.numpy(), strict=True))
+        return np.stack([self._left[heads] for heads in wanted])
+
+    def only(self, sets: Iterable[Iterable[Head]]) -> Float[NDArray, "set prompt"]:
+        """The logit difference with every head knocked out that is not in the set."""
+        return self.without(self.complement(heads) for heads in sets)
+
+    def complement(self, heads: Iterable[Head]) -> list[Head]:
+        """All heads of the model but these."""
+        kept = set(map(_as_pair, heads))
+        return [head for head in np.ndindex(self.loaded.n_layers, self.loaded.n_heads) if head not in kept]
+
+    def draw_controls(self, heads: Sequence[Head]) -> Controls:
+        """Sets to compare with, none of which holds a head of the circuit."""
+        return baselines.draw_controls(self.loaded, heads, avoid=self.circuit, n_sets=self.n_sets, seed=self.seed)
+
+    def average(self, values: ArrayLike | Tensor) -> Estimate:
+        """The mean over templates, which are what differs most from prompt to prompt."""
+        return average_templates(values, self.data, seed=self.seed)
+
+    def average_ratio(self, part: ArrayLike | Tensor, whole: ArrayLike | Tensor) -> Estimate:
+        """The ratio of two means over templates.
+
+        Its interval is that of what the part lies beside this ratio of the whole, template by template, so that the
+        whole's own spread counts and no template with a small whole decides.
+        """
+        above, below = (np.asarray(one, dtype=float) for one in (part, whole))
+        ratio = self.average(above).value / (middle := self.average(below).value)
+        return self.average(ratio + (above - ratio * below) / middle)
+
+    def find_extreme(self, effects: Float[NDArray, "set prompt"]) -> tuple[int, float]:
+        """Which set has the largest mean effect, and that mean."""
+        means = [self.average(one).value for one in effects]
+        return int(np.argmax(means)), max(means)
+
+    def compare(self, effects: ArrayLike | Tensor, *, below: bool = False) -> AgainstControls:
+        """A set, in the first row, beside its controls, in the others.
+
+        Args:
+            effects: set, prompt.
+            below: whether the set should lie below all controls instead of above.
+        """
+        values = torch.as_tensor(np.asarray(effects))
+        return baselines.compare_with_controls(
+            values, groups=self.data.template, below=below, seed=self.seed, of="templates"
+        )
+
+
+def average_templates(values: ArrayLike | Tensor, data: IOI, *, seed: int) -> Estimate:
+    """The mean over templates with Student's interval, since prompts of one sentence are no independent ones.
+
+    Args:
+        values: one for each of the first prompts of `data`.
+        data: that they were measured on.
+        seed: as for `claims.average`.
+    """
+    numbers: Any = np.asarray(values, dtype=float)
+    return claims.average(numbers, seed=seed, of="templates", groups=data.template[: len(numbers)])
+
+
+def list_subsets(found: Search, *, seed: int, n_halves: int = 2) -> dict[str, list[Head]]:
+    """By name the sets that are knocked out of model and circuit: none, all, each role, and random halves.
+
+    Args:
+        found: the circuit.
+        seed: of the halves.
+        n_halves: of a circuit of more than three heads; a smaller one has none.
+    """
+    circuit, generator = list(found.heads), np.random.default_rng(seed)
+    subsets = {"nothing": [], "the whole circuit": circuit}
+    subsets |= {name: list(heads) for name, heads in found.roles.items() if heads}
+    for number in range(n_halves if len(circuit) > 3 else 0):
+        half = generator.permutation(len(circuit))[: len(circuit) // 2]
+        subsets[f"random half {number + 1}"] = [circuit[i] for i in sorted(half)]
+    return subsets
+
+
+def rank_heads(found: Search) -> list[Head]:
+    """The heads of a circuit by the largest absolute effect of their path, of all their roles, largest first."""
+    size: dict[Head, float] = {}
+    for name, heads in found.roles.items():
+        for head in heads:
+            size[head] = max(size.get(head, 0.0), abs(float(found.stages[ROLES[name].stage].mean[head])))
+    return sorted(size, key=lambda head: -size[head])
+
+
+def take_away(circuit: Sequence[Head], heads: Iterable[Head]) -> list[Head]:
+    """The circuit without these heads."""
+    gone = set(map(_as_pair, heads))
+    return [head for head in circuit if head not in gone]
+
+
+def grow(heads: Sequence[Head]) -> tuple[list[int], list[list[Head]]]:
+    """At most four sizes up to all of the heads, and the first so many heads for each."""
+    sizes = sorted({max(1, round(len(heads) * share)) for share in (0, 0.25, 0.5, 1)}) if heads else []
+    return sizes, [list(heads[:size]) for size in sizes]
+
+
+def shuffle(heads: Sequence[Head], seed: int) -> list[Head]:
+    """The heads in a random order."""
+    return [heads[i] for i in np.random.default_rng(seed).permutation(len(heads))]
+
+
+def list_additions(found: Search) -> list[tuple[str, Head, list[Head], list[Head]]]:
+    """For each head of each role: the circuit without the rest of the role, and without the whole role.
+
+    Returns (role, head, circuit with the head, circuit without it).
+    """
+    circuit, rows = list(found.heads), []
+    for name, heads in found.roles.items():
+        for head in heads:
+            rest = [one for one in heads if one != head]
+            rows.append((name, head, take_away(circuit, rest), take_away(circuit, heads)))
+    return rows
+
+
+def measure_additions(out: KnockOuts, found: Search) -> tuple[list[tuple[str, Head]], Float[NDArray, "head prompt"]]:
+    """What each head adds to the circuit without the rest of its role; of a negative head, what it takes away.
+
+    Args:
+        out: measures it.
+        found: the circuit, with at least one head.
+    """
+    rows = list_additions(found)
+    signs = np.array([[-1.0 if name == "negative" else 1.0] for name, *_ in rows])
+    added = out.only(with_it for *_, with_it, _ in rows) - out.only(without_it for *_, without_it in rows)
+    return [(name, head) for name, head, *_ in rows], signs * added
+
+
+def plan_tests(
+    found: Search, controls: Controls, subsets: dict[str, list[Head]], *, seed: int, n_grown: int = 2
+) -> list[list[Head]]:
+    """Every set of heads that the tests of a whole circuit keep, so that all are measured in one go.
+
+    Args:
+        found: the circuit.
+        controls: random circuits.
+        subsets: that are taken out of it.
+        seed: of the order in which random circuits grow.
+        n_grown: how many of these do.
+    """
+    circuit = list(found.heads)
+    plan = [circuit, *map(list, controls.sets), *(take_away(circuit, some) for some in subsets.values())]
+    plan += [kept for row in list_additions(found) for kept in row[2:]]
+    plan += grow(rank_heads(found))[1]
+    for heads in controls.sets[:n_grown]:
+        plan += grow(shuffle(heads, seed))[1]
+    return plan
+
+
+def add_up(values: Float[Tensor, "layer head prompt"], heads: Iterable[Head]) -> Float[Tensor, " prompt"]:
+    """The sum over some heads, zero over none."""
+    return sum((values[head] for head in heads), torch.zeros(values.shape[-1]))
+
+
+def compare_scores(
+    score: Float[Tensor, "sequence layer head"], sets: Sequence[Sequence[Head]], *, seed: int
+) -> AgainstControls:
+    """The mean score of a set's heads, sequence by sequence, beside those of its controls.
+
+    Args:
+        score: of every head.
+        sets: the set, then its controls.
+        seed: of the intervals.
+    """
+    means = [add_up(score.movedim(0, -1), heads) / len(heads) for heads in sets]
+    return baselines.compare_with_controls(torch.stack(means), seed=seed)
+
+
+def sum_takers(
+    before: Float[Tensor, "layer head prompt"],
+    rise: Float[Tensor, "layer head prompt"],
+    template: Sequence[int],
+    apart: Iterable[Head],
+) -> Float[Tensor, " prompt"]:
+    """By prompt, the rise of the heads that rise and write towards the answer on the other half of the templates.
+
+    Args:
+        before: what each head writes in the intact run.
+        rise: by how much more it writes in the other.
+        template: of each prompt; those with even and with odd numbers judge each other.
+        apart: heads that never count.
+    """
+    odd = torch.tensor(template) % 2 == 1
+    total = torch.zeros(len(odd))
+    for here in (odd, ~odd):
+        there = rise[..., ~here].mean(-1)
+        counted = (there > 0) & (before[..., ~here].mean(-1) + there > 0)
+        for place in apart:
+            counted[place] = False
+        total[here] = rise[counted][:, here].sum(0)
+    return total
+
+
+def _as_pair(head: Sequence[int]) -> Head:
+    return int(head[0]), int(head[1])

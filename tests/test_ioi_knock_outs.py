@@ -1,0 +1,169 @@
+"""Knock-outs are those of patching, each measured once, and every claim of the chapter can come out either way."""
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import ROOT, claims, patching
+from studies.ioi import knock_outs, roles, templates
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Random tokens as prompts of two forms."""
+    generator = np.random.default_rng(0)
+    rows = [tuple(generator.choice(200, 9, replace=False).tolist()) for _ in range(12)]
+    rows = [(*row[:5], row[2], *row[5:]) for row in rows]  # the name at 2 comes again at 5
+    places = {"IO": 1, "S1": 2, "S1+1": 3, "S2": 5, "END": 9}
+    return templates.IOI(
+        tuple(rows),
+        tuple(i % 2 for i in range(12)),
+        ("ABBA",) * 12,
+        tuple(row[1] for row in rows),
+        tuple(row[2] for row in rows),
+        tuple((200 + i, 220 + i, 235 + i) for i in range(12)),
+        {name: (place,) * 12 for name, place in places.items()},
+    )
+
+
+@pytest.fixture
+def out(load_tiny, data):
+    return knock_outs.KnockOuts(load_tiny("llama"), data, data, [(0, 1), (1, 2)], n_sets=3, seed=0)
+
+
+def test_without_is_the_ablation_and_only_that_of_all_others(out, data):
+    heads = [(0, 1), (1, 2)]
+    others = [(layer, head) for layer in range(2) for head in range(4) if (layer, head) not in heads]
+    for found, gone in ((out.without([heads])[0], heads), (out.only([heads])[0], others)):
+        expected = patching.ablate(
+            out.loaded,
+            data.prompts,
+            [[patching.Node("head_z", *head) for head in gone]],
+            reference=data.corrupted("p_ABC"),
+            groups=data.forms,
+            answers=data.answers,
+        ).values[0]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    whole = patching.patch_sets(out.loaded, data.prompts, data.prompts, [[]], answers=data.answers).base
+    np.testing.assert_allclose(out.without([[]])[0], whole, atol=1e-4)
+
+
+def test_a_set_is_measured_once_in_whatever_order_it_is_named(out, monkeypatch):
+    first = out.without([[(0, 1), (1, 2)], [(0, 0)]])
+    monkeypatch.setattr(patching, "ablate", None)
+    again = out.without([[(0, 0)], [(1, 2), (0, 1)]])
+    np.testing.assert_array_equal(again, first[::-1])
+
+
+def test_controls_hold_no_head_of_the_circuit(out):
+    for heads in out.draw_controls([(0, 1)]).sets:
+        assert not {*heads} & {*out.circuit}
+
+
+def test_a_ratio_is_that_of_means_and_its_interval_widens_with_the_wholes_spread(out, data):
+    whole = np.array([1.0, 3.0] * 6)  # by template, of which there are two
+    assert out.average_ratio(0.8 * whole, whole).value == pytest.approx(0.8)
+    exact, loose = out.average_ratio(0.8 * whole, whole), out.average_ratio(np.full(12, 1.6), whole)
+    assert exact.high - exact.low == pytest.approx(0, abs=1e-9)
+    assert loose.value == pytest.approx(0.8) and loose.high - loose.low > 1
+
+
+def test_the_extreme_is_the_largest_mean(out):
+    effects = np.array([[1.0] * 12, [3.0, 1.0] * 6, [0.0] * 12])
+    assert out.find_extreme(effects) == (1, 2.0)
+
+
+def test_what_others_take_over_is_judged_on_the_other_half_of_the_templates():
+    before, rise = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
+    rise[0, 0] = torch.tensor([2.0, 2.0, 2.0, 2.0])  # rises and writes towards: counts
+    rise[0, 1] = 1.0
+    before[0, 1] = -5.0  # writes against after as before
+    rise[0, 2] = torch.tensor([4.0, -4.0, 4.0, -4.0])  # rises on even templates, is judged on these for odd ones
+    rise[0, 3] = 9.0  # set apart
+    taken = knock_outs.sum_takers(before, rise, [0, 1, 2, 3], [(0, 3)])
+    assert taken.tolist() == [2.0, -2.0, 2.0, -2.0]
+
+
+def found_with(**by_role):
+    heads = dict.fromkeys(roles.ROLES, ()) | {name.replace("_", " "): some for name, some in by_role.items()}
+    effect = torch.arange(8.0).view(2, 4, 1).expand(2, 4, 6) / 8
+    stages = {stage: roles.Stage(-effect, 0.0, 0.01) for stage in roles.RECEIVERS}
+    return roles.Search(torch.ones(6), stages, {}, {}, heads)
+
+
+def test_heads_are_ranked_by_effect_and_grow_in_that_order():
+    found = found_with(name_mover=((1, 1), (0, 1)), negative=((1, 3),), induction=((0, 1),))
+    ranked = knock_outs.rank_heads(found)
+    assert ranked == [(1, 3), (1, 1), (0, 1)]
+    sizes, sets = knock_outs.grow(ranked)
+    assert sizes == [1, 2, 3] and sets == [ranked[:1], ranked[:2], ranked]
+    assert knock_outs.grow([]) == ([], [])
+    assert sorted(knock_outs.shuffle(ranked, 1)) == sorted(ranked)
+
+
+def test_an_addition_is_to_the_circuit_without_the_rest_of_the_role():
+    found = found_with(name_mover=((1, 1), (0, 1)), negative=((1, 3),))
+    rows = {head: (with_it, without_it) for _, head, with_it, without_it in knock_outs.list_additions(found)}
+    assert rows[1, 1] == ([(1, 1), (1, 3)], [(1, 3)])
+    assert rows[1, 3] == ([(0, 1), (1, 1), (1, 3)], [(0, 1), (1, 1)])
+    worth = {(0, 1): 1.0, (1, 1): 4.0, (1, 3): -2.0}
+    fake = SimpleNamespace(only=lambda sets: np.array([[sum(worth[head] for head in heads)] for heads in sets]))
+    role_of, added = knock_outs.measure_additions(fake, found)
+    assert dict(zip((head for _, head in role_of), added[:, 0].tolist(), strict=True)) == {
+        (1, 1): 4.0,
+        (0, 1): 1.0,
+        (1, 3): 2.0,
+    }
+
+
+def test_the_plan_holds_every_set_that_the_tests_keep():
+    found = found_with(name_mover=((1, 1), (0, 1)), negative=((1, 3),), induction=((0, 2),))
+    subsets = knock_outs.list_subsets(found, seed=0)
+    assert list(subsets)[:2] == ["nothing", "the whole circuit"] and "random half 2" in subsets
+    controls = SimpleNamespace(sets=(((0, 0), (1, 0), (1, 2), (0, 3)),))
+    plan = {frozenset(heads) for heads in knock_outs.plan_tests(found, controls, subsets, seed=0)}
+    circuit = list(found.heads)
+    wanted = [circuit, *controls.sets, *knock_outs.grow(knock_outs.rank_heads(found))[1]]
+    wanted += [knock_outs.take_away(circuit, some) for some in subsets.values()]
+    wanted += [kept for row in knock_outs.list_additions(found) for kept in row[2:]]
+    assert {frozenset(heads) for heads in wanted} <= plan
+
+
+def test_scores_are_compared_sequence_by_sequence():
+    score = torch.zeros(4, 2, 2)
+    score[:, 0, 0] = torch.tensor([0.5, 0.7, 0.9, 1.1])
+    score[:, 0, 1] = score[:, 0, 0] - 0.2
+    against = knock_outs.compare_scores(score, [[(0, 0)], [(0, 1)], [(1, 0)]], seed=0)
+    assert against.lead.value == pytest.approx(0.2) and against.lead.low > 0.19
+    assert knock_outs.add_up(score.movedim(0, -1), []).tolist() == [0.0] * 4
+
+
+CHAPTER = "replications/project-2-indirect-object-identification/IOI_notebook"
+PROTOCOL = claims.read_protocol((ROOT / "book" / f"{CHAPTER}.claims.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("id", PROTOCOL)
+def test_every_claim_can_hold_fail_and_depend_and_has_words_for_each(id):
+    known = PROTOCOL[id]
+    published = known.evidence.get("published")
+    right, wrong = (published.value, published.value - 1.0) if published else (1.0, -1.0)
+    values = dict.fromkeys(
+        set(re.findall(r"{(\w+)}", " ".join(known.readings.values()))) - {"value", "n", "baseline"}, "x"
+    )
+    read = {}
+    for verdict, low, high in (("holds", right, right), ("fails", wrong, wrong), ("depends", wrong, right)):
+        estimate = claims.Estimate((low + high) / 2, low, high, 10, "templates")
+        claim = claims.decide(
+            id, known.sentence, estimate=estimate, baseline=0.1, model_name="gpt2-small", **known.evidence
+        )
+        assert claim.verdict == verdict
+        read[verdict] = known.read(claim, values)
+    assert len(set(read.values())) == 3 and not any("{" in text for text in read.values())
+    elsewhere = claims.decide(id, known.sentence, estimate=None, model_name="other", **known.evidence)
+    assert (known.read(replace(elsewhere, baseline=None), {}) and elsewhere.verdict in known.readings) or not published
