@@ -32,7 +32,7 @@
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 templates_of: str = ""  # "own" or "paper"; "" for "paper" on gpt2-small alone
-n_prompts: int = 60  # of each sample, for behaviour and attribution, 20 to 2000
+n_prompts: int = 40  # of each sample, for behaviour and attribution, 20 to 2000
 n_patched: int = 20  # of these, for patching and ablation, 10 to 2000
 n_reference: int = 60  # prompts behind the means of knock-outs, 40 to 2000
 n_random_sets: int = 10  # random sets to compare with, 10 to 200
