@@ -39,9 +39,9 @@ def test_helpers_say_which_public_modules_there_are():
 
 def test_every_public_module_and_every_module_of_the_studies_has_its_entries_on_one_page():
     assert PAGES == sorted([*PUBLIC, "studies"])
-    studies = [path for path in (ROOT / "studies").glob("*/*.py") if path.stem != "__init__"]
+    studies = [path for path in (ROOT / "studies").rglob("*.py") if path.stem != "__init__"]
     wanted = [(f"helpers.{name}", name) for name in PUBLIC]
-    wanted += [(f"studies.{path.parent.name}.{path.stem}", "studies") for path in studies]
+    wanted += [(".".join(path.relative_to(ROOT).with_suffix("").parts), "studies") for path in studies]
     shown = [
         (module, page)
         for page in PAGES
