@@ -127,6 +127,6 @@ def test_every_figure_can_be_drawn(found, svg):
     some = {name: torch.rand(4, 3, N) for name in ("IO", "S")}
     figures.show_projection((3, 1), some, some, caption="…")
     kept = [average([1.0, 2.0]), average([2.0, 4.0])]
-    figures.show_sizes([1, 2], kept, [np.ones((2, N))], {"whole": 4.0, "none": 0.5}, caption="…")
+    figures.show_sizes([1, 2], kept, [kept[::-1]], {"whole": 4.0, "none": 0.5}, caption="…")
     for key in ("circuit", "where", "writing", "attention-and-projection", "sizes"):
         assert "<svg" in svg(key)

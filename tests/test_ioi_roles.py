@@ -20,6 +20,7 @@ TEMPLATES = (
     (0, 8, 9, "A", 10, "B", 2, 11, "S", 3, 12, 4),
     (0, "A", 10, "B", 7, 6, 5, "S", 11, 4),
 )
+TEMPLATES *= 3  # fifteen by number, as a template counts as one, and with five any signs are as likely as not
 N_NAMES, N_WORDS, LONGEST = 10, 13, 12
 
 
@@ -425,12 +426,12 @@ def test_the_first_prompts_keep_their_parts(embedded):
 def test_prompts_of_one_form_have_their_parts_at_the_same_places(embedded):
     data = templates.draw_ioi(embedded, n_prompts=80, seed=0)
     assert data.forms == list(zip(data.template, data.order, strict=True))
-    assert len(set(data.forms)) == 20
+    assert len(set(data.forms)) == 40
     layouts = {
         (form, len(row), *places)
         for form, row, *places in zip(data.forms, data.prompts, *data.positions.values(), strict=True)
     }
-    assert len(layouts) == 20
+    assert len(layouts) == 40
 
 
 def test_the_means_are_those_of_another_sample_of_the_same_forms(load_tiny):
@@ -446,3 +447,17 @@ def test_a_form_without_reference_is_refused(load_tiny, refused):
     data = random_prompts(6, 0)
     with refused("no reference prompt", "template"):
         roles.average_by_form(load_tiny("llama"), data, data.first(1))
+
+
+def test_prompts_of_one_template_count_as_one():
+    """A head that helps on one template alone is consistent over its many prompts, and not over templates."""
+    template = (0,) * 10 + (1,) * 10 + (2,) * 10 + (3,) * 10
+    effect = torch.zeros(1, 2, 40)
+    effect[0, 0] = torch.randn(40, generator=torch.Generator().manual_seed(0)) * 0.01 - 1
+    effect[0, 1, :10] = -1.0
+    by_template = roles.average_templates(effect, template)
+    assert by_template.shape == (1, 2, 4)
+    assert roles.measure_consistency(by_template).tolist()[0] == pytest.approx([1.0, 0.5], abs=0.01)
+    assert roles.average_templates(effect, ()) is effect
+    stage = roles.Stage(effect, 0.9, 0.01, template=template)
+    assert stage.found.tolist() == [[True, False]]

@@ -517,7 +517,7 @@ def list_sets(names: Sequence[str], columns: Mapping[str, NDArray], average: Ave
 def show_sizes(
     sizes: Sequence[int],
     kept: Sequence[Estimate],
-    controls: Sequence[Float[NDArray, "size prompt"]],
+    controls: Sequence[Sequence[Estimate]],
     lines: Mapping[str, float],
     *,
     caption: str,
@@ -527,7 +527,7 @@ def show_sizes(
     Args:
         sizes: how many heads are kept.
         kept: of the circuit, for each size.
-        controls: the same of random ones, prompt by prompt.
+        controls: the same of random ones.
         lines: labelled levels to compare with.
         caption: the finding first.
     """
@@ -535,13 +535,13 @@ def show_sizes(
     with plots.draw_figure("sizes", caption=caption, alt=alt, height=3.0) as (_, axes):
         for number, values in enumerate(controls):
             label = {"label": "random heads"} if number == 0 else {}
-            axes.plot(sizes, np.asarray(values).mean(1), color=plots.ORANGE, alpha=0.6, **label)
+            axes.plot(sizes, [one.value for one in values], color=plots.ORANGE, alpha=0.6, **label)
         axes.plot(sizes, [one.value for one in kept], color=plots.BLUE, label="the circuit's")
         for size, one in zip(sizes, kept, strict=True):
             plots.draw_interval(axes, size, one)
         for (label, level), style in zip(lines.items(), ("--", ":"), strict=True):
             axes.axhline(level, color=plots.INK, linestyle=style, linewidth=1, label=label)
-        axes.set(xlabel="heads kept, those with the largest effect first", ylabel="logit difference")
+        axes.set(xlabel="heads kept", ylabel="logit difference")
         axes.legend(fontsize=8)
 
 

@@ -75,13 +75,15 @@ class KnockOuts:
         """The mean over templates, which are what differs most from prompt to prompt."""
         return average_templates(values, self.data, seed=self.seed)
 
-    def average_ratio(self, part: ArrayLike | Tensor, whole: ArrayLike | Tensor) -> Estimate:
-        """The ratio of two means over templates.
+    def average_ratio(self, part: ArrayLike | Tensor, whole: ArrayLike | Tensor) -> Estimate | None:
+        """The ratio of two means over templates; none where the whole may be zero or less.
 
         Its interval is that of what the part lies beside this ratio of the whole, template by template, so that the
         whole's own spread counts and no template with a small whole decides.
         """
         above, below = (np.asarray(one, dtype=float) for one in (part, whole))
+        if self.average(below).low <= 0:
+            return None
         ratio = self.average(above).value / (middle := self.average(below).value)
         return self.average(ratio + (above - ratio * below) / middle)
 
@@ -124,7 +126,7 @@ def list_subsets(found: Search, *, seed: int, n_halves: int = 2) -> dict[str, li
         n_halves: of a circuit of more than three heads; a smaller one has none.
     """
     circuit, generator = list(found.heads), np.random.default_rng(seed)
-    subsets = {"nothing": [], "the whole circuit": circuit}
+    subsets = {"no head": [], "the whole circuit": circuit}
     subsets |= {name: list(heads) for name, heads in found.roles.items() if heads}
     for number in range(n_halves if len(circuit) > 3 else 0):
         half = generator.permutation(len(circuit))[: len(circuit) // 2]
@@ -158,35 +160,38 @@ def shuffle(heads: Sequence[Head], seed: int) -> list[Head]:
     return [heads[i] for i in np.random.default_rng(seed).permutation(len(heads))]
 
 
-def list_additions(found: Search) -> list[tuple[str, Head, list[Head], list[Head]]]:
-    """For each head of each role: the circuit without the rest of the role, and without the whole role.
+def grow_controls(controls: Controls, *, seed: int, n_grown: int = 2) -> list[list[list[Head]]]:
+    """Some random circuits, each in a random order of its own, as `grow` gives them."""
+    return [grow(shuffle(heads, seed + number))[1] for number, heads in enumerate(controls.sets[:n_grown])]
 
-    Returns (role, head, circuit with the head, circuit without it).
+
+def list_additions(found: Search) -> list[tuple[str, Head, list[Head], list[Head]]]:
+    """For each head of each role but the negative: the circuit without the rest of the role, and without all of it.
+
+    A negative head is there to take away, so it is not asked what it adds. Returns (role, head, circuit with the head,
+    circuit without it).
     """
     circuit, rows = list(found.heads), []
     for name, heads in found.roles.items():
-        for head in heads:
+        for head in heads if name != "negative" else ():
             rest = [one for one in heads if one != head]
             rows.append((name, head, take_away(circuit, rest), take_away(circuit, heads)))
     return rows
 
 
 def measure_additions(out: KnockOuts, found: Search) -> tuple[list[tuple[str, Head]], Float[NDArray, "head prompt"]]:
-    """What each head adds to the circuit without the rest of its role; of a negative head, what it takes away.
+    """What each head that should help adds to the circuit without the rest of its role.
 
     Args:
         out: measures it.
-        found: the circuit, with at least one head.
+        found: the circuit, with at least one such head.
     """
     rows = list_additions(found)
-    signs = np.array([[-1.0 if name == "negative" else 1.0] for name, *_ in rows])
     added = out.only(with_it for *_, with_it, _ in rows) - out.only(without_it for *_, without_it in rows)
-    return [(name, head) for name, head, *_ in rows], signs * added
+    return [(name, head) for name, head, *_ in rows], added
 
 
-def plan_tests(
-    found: Search, controls: Controls, subsets: dict[str, list[Head]], *, seed: int, n_grown: int = 2
-) -> list[list[Head]]:
+def plan_tests(found: Search, controls: Controls, subsets: dict[str, list[Head]], *, seed: int) -> list[list[Head]]:
     """Every set of heads that the tests of a whole circuit keep, so that all are measured in one go.
 
     Args:
@@ -194,14 +199,12 @@ def plan_tests(
         controls: random circuits.
         subsets: that are taken out of it.
         seed: of the order in which random circuits grow.
-        n_grown: how many of these do.
     """
     circuit = list(found.heads)
     plan = [circuit, *map(list, controls.sets), *(take_away(circuit, some) for some in subsets.values())]
     plan += [kept for row in list_additions(found) for kept in row[2:]]
-    plan += grow(rank_heads(found))[1]
-    for heads in controls.sets[:n_grown]:
-        plan += grow(shuffle(heads, seed))[1]
+    for grown in (grow(rank_heads(found))[1], *grow_controls(controls, seed=seed)):
+        plan += grown
     return plan
 
 
@@ -221,7 +224,8 @@ def compare_scores(
         seed: of the intervals.
     """
     means = [add_up(score.movedim(0, -1), heads) / len(heads) for heads in sets]
-    return baselines.compare_with_controls(torch.stack(means), seed=seed)
+    # Student's interval: a bootstrap of a handful is too narrow
+    return baselines.compare_with_controls(torch.stack(means), groups=range(len(score)), seed=seed)
 
 
 def sum_takers(

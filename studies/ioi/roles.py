@@ -4,8 +4,8 @@ The search goes backwards from the logits, as in Wang et al. (2023): who writes 
 those, who feeds the values of those at S2, who feeds the keys of those at S1+1. A head has a role where
 
 1. path patching from p_ABC moves the logit difference in the role's direction, and more consistently than the 95th
-   percentile of the most consistent head when the signs of the prompts are drawn at random (of the most consistent
-   one, so that looking at many heads is paid for),
+   percentile of the most consistent head when the signs of the templates are drawn at random (of the most consistent
+   one, so that looking at many heads is paid for; of templates, since prompts of one sentence are no independent ones),
 2. by at least `SMALLEST_SHARE` of the logit difference, and
 3. each of its scores lies above the 95th percentile of that score among the heads that fail 1 or 2; what it does to
    names (`raises`, `lowers`) it must also do to at least half of them, as most heads do it to none; and a backup must
@@ -83,6 +83,8 @@ class Stage:
     """The least effect that counts, in logits."""
     left_out: tuple[Head, ...] = ()
     """Heads that are knocked out, and so neither found nor compared with."""
+    template: tuple[int, ...] = ()
+    """Of each example; examples that share one count as one, their mean. Without, each counts."""
 
     @property
     def mean(self) -> Float[Tensor, "layer head"]:
@@ -90,7 +92,8 @@ class Stage:
 
     @property
     def found(self) -> Bool[Tensor, "layer head"]:
-        large = (measure_consistency(self.effect) > self.least_consistency) & (self.mean.abs() >= self.smallest)
+        consistency = measure_consistency(average_templates(self.effect, self.template))
+        large = (consistency > self.least_consistency) & (self.mean.abs() >= self.smallest)
         return large & self.judged
 
     @property
@@ -133,8 +136,9 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
     """
     difference = attribution.attribute_logits(loaded, data.prompts, data.answers).total
     found = Search(difference, {}, score_heads(loaded, data), {}, dict.fromkeys(ROLES, ()))
-    if float(difference.mean()) <= 0 or measure_consistency(difference) <= bound_consistency(
-        difference[None], seed=seed
+    by_template = average_templates(difference[None], data.template)
+    if float(difference.mean()) <= 0 or measure_consistency(by_template[0]) <= bound_consistency(
+        by_template, seed=seed
     ):
         return found
 
@@ -144,7 +148,8 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
         smallest = SMALLEST_SHARE * float(difference.mean())
         judged = effect.clone()
         judged[tuple(torch.tensor(left_out, dtype=torch.long).view(-1, 2).T)] = 0
-        found.stages[stage] = Stage(judged, bound_consistency(judged, seed=seed), smallest, left_out)
+        least = bound_consistency(average_templates(judged, data.template), seed=seed)
+        found.stages[stage] = Stage(judged, least, smallest, left_out, data.template)
         for name, role in ROLES.items():
             if role.stage == stage:
                 heads, limits = _heads(role, found.stages[stage], found.scores)
@@ -196,6 +201,16 @@ def measure_attention(loaded: LoadedModel, data: IOI) -> dict[tuple[str, str], F
     return found
 
 
+def average_templates(
+    effect: Float[Tensor, "*head example"], template: Sequence[int]
+) -> Float[Tensor, "*head template"]:
+    """The mean over the examples of each template, in any order; the effect itself where no templates are given."""
+    if not template:
+        return effect
+    names = torch.tensor(template)
+    return torch.stack([effect[..., names == name].mean(-1) for name in names.unique()], dim=-1)
+
+
 def measure_consistency(effect: Float[Tensor, "*head example"]) -> Float[Tensor, "*head"]:
     """The size of the mean over the root mean square: 1 where all examples agree, 0 where they cancel or are none."""
     return effect.mean(-1).abs() / effect.square().mean(-1).sqrt().clamp(min=1e-12)
@@ -216,7 +231,7 @@ def bound_consistency(effect: Float[Tensor, "*head example"], *, seed: int) -> f
 
 
 def measure_firmness(found: Search, *, seed: int, n_halves: int = 40) -> dict[tuple[str, Head], float]:
-    """(role, head) → the share of random halves of the prompts on which the head's effect passes criteria 1 and 2.
+    """(role, head) → the share of random halves of the templates on which the head's effect passes criteria 1 and 2.
 
     Args:
         found: by `search`.
@@ -225,15 +240,17 @@ def measure_firmness(found: Search, *, seed: int, n_halves: int = 40) -> dict[tu
     """
     passed: dict[tuple[str, Head], float] = {}
     generator = torch.Generator().manual_seed(seed)
-    n_prompts = len(found.logit_difference)
-    for half in [torch.randperm(n_prompts, generator=generator)[: n_prompts // 2] for _ in range(n_halves)]:
-        for name, heads in found.roles.items():
-            if heads:
-                stage = found.stages[ROLES[name].stage]
-                effect = stage.effect[..., half]
-                again = Stage(effect, bound_consistency(effect, seed=seed), stage.smallest, stage.left_out).found
-                for head in heads:
-                    passed[name, head] = passed.get((name, head), 0.0) + float(again[head]) / n_halves
+    stages = {name: found.stages[ROLES[name].stage] for name, heads in found.roles.items() if heads}
+    for _ in range(n_halves if stages else 0):
+        template = torch.tensor(next(iter(stages.values())).template)
+        names = template.unique()
+        some = torch.isin(template, names[torch.randperm(len(names), generator=generator)[: len(names) // 2]])
+        for name, stage in stages.items():
+            effect, of = stage.effect[..., some], tuple(template[some].tolist())
+            least = bound_consistency(average_templates(effect, of), seed=seed)
+            again = Stage(effect, least, stage.smallest, stage.left_out, of).found
+            for head in found.roles[name]:
+                passed[name, head] = passed.get((name, head), 0.0) + float(again[head]) / n_halves
     return passed
 
 

@@ -30,6 +30,16 @@ IOI_TEMPLATES = (
     "Last week{A} and{B} argued in the{PLACE}, so today{S} brought a{OBJECT} to",
     "It was late when{A} and{B} reached the{PLACE}. Still{S} sent a{OBJECT} to",
     "Because{A} and{B} work at the{PLACE},{S} often lends a{OBJECT} to",
+    "During the party at the{PLACE},{A} danced with{B}, and then{S} gave a{OBJECT} to",
+    "Nobody but{A} and{B} stayed at the{PLACE} that night, and{S} slid a{OBJECT} over to",
+    "As soon as{A} and{B} arrived at the{PLACE},{S} presented a{OBJECT} to",
+    "The children{A} and{B} played behind the{PLACE} until{S} tossed a{OBJECT} to",
+    "In the morning{A} and{B} cleaned the{PLACE}, and in the evening{S} carried a{OBJECT} to",
+    "Some years ago{A} and{B} opened a small{PLACE}, and this week{S} mailed a{OBJECT} to",
+    "A photo shows{A} and{B} in front of the{PLACE}, where{S} is holding out a{OBJECT} to",
+    "Even though{A} and{B} had met only once, at the{PLACE},{S} donated a{OBJECT} to",
+    "If{A} and{B} are at the{PLACE} again,{S} will surely give a{OBJECT} to",
+    "There was a queue at the{PLACE}, so{A} talked to{B}, and{S} sold a{OBJECT} to",
 )
 HELD_OUT_TEMPLATES = (
     "Before{A} and{B} said goodbye at the{PLACE},{S} promised a{OBJECT} to",

@@ -33,8 +33,10 @@
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 templates_of: str = ""  # "own" or "paper"; "" for "paper" on gpt2-small alone
 n_prompts: int = 40  # of each sample, for behaviour and attribution, 20 to 2000
-n_patched: int = 20  # of these, for patching and ablation, 10 to 2000
-n_reference: int = 60  # prompts behind the means of knock-outs, 40 to 2000
+n_patched: int = (
+    40  # of these, for the search; half as many are tested on, 10 to 2000
+)
+n_reference: int = 120  # prompts behind the means of knock-outs, 40 to 2000
 n_random_sets: int = 10  # random sets to compare with, 10 to 200
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # cpu, or cuda where there is a GPU
@@ -96,7 +98,7 @@ plots.show_attention(
     model.token_labels(list(one)),
     torch.stack([pattern[0][head] for head in shown]),
     [figures.name_heads([head]) for head in shown],
-    caption=f"From the last token the first two heads look most at the other name, the last two at the repeated one (means over {n_prompts} prompts). Hover over a token to see where it looks.",
+    caption=f"From the last token the first two heads look most at the other name, the last two at the repeated one (means over {n_prompts} prompts). Looking is not writing: what each does is found below. Hover over a token to see where it looks.",
     alt="Attention patterns of four heads over one sentence.",
 )
 
@@ -113,8 +115,6 @@ def measure(rows):
 
 difference, p_io, likeliest = measure(chosen.prompts)
 difference_abc, _, likeliest_abc = measure(abc)
-run.value("likeliest", claims.share(likeliest))
-run.value("likeliest_abc", claims.share(likeliest_abc))
 
 # %% [markdown]
 # The other name is the likeliest token in a share of {glue:text}`likeliest`; on p_ABC, where it does not occur, of
@@ -123,7 +123,7 @@ run.value("likeliest_abc", claims.share(likeliest_abc))
 # ## Measure the behaviour
 #
 # The subject S is named twice, the indirect object IO once, first (ABBA) or second (BABA). Heads are *chosen* on one
-# sample, the circuit is *tested* on another with other names in *other sentences*. The measure is the *logit
+# sample, the circuit is *tested* on another with names drawn anew in *other sentences*. The measure is the *logit
 # difference*: IO's logit less S's at the last position, END.
 #
 # **What we expect.** Well above zero in every template and order; zero on average on p_ABC, where neither name
@@ -136,6 +136,8 @@ def over(values, data):
     return knock_outs.average_templates(values, data, seed=seed)
 
 
+run.value("likeliest", over(likeliest, chosen))
+run.value("likeliest_abc", over(likeliest_abc, chosen))
 run.value("accuracy", claims.share(difference > 0))
 run.value("n_templates", len(set(chosen.template)))
 preference = over(difference, chosen)
@@ -164,8 +166,8 @@ run.table(
 
 # %% [markdown]
 # The {glue:text}`n_templates` templates (`studies/ioi/templates.py`) and both orders take turns; names, places and
-# objects are one token each. Prompts of one template are not independent: intervals are Student's over templates (of
-# shares of prompts Wilson's). Names and sentences are plain English; nothing here speaks for others.
+# objects are one token each. Prompts of one template are not independent; intervals are Student's over templates (of the
+# accuracy Wilson's).
 #
 # ## Find where the answer is
 #
@@ -173,43 +175,54 @@ run.table(
 # the answer turns. Such prompts repeat the other name, or have the names change places throughout.
 #
 # **What we expect.** S2 matters until some layer hands on to END what it says; names matter where they stand until
-# the last heads have read them. S1+1 is there to compare with.
+# the last heads have read them.
 
 # %%
 searched = chosen.first(n_patched)
-few = chosen.first(n_patched // 2)
-fewest = chosen.first(max(2, n_patched // 4))  # every patch of a whole stream
+few = chosen.first(max(10, n_patched // 4))
 TURNED = {"the other name is repeated": "S2_is_IO"}
 TURNED["the names change places"] = "order_swapped_S2_is_IO"
-maps = {}
+turned = {}
 for title, kind in TURNED.items():
-    maps[title] = patching.patch_positions(
+    found = patching.patch_positions(
         model,
-        fewest.prompts,
-        fewest.corrupted(kind),
-        answers=fewest.answers,
-        positions=fewest.positions,
-    ).recovered
+        few.prompts,
+        few.corrupted(kind),
+        answers=few.answers,
+        positions=few.positions,
+    )  # share of the answer that turns: layer, position, prompt
+    turned[title] = found.effect / (found.source - found.base).mean()
 
 # %% tags=["hide-input"]
 figures.show_where(
-    maps,
-    list(fewest.positions),
-    caption="Information moves from where names stand to END. Share of the logit difference that turns when the stream before a layer is patched at one "
-    f"position: 1, blue, is all of it. Means over {len(fewest.prompts)} prompts.",
+    {title: share.mean(-1) for title, share in turned.items()},
+    list(few.positions),
+    caption="Where the answer is. Share of the logit difference that turns when the stream before a layer is patched at one position: 1 is all of it, "
+    f"more is possible, and colours end there. Left, the prompts differ at S2 alone, so what stands before it turns nothing. Means over {len(few.prompts)} prompts.",
 )
 repeated, exchanged = (
-    dict(zip(fewest.positions, share.T, strict=True)) for share in maps.values()
+    {
+        name: [over(by_prompt, few) for by_prompt in share[:, i]]
+        for i, name in enumerate(few.positions)
+    }
+    for share in turned.values()
 )
-run.value("leaves_s2", figures.find_first(1 - repeated["S2"]))
-run.value("arrives_at_end", figures.find_first(repeated["END"]))
-run.value("names_arrive", figures.find_first(exchanged["END"]))
-run.value("most_at_next", float(exchanged["S1+1"].abs().max()))
+
+
+def find_sure(shares):
+    """The first layer before which surely more than half has turned."""
+    return figures.find_first(np.array([share.low for share in shares]))
+
+
+run.value("arrives_at_end", find_sure(repeated["END"]))
+run.value("names_arrive", find_sure(exchanged["END"]))
+left = np.array([-share.high for share in repeated["S2"]])
+run.value("leaves_s2", figures.find_first(left, -0.5))
 
 # %% [markdown]
-# Patched at S2, less than half of the answer turns from layer {glue:text}`leaves_s2` on; at END, more than half from
-# layer {glue:text}`arrives_at_end`, and from {glue:text}`names_arrive` where the names change places. S1+1 never
-# turns more than {glue:text}`most_at_next`.
+# Where the other name is repeated, a patch of S2 surely turns less than half of the answer before layer
+# {glue:text}`leaves_s2`, and one of END surely more than half before {glue:text}`arrives_at_end`. Where the names change
+# places, END has it before {glue:text}`names_arrive`.
 #
 # ## Split the answer into what each part writes
 #
@@ -258,13 +271,16 @@ figures.show_writing(
 run.value("heads_write", float(written.sum()))
 run.value("mlps_write", float(parts.mlps.mean(-1).sum()))
 run.value("attribution_mismatch", mismatch)
-share_read = lens.mean(1) / lens[-1].mean()
+final = max(float(lens[-1].mean()), 1e-6)
+share_read = np.append(0, lens.mean(1) / final)  # before each layer
 run.value("lens_half", figures.find_first(share_read))
+run.value("lens_most", float(share_read.max()))
 
 # %% [markdown]
-# All heads write {glue:text}`heads_write`, all MLPs {glue:text}`mlps_write`; parts and whole differ by at most
-# {glue:text}`attribution_mismatch`. The lens passes half at layer {glue:text}`lens_half`. But what a head writes is
-# not what would be missing without it, and one that writes nothing of the answer may tell another where to look.
+# All heads write {glue:text}`heads_write`, all MLPs {glue:text}`mlps_write`; parts miss the whole by
+# {glue:text}`attribution_mismatch` at most. The lens passes half before layer {glue:text}`lens_half` and reaches
+# {glue:text}`lens_most` times the final value, since it applies each stream's own norm. But what a head writes is not
+# what would be missing without it.
 #
 # ## Trace the circuit backwards
 #
@@ -274,14 +290,14 @@ run.value("lens_half", figures.find_first(share_read))
 # A head has a role where
 #
 # 1. the logit difference moves the right way, with a mean, relative to its spread, beyond what the largest of all
-#    heads reaches in 95 % of cases when prompts' signs are random;
+#    heads reaches in 95 % of cases when templates' signs are random;
 # 2. it moves by at least a hundredth of the logit difference;
 # 3. its attention, or what it does to a name, is above the 95th percentile of the heads that fail 1 or 2; it raises
 #    or lowers more than half of the names it must; a backup writes towards IO once the movers are gone.
 #
-# Written first, the criteria were mended five times: one strong head hid all others; a planted backup was missed;
-# most heads raise no name, so a percentile was zero; "backups" wrote against IO; part of their gain was the last
-# norm's scale, now held.
+# Written first, the criteria were mended six times: one strong head hid all others; a planted backup was missed; a
+# percentile was zero; "backups" wrote against IO; part of their gain was the last norm's scale; prompts of one template
+# counted singly.
 
 # %% tags=["hide-input"]
 run.table(
@@ -313,7 +329,7 @@ run.table(
     figures.list_roles(found, lambda values: over(values, searched)),
     caption=f"Every head that meets the criteria of a role, with the change of the logit difference when its path is patched (mean over {n_patched} "
     "prompts of the first sample, 95 % interval over templates in brackets; for backups: the fall of its attribution when the movers are "
-    "knocked out) and the scores that put it there.",
+    "knocked out) and the scores that put it there. Chosen and shown on the same prompts.",
 )
 if found.stages:
     figures.show_stages(
@@ -323,7 +339,7 @@ if found.stages:
     )
 
 # %% [markdown]
-# This is {glue:text}`outcome`, a share of {glue:text}`circuit_share` of all heads. A *negative* head writes against
+# This is {glue:text}`outcome`, {glue:text}`circuit_share` of all. A *negative* head writes against
 # the answer; an *S-suppressor* looks at the subject and lowers it, as a head of GPT-2 small does with whatever it
 # attends to {cite:p}`mcdougall2023copy`. Which role feeds which? Every path is measured for itself.
 
@@ -358,8 +374,8 @@ if circuit:
 # %% [markdown]
 # ## Look at what the last heads look at
 #
-# **What we expect.** If a head moves or suppresses the name it attends to, more attention to it means more (or less)
-# of it in what the head writes, relative to an absent name.
+# **What we expect.** If a head moves or suppresses the name it attends to, more attention means more (or less) of it in
+# what the head writes.
 
 # %%
 absent = [names[0] for names in chosen.others]
@@ -400,8 +416,9 @@ if last_heads:
 # layers.
 
 # %%
+n_tested = max(10, n_patched // 2)
 tested = templates.draw_ioi(
-    model, n_prompts=n_patched, seed=2 * seed + 1, templates=held_out
+    model, n_prompts=n_tested, seed=2 * seed + 1, templates=held_out
 )
 out = knock_outs.KnockOuts(
     model, tested, fresh_reference, circuit, n_sets=n_random_sets, seed=seed
@@ -416,23 +433,24 @@ lost = {
 run.value("whole_difference", out.average(whole))
 
 # %% tags=["hide-input"]
+leads = {name: against.lead for name, against in lost.items()}
+some = [name for name, lead in leads.items() if not lead or lead.low <= 0]
+short_of = ", ".join(some) or "none"
+run.value("short_of", short_of)
 if filled:
     run.table(
         "knock_outs",
         figures.list_knock_outs(out, found, lost, controls),
-        caption=f"What is left of the logit difference without one role: mean over {n_patched} prompts of the second sample, 95 % interval over templates in brackets. Controls are "
+        caption=f"What is left of the logit difference without one role: mean over {n_tested} prompts of the second sample, 95 % interval over templates in brackets. Controls are "
         "other heads of the same layers (of neighbouring ones where a layer has too few), none of the circuit; the strongest is compared prompt by prompt. "
         f"Two controls share at most {max(one.shared for one in controls.values()):.0%} of their heads.",
     )
-    beyond = [
-        name for name in lost if lost[name].lead and lost[name].lead.low > 0
-    ]
     plots.show_against_controls(
         "knock-outs",
         lost,
         unit="logit difference lost",
         own="the role",
-        caption=f"Beyond every control: {', '.join(beyond) or 'none'}. What each knock-out costs, mean over {n_patched} prompts, with its 95 % interval over templates.",
+        caption=f"Not beyond every control: {short_of}. What each knock-out costs, mean over {n_tested} prompts, with its 95 % interval over templates.",
         alt="Loss of logit difference by role, beside random heads.",
     )
 
@@ -451,7 +469,8 @@ run.claim(
 )
 
 # %% [markdown]
-# The whole model has {glue:text}`whole_difference` here.
+# The whole model has {glue:text}`whole_difference` here. Roles that cost no more than their strongest control:
+# {glue:text}`short_of`.
 #
 # ### Is IO raised, or S lowered?
 #
@@ -474,16 +493,18 @@ writing = {*last_heads, *found.roles["backup"]}
 # %%
 run.value("io_raised", out.average(raised.sum((0, 1))))
 run.value("s_raised", out.average(-lowered.sum((0, 1))))
-excess = sum((lowered - raised)[place] for place in writing)
-run.claim(
-    "lowers-s-more-than-raises-io",
-    estimate=out.average(excess) if movers else None,
+last_raise, last_lower = (
+    knock_outs.add_up(values, writing) for values in (raised, lowered)
 )
+run.value("last_raise", out.average(last_raise))
+run.value("last_lower", out.average(last_lower))
+excess = out.average(last_lower - last_raise) if movers else None
+run.claim("lowers-s-more-than-raises-io", estimate=excess)
 if filled:
     run.table(
         "split",
         figures.list_split(found, raised, lowered, out),
-        caption=f"Direct writing of each name, less that of names that are not in the prompt, in logits: mean over {n_patched} prompts of the second sample, 95 % interval over templates in brackets.",
+        caption=f"Direct writing of each name, less that of names that are not in the prompt, in logits: mean over {n_tested} prompts of the second sample, 95 % interval over templates in brackets.",
     )
 
 # %% [markdown]
@@ -502,7 +523,7 @@ if found.roles["S-inhibition"]:
     run.table(
         "s_inhibition",
         figures.list_attention(found, {"whole": sighted, "without": blind}),
-        caption=f"Attention from END in the whole model and without S-inhibition: mean over {n_patched} prompts of the second sample.",
+        caption=f"Attention from END in the whole model and without S-inhibition: mean over {n_tested} prompts of the second sample.",
     )
 
 # %% [markdown]
@@ -554,7 +575,7 @@ if movers:
     run.table(
         "backup",
         figures.list_risers(before.heads, rises[0], out.average),
-        caption=f"The four heads whose direct attribution (logits) rises most when name movers and S-suppressors are knocked out, the norm's scale held: means over {n_patched} prompts of the "
+        caption=f"The four heads whose direct attribution (logits) rises most when name movers and S-suppressors are knocked out, the norm's scale held: means over {n_tested} prompts of the "
         "second sample, 95 % interval over templates in brackets.",
     )
 run.claim("others-take-over", **taking)
@@ -594,7 +615,7 @@ for cell, kind in CELLS.items() if receivers else ():
             model, tested.prompts, source, [receivers], answers=tested.answers
         )
         signals[cell] = patched.values[0].numpy()
-position = token = np.zeros(n_patched)
+position = token = np.zeros(n_tested)
 if signals:
     position, token, constant = fit([*signals.values()])
 excess = position - token * np.sign(token.mean())
@@ -612,7 +633,7 @@ if signals:
     run.table(
         "signals",
         figures.list_signals(signals, out.average),
-        caption=f"Logit difference with the S-inhibition heads' output replaced: mean over {n_patched} prompts of the second sample, 95 % interval over templates in brackets. "
+        caption=f"Logit difference with the S-inhibition heads' output replaced: mean over {n_tested} prompts of the second sample, 95 % interval over templates in brackets. "
         f"Published for GPT-2 small, row by row: {', '.join(map(str, figures.SIGNALS_IN_GPT2))}.",
     )
 
@@ -657,19 +678,20 @@ suffices = faithful = None
 if circuit:
     possible = whole - empty  # what there is to keep
     faithful = out.average_ratio(kept[0], whole)
-    run.value("kept_share", faithful)
-    run.value("knocked_share", out.average_ratio(knocked[0], whole))
+    run.value("kept_share", faithful or "not measured")
+    run.value("knocked_left", out.average(knocked[0]))
+    run.value("nothing_left", out.average(empty))
     if out.average(possible).low > 0:
         suffices = out.average(kept[0] - empty - 0.5 * possible)
         share = out.average_ratio(kept[0] - empty, possible)
-        run.value("kept_of_possible", share)
+        run.value("kept_of_possible", share or "not measured")
 half = out.average(possible).value / 2 if circuit else None
 run.claim("circuit-is-necessary", **costs)
 run.claim("circuit-beats-random", **keeps)
 run.claim("circuit-suffices", estimate=suffices, baseline=half)
-run.claim("published-faithfulness", estimate=faithful)
 
 # %% tags=["hide-input"]
+run.claim("published-faithfulness", estimate=faithful)
 if circuit:
     resampled = patching.patch_sets(
         model,
@@ -689,12 +711,12 @@ if circuit:
     run.table(
         "faithfulness",
         figures.list_faithfulness(ablations, whole, tested, out.average),
-        caption=f"What is left of the logit difference, over {n_patched} prompts of the second sample: mean (95 % interval over templates), and its share of the whole model's in several definitions. "
+        caption=f"What is left of the logit difference, over {n_tested} prompts of the second sample: mean (95 % interval over templates), and its share of the whole model's in several definitions. "
         f"Controls: {random_circuits}.",
     )
 
 # %% [markdown]
-# Heads of the circuit are added in the order of their effect on the first sample, random ones in any.
+# Heads are added in the order of their effect on the first sample; random circuits grow in any.
 
 # %%
 if circuit:
@@ -703,16 +725,19 @@ if circuit:
         sizes,
         [*map(out.average, out.only(grown))],
         [
-            out.only(knock_outs.grow(knock_outs.shuffle(heads, seed))[1])
-            for heads in random_circuits.sets[:2]
+            [*map(out.average, out.only(heads))]
+            for heads in knock_outs.grow_controls(random_circuits, seed=seed)
         ],
-        {"the whole model": whole.mean(), "no head at all": empty.mean()},
-        caption=f"What is left of the logit difference when only so many heads are kept, the circuit's (blue) or random ones of the same layers (orange): mean over {n_patched} prompts, 95 % interval over templates.",
+        {
+            "the whole model": out.average(whole).value,
+            "no head at all": out.average(empty).value,
+        },
+        caption=f"What is left of the logit difference when only so many heads are kept, the circuit's (blue) or random ones of the same layers (orange): mean over {n_tested} prompts, 95 % interval over templates.",
     )
 
 # %% [markdown]
-# *Completeness* asks whether circuit and model react alike: with the same heads knocked out, they should stay within
-# a tenth of the logit difference. *Minimality* asks what each head adds to the circuit without the rest of its role.
+# *Completeness*: with the same heads knocked out, circuit and model should stay within a tenth of the logit difference.
+# *Minimality*: what does each head add to the circuit without the rest of its role?
 
 # %%
 short = needed = gap = added = None
@@ -723,6 +748,7 @@ if circuit:
     gaps *= np.sign(gaps.mean(1, keepdims=True))
     short = claims.bound([out.average(0.1 * whole - one) for one in gaps])
     worst, gap = out.find_extreme(gaps)
+if knock_outs.list_additions(found):
     role_of, adds = knock_outs.measure_additions(out, found)
     beyond = [out.average(one - 0.01 * whole) for one in adds]
     needed = claims.bound(beyond)
@@ -740,7 +766,7 @@ if circuit:
     run.table(
         "completeness",
         figures.list_sets(list(subsets), reactions, out.average),
-        caption=f"Completeness: logit difference of model and circuit with the same heads knocked out of both, over {n_patched} prompts of the second sample, 95 % interval over templates in brackets.",
+        caption=f"Completeness: logit difference of model and circuit with the same heads knocked out of both, over {n_tested} prompts of the second sample, 95 % interval over templates in brackets.",
     )
     run.table(
         "minimality",
@@ -752,7 +778,7 @@ if circuit:
             {"adds": adds},
             out.average,
         ),
-        caption="Minimality: what a head adds to the circuit without the rest of its role (a negative head: takes away), in logits; same prompts, 95 % interval over templates in brackets.",
+        caption="Minimality: what a head adds to the circuit without the rest of its role, in logits (negative heads are there to take away, and are not asked); same prompts, 95 % interval over templates in brackets.",
     )
 
 # %%
@@ -762,8 +788,7 @@ run.claim("circuit-is-minimal", estimate=needed, baseline=added and -added)
 # %% [markdown]
 # ## Compare with GPT-2 small
 #
-# Does the head with the largest direct effect carry more than a third of it all? There, even all name movers do not
-# {cite:p}`wang2022interpretability`. And do heads have the published roles?
+# Does the head with the largest direct effect carry more than a third of it all? And do heads have the published roles?
 
 # %%
 alone = None
@@ -790,15 +815,15 @@ run.claim("published-heads", estimate=same)
 # more than any control.
 
 # %%
-tokens = prompts.draw_segments(
-    model, n_sequences=8, segment_length=25, n_segments=1, seed=seed
-)[:, 0]
+size = {"n_sequences": 8, "segment_length": 25, "n_segments": 1}
+tokens = prompts.draw_segments(model, **size, seed=seed)[:, 0]
 twice = prompts.prepend_start_token(model, tokens.repeat(1, 2))
 repeats = attribution.score_attention_to_repeats(model, twice)
 once = prompts.prepend_start_token(model, tokens)
 resid = hooks.capture(model, once, "resid_pre", positions="all")["resid_pre"]
 resid = resid[:, :, once.shape[1] - tokens.shape[1] :]  # less a start token
 copying = attribution.score_copying(model, tokens, resid)
+copying = (copying + 1) / 2  # a share, as in the induction chapter
 scores = {"induction": repeats["induction"], "name mover": copying}
 twofold = {
     name: knock_outs.compare_scores(score, sets[name], seed=seed)
@@ -807,24 +832,23 @@ twofold = {
 }
 
 # %%
-for name, against in twofold.items():
-    run.value(f"score_{name.replace(' ', '_')}", against.own)
-leads = [(one.lead, one.strongest) for one in twofold.values() if one.lead]
-both = len(leads) == len(scores)
-run.claim(
-    "one-circuit-two-tasks",
-    estimate=claims.bound([lead for lead, _ in leads]) if both else None,
-    baseline=min(leads, key=lambda one: one[0].value)[1] if leads else None,
-)
-if twofold:
-    run.table(
-        "two_tasks",
-        [{"role": name} | one.row for name, one in twofold.items()],
-        caption=f"Prefix matching of induction heads (0 to 1) and copying of name movers (-1 to 1) on 8 sequences of 25 random tokens that come twice (copying is near {2 / 25 - 1:.2f} by chance), 95 % interval over sequences in brackets.",
-    )
+run.value("by_chance", 1 / tokens.shape[1])
+run.value("feeders", figures.name_heads(found.roles["previous token"]))
+for id, name in {
+    "induction-heads-serve-two-tasks": "induction",
+    "name-movers-copy-elsewhere": "name mover",
+}.items():
+    key, evidence = name.replace(" ", "_"), {"estimate": None}
+    if name in twofold:
+        run.value(f"score_{key}", twofold[name].own)
+        run.value(f"others_{key}", twofold[name].spread)
+        evidence = twofold[name].evidence
+    run.claim(id, **evidence)
 
 # %% [markdown]
-# And what of the strongest head *without* a role, which passes criteria 1 and 2 only?
+# Previous-token heads here: {glue:text}`feeders`; the head that feeds the keys of prefix-matching heads there:
+# {glue:text}`../project-1-induction-heads/induction_heads_notebook.py::sender:s`. And the head with the strongest direct effect
+# and *no* role?
 
 # %% tags=["hide-input"]
 strange = unnamed[0] if unnamed else None
@@ -850,15 +874,19 @@ if strange:
         caption=f"Head {figures.name_heads([strange])} writes {claims.shorten(float(parts.heads[strange].mean()))} logits of IO less S. Means over {n_prompts} prompts (raises, lowers: share of {min(roles.COPIED, n_patched)} names; "
         "last three rows: copying, and attention to what followed the same token and to that token, on the random tokens), 95 % interval in brackets.",
     )
-to_itself = at_end["END"][strange].mean() if strange else 0.0
-to_names = sum(looks.values())[strange].mean() if strange else 0.0
-run.value("to_itself", float(to_itself))
-run.value("to_names", float(to_names))
 run.value("unnamed_first", figures.name_heads(unnamed[:1]))
+for key, values in {
+    "to_itself": at_end["END"],
+    "to_names": sum(looks.values()),
+    "strange_io": writes["IO"],
+    "strange_s": writes["S"],
+}.items():
+    run.value(key, over(values[strange], chosen) if strange else "nothing")
 
 # %% [markdown]
-# It is {glue:text}`unnamed_first` (of {glue:text}`unnamed_heads`), with {glue:text}`to_itself` of its attention on
-# END itself and {glue:text}`to_names` on the names.
+# It is {glue:text}`unnamed_first` (of {glue:text}`unnamed_heads`), which spends {glue:text}`to_itself` of its attention on END
+# itself, {glue:text}`to_names` on the names, and raises IO by {glue:text}`strange_io` logits and S by
+# {glue:text}`strange_s`, each against an absent name.
 #
 # ## Check it
 #
@@ -907,7 +935,7 @@ run.value("check_head", f"{layer}.{head}")
 #
 # ## Where this breaks
 #
-# The test of the effect once more, on forty random halves of the prompts:
+# The test of the effect once more, on forty random halves of the templates:
 
 # %%
 firm = roles.measure_firmness(found, seed=seed)
@@ -924,7 +952,7 @@ run.value("n_with_role", len(firm))
 # - **Order.** A head missed at one stage hides all that feeds it.
 # - **Means are not neutral.** A mean over p_ABC still holds the sentence.
 # - **Few sentences.** An interval over templates says nothing of other tasks.
-# - **Models that can't.** With random weights the page says *no circuit found*.
+# - **Random weights.** The page says *no circuit found*.
 #
 # ## Summary
 #
@@ -938,7 +966,8 @@ run.value("n_with_role", len(firm))
 # - {glue:text}`found-circuit-suffices` (**{glue:text}`claim-circuit-suffices`**)
 # - {glue:text}`found-circuit-is-complete` (**{glue:text}`claim-circuit-is-complete`**)
 # - {glue:text}`found-circuit-is-minimal` (**{glue:text}`claim-circuit-is-minimal`**)
-# - {glue:text}`found-one-circuit-two-tasks` (**{glue:text}`claim-one-circuit-two-tasks`**)
+# - {glue:text}`found-induction-heads-serve-two-tasks` (**{glue:text}`claim-induction-heads-serve-two-tasks`**)
+# - {glue:text}`found-name-movers-copy-elsewhere` (**{glue:text}`claim-name-movers-copy-elsewhere`**)
 # - {glue:text}`found-published-logit-difference` (**{glue:text}`claim-published-logit-difference`**)
 # - {glue:text}`found-published-accuracy` (**{glue:text}`claim-published-accuracy`**)
 # - {glue:text}`found-published-heads` (**{glue:text}`claim-published-heads`**)
@@ -952,30 +981,30 @@ run.finish()
 # %% [markdown]
 # ## Exercises
 #
-# **1. Guess first, then run**, easy (5 minutes). Which role costs most? And how many logits are left without any
-# head? *Hint: a figure, and a table's last row.*
+# **1. Guess first, then run**, easy (5 minutes). Which role costs most? And which name does the model prefer with
+# the whole circuit out? *Hint: a figure, and a table.*
 
 # %%
 from studies import exercises
 
-my_role, my_rest = None, None  # such as "negative", and a number
+my_role, my_name = None, None  # such as "negative"; "IO" or "S"
 costliest = max(lost, key=lambda name: lost[name].own.value, default="none")
-rest = float(out.without([out.complement([])])[0].mean())
+preferred = "IO" if out.without([circuit])[0].mean() > 0 else "S"
 print(exercises.check(my_role, costliest, "the figure of knock-outs"))
-print(exercises.check(my_rest, rest, "the table of ablations"))
+print(exercises.check(my_name, preferred, "the table of ablations"))
 
 # %% [markdown]
 # ```{dropdown} Solution
-# The blue point farthest right; and the row "all heads, means", not zero, since embedding and MLPs stay.
+# The blue point farthest right; and the sign in the row "the circuit, means": heads outside may write towards either name.
 # ```
 #
-# **2. Guess the place**, medium (10 minutes). From which layer on does END, patched from the prompt that repeats the
-# other name, turn more than half of the answer? Does the lens pass half there, or elsewhere? *Hint: who writes, and
+# **2. Guess the place**, medium (10 minutes). Before which layer does END, patched from the prompt that repeats the
+# other name, first turn surely more than half of the answer? Does the lens pass half there, or elsewhere? *Hint: who writes, and
 # who only points?*
 
 # %%
 my_layer, my_lens = None, None  # a number, and "there" or "elsewhere"
-turns = figures.find_first(repeated["END"])
+turns = find_sure(repeated["END"])
 lens_is = "there" if figures.find_first(share_read) == turns else "elsewhere"
 print(exercises.check(my_layer, turns, "the maps"))
 print(exercises.check(my_lens, lens_is, "the curve of the lens"))
