@@ -64,13 +64,8 @@ def test_the_next_tokens_are_the_likeliest_in_order(load_tiny):
 def test_behaviour_is_a_mean_for_each_template_order_and_all():
     data = templates.IOI((), (0, 0, 1, 1), ("ABBA", "BABA") * 2, (), (), (), {})
     rows = figures.list_behaviour(data, {"gap": np.array([1.0, 3.0, 5.0, 7.0]), "right": np.ones(4)}, seed=0)
-    assert {row["prompts"]: row["gap"].value for row in rows} == {
-        "template 1": 2.0,
-        "template 2": 6.0,
-        "ABBA": 3.0,
-        "BABA": 5.0,
-        "all": 4.0,
-    }
+    assert {row["prompts"]: row["gap"] for row in rows[:2]} == {"template 1": 2.0, "template 2": 6.0}
+    assert {row["prompts"]: row["gap"].value for row in rows[2:]} == {"ABBA": 3.0, "BABA": 5.0, "all": 4.0}
     assert [row["n"] for row in rows] == [2, 2, 2, 2, 4]
 
 

@@ -72,8 +72,8 @@ def list_behaviour(data: IOI, measures: Mapping[str, NDArray], *, seed: int) -> 
 
     Args:
         data: the prompts.
-        measures: one number a prompt; of the first the interval is given too.
-        seed: of the intervals, which are over prompts within a template and over templates else.
+        measures: one number a prompt; of the first the interval over templates is given too.
+        seed: of the intervals.
     """
     template, order = np.array(data.template), np.array(data.order)
     parts = {f"template {number + 1}": template == number for number in sorted(set(data.template))}
@@ -81,10 +81,9 @@ def list_behaviour(data: IOI, measures: Mapping[str, NDArray], *, seed: int) -> 
     rows = []
     for name, members in parts.items():
         means: dict[str, Any] = {key: float(values[members].mean()) for key, values in measures.items()}
-        first = next(iter(measures))
-        groups = None if name.startswith("template") else template[members].tolist()
-        of = "prompts" if groups is None else "templates"
-        means[first] = claims.average(measures[first][members].tolist(), seed=seed, of=of, groups=groups)
+        if not name.startswith("template"):
+            first, groups = next(iter(measures)), template[members].tolist()
+            means[first] = claims.average(measures[first][members].tolist(), seed=seed, of="templates", groups=groups)
         rows.append({"prompts": name} | means | {"n": int(members.sum())})
     return rows
 

@@ -159,7 +159,7 @@ measures |= {"logit difference on p_ABC": difference_abc}
 run.table(
     "behaviour",
     figures.list_behaviour(chosen, measures, seed=seed),
-    caption="What the model does, by template and order: mean over n prompts of the first sample, 95 % interval in brackets (within a template by bootstrap, else over templates).",
+    caption="What the model does, by template and order: mean over n prompts of the first sample, 95 % interval over templates in brackets.",
 )
 
 # %% [markdown]
