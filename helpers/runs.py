@@ -111,6 +111,8 @@ def begin(name: str, namespace: dict[str, Any]) -> Run:
     if len(found) != 1:
         raise InputError(f"{len(found)} notebooks are called {name!r}: legal is the name of one below book/")
     legal = read_legal(found[0].read_text(encoding="utf-8"))
+    if missing := sorted(set(legal) - set(namespace)):
+        raise InputError(f"parameter {missing[0]} is missing: legal are all of {', '.join(legal)}")
     parameters = validate(**{key: (namespace[key], rule) for key, rule in legal.items()})
     place = {"device": parameters.get("device", "cpu"), "dtype": parameters.get("dtype") or None}
     loaded = models.load(parameters["model_name"], **place)
