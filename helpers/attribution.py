@@ -177,6 +177,16 @@ def score_copying(
     return scores
 
 
+def find_largest_heads(values: Float[Tensor, "layer head"], n: int) -> list[hooks.Head]:
+    """The `n` heads with the largest values, the largest first; of equal ones the earlier.
+
+    >>> find_largest_heads(torch.tensor([[0.0, 2.0], [3.0, 2.0]]), 3)
+    [(1, 0), (0, 1), (1, 1)]
+    """
+    places = values.flatten().argsort(descending=True, stable=True)[:n].tolist()
+    return [divmod(place, values.shape[1]) for place in places]
+
+
 def score_attention_to_repeats(
     loaded: LoadedModel,
     tokens: Int[Tensor, "sequence position"],

@@ -180,17 +180,21 @@ def draw_head_map(
     return image
 
 
-def draw_interval(axes: Any, x: float, estimate: Estimate, **style: Any) -> None:
+def draw_interval(axes: Any, at: float, estimate: Estimate, *, sideways: bool = False, **style: Any) -> None:
     """Draw an estimate as a point with a bar for its interval.
 
     Args:
         axes: of matplotlib.
-        x: where the point stands.
+        at: where on the other axis the point stands.
         estimate: whose value and interval are drawn.
+        sideways: whether values run along x instead of y.
         **style: passed on to `errorbar`.
     """
     error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
-    axes.errorbar(x, estimate.value, error, **{"fmt": "o", "color": BLUE, "capsize": 4} | style)
+    place: dict[str, Any] = {"x": at, "y": estimate.value, "yerr": error}
+    if sideways:
+        place = {"x": estimate.value, "y": at, "xerr": error}
+    axes.errorbar(**place, **{"fmt": "o", "color": BLUE, "capsize": 4} | style)
 
 
 def show_against_controls(
@@ -219,8 +223,7 @@ def show_against_controls(
         for row, against in enumerate(beside.values()):
             means = np.asarray(against.controls)
             label = {"label": own} if row == 0 else {}
-            error = [[against.own.value - against.own.low], [against.own.high - against.own.value]]
-            axes.errorbar(against.own.value, row, xerr=error, fmt="o", color=BLUE, capsize=4, **label)
+            draw_interval(axes, row, against.own, sideways=True, **label)
             label = {"label": "controls, and their median"} if row == 0 else {}
             axes.plot(means, np.full(len(means), row + 0.2), "o", color=ORANGE, alpha=0.6, ms=4, **label)
             if len(means):

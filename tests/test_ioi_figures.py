@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import claims
+from helpers import attribution, claims
 from studies.ioi import figures, roles, templates
 
 N = 6
@@ -45,7 +45,7 @@ def test_heads_have_their_names():
     assert figures.name_heads([(3, 1), (0, 12)]) == "3.1, 0.12"
     assert figures.name_heads([]) == "none"
     values = torch.tensor([[0.1, 5.0], [7.0, -9.0]])
-    assert figures.find_largest(values, 2) == [(1, 0), (0, 1)]
+    assert attribution.find_largest_heads(values, 2) == [(1, 0), (0, 1)]
 
 
 def test_the_first_layer_is_the_first_one_above_the_bound():

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from helpers import claims, hooks, plots
+from helpers.attribution import find_largest_heads
 from helpers.baselines import AgainstControls, Controls
 from helpers.claims import Estimate
 from helpers.hooks import Head
@@ -91,12 +92,6 @@ def list_behaviour(data: IOI, measures: Mapping[str, NDArray], *, seed: int) -> 
 def join(loaded: LoadedModel, tokens: Sequence[int]) -> str:
     """Tokens as one text."""
     return "".join(loaded.token_labels(list(tokens)))
-
-
-def find_largest(values: Float[Tensor, "layer head"], n: int) -> list[Head]:
-    """The heads with the largest values, the largest first."""
-    places = values.flatten().argsort(descending=True)[:n].tolist()
-    return [divmod(place, values.shape[1]) for place in places]
 
 
 def list_prompts(loaded: LoadedModel, data: IOI) -> list[dict[str, str]]:
@@ -452,7 +447,7 @@ def list_risers(
             "writes, movers out": average((before + rise)[place]).value,
             "rise": average(rise[place]),
         }
-        for place in find_largest(rise.mean(-1), n)
+        for place in find_largest_heads(rise.mean(-1), n)
     ]
 
 

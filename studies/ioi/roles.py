@@ -241,9 +241,9 @@ def measure_firmness(found: Search, *, seed: int, n_halves: int = 40) -> dict[tu
     passed: dict[tuple[str, Head], float] = {}
     generator = torch.Generator().manual_seed(seed)
     stages = {name: found.stages[ROLES[name].stage] for name, heads in found.roles.items() if heads}
+    template = torch.tensor(next((stage.template for stage in stages.values()), ()))
+    names = template.unique()
     for _ in range(n_halves if stages else 0):
-        template = torch.tensor(next(iter(stages.values())).template)
-        names = template.unique()
         some = torch.isin(template, names[torch.randperm(len(names), generator=generator)[: len(names) // 2]])
         for name, stage in stages.items():
             effect, of = stage.effect[..., some], tuple(template[some].tolist())

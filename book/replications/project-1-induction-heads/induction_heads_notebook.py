@@ -101,12 +101,6 @@ selected_by = attribution.score_attention_to_repeats(model, selection)
 matching_score = selected_by["induction"].mean(0)  # layer, head
 
 
-def top_heads(score, count):
-    """The heads with the highest score, best first."""
-    order = np.argsort(-score.flatten().numpy(), kind="stable")
-    return [divmod(int(place), model.n_heads) for place in order[:count]]
-
-
 def named(heads):
     return [f"{layer}.{head}" for layer, head in heads]
 
@@ -139,8 +133,10 @@ run.table(
     caption=f"What the model expects after {' '.join(model.token_labels(example[0].tolist()))}, and with what probability "
     f"where the first twelve tokens are others, so that nothing repeats. One sequence, the first that the model gets right if there is any: it gets {int(gets_right.sum())} of {n_sequences}.",
 )
-shown = top_heads(matching_score, 2)
-shown += top_heads(selected_by["duplicate token"].mean(0), 1)
+shown = attribution.find_largest_heads(matching_score, 2)
+shown += attribution.find_largest_heads(
+    selected_by["duplicate token"].mean(0), 1
+)
 pattern = hooks.capture(model, example, "pattern", positions="all")["pattern"]
 plots.show_attention(
     "attention-of-best-heads",
@@ -265,7 +261,7 @@ score = {job: values.mean(0) for job, values in scores.items()}
 # the 95th percentile of heads that match nothing, both with their intervals.
 
 # %%
-candidates = top_heads(matching_score, max_ablated_heads)
+candidates = attribution.find_largest_heads(matching_score, max_ablated_heads)
 best_head = candidates[0]
 matches = matching_score > 0.5
 matching = [tuple(head) for head in matches.nonzero().tolist()]
@@ -303,7 +299,6 @@ run.claim("matching-heads-copy", estimate=both, baseline=0.05)
 # %% tags=["hide-input"]
 run.value("copying_by_chance", 1 / copied_length)
 run.value("n_matching", len(matching))
-run.value("heads_in_all", model.n_layers * model.n_heads)
 run.table(
     "induction_heads",
     [
@@ -394,7 +389,7 @@ run.claim(
 # %% tags=["hide-input"]
 figures.show_training(
     trained,
-    caption=f"{run.claims['two-layers-learn-induction'].verdict.capitalize()}: two layers end more than a nat beyond one. Scores of {n_training_seeds} "
+    caption=f"Two layers end {claims.shorten(gain['two layers'].value)} nats from one, smeared keys {claims.shorten(gain['one layer, smeared keys'].value)}. Scores of {n_training_seeds} "
     f"models of each kind on {toy.HELD_OUT} held-out sequences (left), and attention of the best heads of the first with two layers (right).",
 )
 
@@ -717,7 +712,9 @@ run.claim("score-predicts-effect", estimate=lead)
 # %% tags=["hide-input"]
 apart = float((patched.source - patched.base).mean())
 odd, even = single[..., 1::2], single[..., ::2].mean(-1)
-strongest = top_heads(even, 5)  # chosen on every other pair
+strongest = attribution.find_largest_heads(
+    even, 5
+)  # chosen on every other pair
 opposed = [
     f"{named([head])[0]} by {claims.average(odd[*head].numpy(), seed=seed).brief()}"
     for head in matching
@@ -771,7 +768,7 @@ for at, site in product(place.unique().tolist() if receivers else (), into):
     into[site][..., some] = -found.effect
 
 # %%
-(sender,) = top_heads(into["k"][..., ::2].mean(-1), 1)
+(sender,) = attribution.find_largest_heads(into["k"][..., ::2].mean(-1), 1)
 others = [head for head in all_heads if head[0] == sender[0] and head != sender]
 measured = torch.stack([into["k"][*head, 1::2] for head in (sender, *others)])
 fed = compare(measured).evidence if receivers else nothing
@@ -798,7 +795,9 @@ run.table(
             "through values": claims.average(into["v"][*head, 1::2], seed=seed),
             "previous token": float(score["previous token"][head]),
         }
-        for head in top_heads(into["k"][..., ::2].mean(-1), 5)
+        for head in attribution.find_largest_heads(
+            into["k"][..., ::2].mean(-1), 5
+        )
     ],
     caption=f"The five heads whose path into the keys of the {len(receivers)} receivers (each shared by query heads) matters most on every other sequence, with what B loses against an absent token on the rest, in logits: mean over {n_sequences // 2} sequences, 95 % bootstrap interval in brackets.",
 )
@@ -825,7 +824,12 @@ if model.card.name == "gpt2-small":
 # %%
 for job, (heads, count) in PUBLISHED.items():
     shares = [
-        np.mean([head in top_heads(one, count) for head in heads])
+        np.mean(
+            [
+                head in attribution.find_largest_heads(one, count)
+                for head in heads
+            ]
+        )
         for one in on_twice.get(job, ())
     ]
     run.claim(
@@ -910,11 +914,11 @@ if model.tokenizer is not None and len(words) >= copied_length:
     )
 
 # %% tags=["hide-input"]
-reference = top_heads(score["induction"], 5)
+reference = attribution.find_largest_heads(score["induction"], 5)
 rows = []
 for name, tokens in variants.items():
     found = attribution.score_attention_to_repeats(model, tokens)["induction"]
-    best_five = top_heads(found.mean(0), 5)
+    best_five = attribution.find_largest_heads(found.mean(0), 5)
     rows.append(
         {
             "sample": name,

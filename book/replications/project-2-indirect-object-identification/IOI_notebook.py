@@ -86,8 +86,8 @@ at_end = {  # from END to each place: layer, head, prompt
     name: ends[range(n_prompts), :, :, at].movedim(0, -1)
     for name, at in places.items()
 }
-shown = figures.find_largest(at_end["IO"].mean(-1), 2)
-shown += figures.find_largest(at_end["S2"].mean(-1), 2)
+shown = attribution.find_largest_heads(at_end["IO"].mean(-1), 2)
+shown += attribution.find_largest_heads(at_end["S2"].mean(-1), 2)
 
 # %%
 pattern = hooks.capture(model, [one], "pattern", positions="all")["pattern"]
@@ -261,7 +261,7 @@ figures.show_writing(
         "attribution, accumulated": by_layer.cumsum(0),
         "logit lens on p_ABC": read_early(few.corrupted("p_ABC")),
     },
-    caption=f"The heads that write most are {figures.name_heads(figures.find_largest(written.abs(), 5))}. Left: what each writes in logits, mean over {n_prompts} prompts; blue "
+    caption=f"The heads that write most are {figures.name_heads(attribution.find_largest_heads(written.abs(), 5))}. Left: what each writes in logits, mean over {n_prompts} prompts; blue "
     f"is towards IO, red towards S. Right: the logit difference read after each layer, and what heads and MLPs have written by then ({len(few.prompts)} prompts).",
 )
 
@@ -791,7 +791,7 @@ run.claim("circuit-is-minimal", estimate=needed, baseline=added and -added)
 # %%
 alone = None
 if "logits" in found.stages:
-    largest = figures.find_largest(-found.stages["logits"].mean, 1)
+    largest = attribution.find_largest_heads(-found.stages["logits"].mean, 1)
     run.value("largest_head", figures.name_heads(largest))
     alone = out.average(whole - out.without([largest])[0] - whole / 3)
 third = out.average(whole).value / 3
