@@ -117,7 +117,7 @@ def average_templates(values: ArrayLike | Tensor, data: IOI, *, seed: int) -> Es
     return claims.average(numbers, seed=seed, of="templates", groups=data.template[: len(numbers)])
 
 
-def list_subsets(found: Search, *, seed: int, n_halves: int = 2) -> dict[str, list[Head]]:
+def list_subsets(found: Search, *, seed: int, n_halves: int = 3) -> dict[str, list[Head]]:
     """By name the sets that are knocked out of model and circuit: none, all, each role, and random halves.
 
     Args:

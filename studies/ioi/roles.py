@@ -36,7 +36,7 @@ LEAST_COPYING = 0.5
 """Of the names that a head must raise or lower."""
 PERCENTILE = 95
 SIGN_FLIPS = 2000
-COPIED = 10
+COPIED = 16
 """Prompts whose names the copying of a head is tried on, each of which costs an unembedding for each head."""
 
 StageName = Literal["logits", "backup", "queries", "values", "keys"]
