@@ -154,6 +154,17 @@ def test_a_run_is_a_profile_and_maybe_a_model():
     assert not [folder for folder in folders if "/" in folder or ".." in folder]
 
 
+@pytest.mark.parametrize(
+    ("megabytes", "device", "expected"), [(8000, "cpu", 1), (10_999, "cpu", 1), (11_000, "cpu", 2), (99_000, "cuda", 1)]
+)
+def test_two_chapters_run_side_by_side_where_memory_holds_the_largest_two(megabytes, device, expected, monkeypatch):
+    largest = {chapter: 5000 + 500 * (number % 3 == 0) for number, chapter in enumerate(chapters.all_chapters())}
+    monkeypatch.setattr(chapters, "estimate_memory", lambda chapter, run: largest[chapter])
+    monkeypatch.setattr(chapters, "run_parameters", lambda run, chapter: {"device": device})
+    monkeypatch.setattr(chapters, "INSTALLED_MB", megabytes)
+    assert chapters.count_side_by_side("embedded") == expected
+
+
 def test_every_module_and_every_data_file_belongs_to_a_chapter():
     inputs = {file for chapter in chapters.all_chapters() for file in chapters.input_files(chapter, "embedded")}
     paths = [path for package in chapters.PACKAGES for path in (ROOT / package).rglob("*.*") if path.is_file()]

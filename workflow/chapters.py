@@ -19,6 +19,7 @@ from helpers import ROOT, InputError
 
 PROFILES = ROOT / "workflow" / "profiles"
 PACKAGES = ("helpers", "studies")
+INSTALLED_MB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
 UNMEASURED_GB = 4.0
 """Of a chapter that was never run here; the largest takes less on the default model."""
 
@@ -90,8 +91,6 @@ def estimate_memory(chapter: str, run: str) -> int:
     """Megabytes that a run will take: as measured on the same model, else on another with the difference in weights."""
     from helpers import models
 
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
-
     def weigh(name: str) -> float:
         """Gigabytes of weights in float32; where nothing is known of them, all memory, so that it runs alone."""
         with contextlib.suppress(InputError, OSError):
@@ -100,7 +99,7 @@ def estimate_memory(chapter: str, run: str) -> int:
             files = list(Path(name).expanduser().glob("*.safetensors"))
             if files:
                 return 2 * sum(file.stat().st_size for file in files) / 1e9  # they may be in half precision
-        return installed / 1e3
+        return INSTALLED_MB / 1e3
 
     model = run_parameters(run, chapter).get("model_name", models.DEFAULT_MODEL)
     found = sorted((ROOT / "_build" / "runs").glob(f"*/{chapter}.json"), key=lambda path: path.stat().st_mtime)
@@ -113,7 +112,18 @@ def estimate_memory(chapter: str, run: str) -> int:
     else:
         other, gigabytes = next(reversed(measured.items()), (models.DEFAULT_MODEL, UNMEASURED_GB))
         gigabytes += max(0.0, weigh(model) - weigh(other))
-    return int(min(1200 * gigabytes, installed))
+    return int(min(1200 * gigabytes, INSTALLED_MB))
+
+
+def count_side_by_side(run: str) -> int:
+    """How many chapters of a run go at a time: two where memory holds the largest two and they share no GPU, else one.
+
+    Two that have half of the cores each get further than two that have all of them in turn: a model this small does
+    not keep many busy.
+    """
+    needed = sorted(estimate_memory(chapter, run) for chapter in all_chapters())
+    shares_gpu = any(count_gpus(chapter, run) for chapter in all_chapters())
+    return 1 if shares_gpu or sum(needed[-2:]) > INSTALLED_MB else 2
 
 
 def profile_parameters(profile: str, chapter: str) -> dict[str, Any]:

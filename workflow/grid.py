@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -23,9 +22,12 @@ from helpers import InputError, models
 from workflow import book, chapters
 
 OUTCOMES = book.BUILD / "grid"
-INSTALLED = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
 EXECUTORS = {
-    "local": ("--resources", f"mem_mb={INSTALLED}", f"gpu={max(1, len(list(Path('/dev').glob('nvidia[0-9]*'))))}"),
+    "local": (
+        "--resources",
+        f"mem_mb={chapters.INSTALLED_MB}",
+        f"gpu={max(1, len(list(Path('/dev').glob('nvidia[0-9]*'))))}",
+    ),
     "slurm": ("--workflow-profile", "workflow/profiles/slurm"),
 }
 """What Snakemake is told of where jobs run: on this machine, within its memory; or on a cluster."""
