@@ -958,7 +958,7 @@ run.value("n_with_role", len(firm))
 
 # %% [markdown]
 # - **Few prompts.** Effects of {glue:text}`infirm_heads` ({glue:text}`n_infirm` of {glue:text}`n_with_role` roles)
-#   pass in less than half of them. With more prompts more heads would pass.
+#   pass in less than half of them. More would pass with more prompts.
 # - **The null is about signs.** Heads without a role are taken to move the logit difference up as easily as down.
 # - **Heads only.** MLPs stay as they are, also where the norm's scale is summed.
 # - **Order.** A head missed at one stage hides all that feeds it.
