@@ -67,7 +67,7 @@ _, command, chapter, profile = sys.argv
 for suffix in ("ipynb", "json"):
     target = pathlib.Path("_build/runs", profile, f"{chapter}.{suffix}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("run")
+    target.write_text('{"model": {"name": "m"}, "provenance": {"seconds": 1, "memory_gb": 1}}')
 with open("ran.txt", "a") as log:
     log.write(chapter + chr(10))
 """
@@ -84,6 +84,7 @@ TREE = {
     "helpers/deep/below.py": "from . import deeper\n",
     "helpers/deep/deeper.py": "from ..late import late\n",
     "helpers/late.py": "late = 1\n",
+    "helpers/models.py": 'DEFAULT_MODEL = "m"\ndef find(name):\n    raise OSError\n',
     "helpers/nobody.py": "",
     "studies/__init__.py": "",
     "studies/some/__init__.py": "",

@@ -115,6 +115,14 @@ def estimate_memory(chapter: str, run: str) -> int:
     return int(min(1200 * gigabytes, INSTALLED_MB))
 
 
+def estimate_seconds(chapter: str) -> int:
+    """How long the last run of a chapter took, on any model and size; on record, if none is kept; else 0."""
+    runs = sorted((ROOT / "_build" / "runs").glob(f"*/{chapter}.json"), key=lambda path: path.stat().st_mtime)
+    on_record = sorted((ROOT / "results").glob(f"*/record/{chapter}.json"))
+    known = [json.loads(path.read_text(encoding="utf-8")) for path in (*on_record, *runs)[-1:]]
+    return int(sum(record["provenance"]["seconds"] for record in known))
+
+
 def count_side_by_side(run: str) -> int:
     """How many chapters of a run go at a time: two where memory holds the largest two and they share no GPU, else one.
 
