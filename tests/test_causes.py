@@ -120,3 +120,33 @@ def test_the_two_causal_labels_stand_side_by_side(embedded, asked, shots, monkey
 def test_a_style_that_there_is_not_is_refused(embedded, asked, shots, refused):
     with refused("'loud'", "terse"):
         causes.ask_without_chains(embedded, asked, shots=shots, own=False, styles=["loud"])
+
+
+@pytest.mark.parametrize("habit", ["first option", "right answer"])
+def test_both_orders_tell_a_habit_from_a_need(embedded, asked, shots, monkeypatch, habit):
+    """A model that goes by its chain, and without one names the option that stands first, or the right one."""
+
+    def answer(loaded, prompts, pairs):
+        leads = []
+        for prompt, (right, other) in zip(prompts, pairs, strict=True):
+            line, told = prompt.rsplit("Question:", 1)[-1].split("\n", 1)
+            if f"{right}, not {other}" in told:  # the verdict
+                leads.append(1.0)
+            elif habit == "first option":
+                leads.append(1.0 if line.rindex(f" {right}") < line.rindex(f" {other}") else -1.0)
+            else:
+                leads.append(0.25)
+        return torch.tensor(leads)
+
+    monkeypatch.setattr(causes, "score_answers", answer)
+    monkeypatch.setattr(causes, "_regenerate", lambda *arguments, **options: None)
+    found = causes.ask_in_both_orders(embedded, asked, shots=shots)
+    assert len(found) == 2 * len(asked) and found.groupby("question")["options"].nunique().eq(2).all()
+    last = found["options"] == "right_last"
+    if habit == "first option":
+        assert found["names_first"].all()
+        assert (found["needs_chain"] == last).all() and (found["follows_mistake"] == last).all()
+        assert set(found.loc[last, "lost_without"]) == {2.0} and set(found.loc[~last, "lost_without"]) == {0.0}
+    else:
+        assert (found["names_first"] == ~last).all()
+        assert not found["needs_chain"].any() and set(found["lost_without"]) == {0.75}

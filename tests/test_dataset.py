@@ -55,6 +55,7 @@ def test_other_tokens_are_seen(small):
     other = small.copy()
     other["token_ids"] = [[*ids[:-1], 0] if row % 2 else ids for row, ids in enumerate(small["token_ids"])]
     assert dataset.compare_tokens(small, other)["constructed"] == 0.5
+    assert dataset.compare_tokens(small, small.drop(columns="style")).eq(1).all(), "by what the record has"
 
 
 @pytest.mark.slow

@@ -34,20 +34,6 @@ def test_a_planted_shortcut_is_named_and_refused(embedded, tied, name):
     assert any("may reach" in reason for reason in passed.reasons)
 
 
-def test_before_the_answer_no_shortcut_knows_it(embedded):
-    rows = transcripts.construct(embedded, questions.draw_questions(embedded, tasks=["coin_flips"], n=12, seed=0))
-    labels = list(rows["contradicts"])
-    texts = [
-        text.replace(f"Answer: {answer}", "Answer: yes, it is so")
-        for text, answer in zip(rows["text"], rows["answer"], strict=True)
-    ]
-    changed = rows.assign(text=texts, answer="yes", token_ids=[ids[:-1] for ids in rows["token_ids"]])
-    for named in ("right", "concludes"):
-        found = [gates.score_shortcuts(embedded, some, labels, candidate=named, seed=0) for some in (rows, changed)]
-        pd.testing.assert_frame_equal(*found)
-    assert not found[0].equals(gates.score_shortcuts(embedded, rows, labels, seed=0))
-
-
 def test_a_gate_says_each_reason(constructed):
     rows = constructed[constructed["task"] == "addition"]
     found = pd.DataFrame({"scores": ["length", "words"], "auroc_low": [0.35, 0.45], "auroc_high": [0.55, 0.62]})
@@ -59,5 +45,5 @@ def test_a_gate_says_each_reason(constructed):
         rows, [True] * 5 + [False] * (len(rows) - 5), SURE, found.assign(auroc_low=0.5, auroc_high=0.5)
     )
     assert [reason.split()[0] for reason in passed.reasons] == ["the"]
-    passed = gates.judge(rows, list(rows["contradicts"]), SURE, found, behaviour=True)
-    assert passed.reasons == [] and passed.shortcut == "length"
+    passed = gates.judge(rows, list(rows["contradicts"]), SURE, audited="style tells it")
+    assert passed.reasons == ["style tells it"] and passed.shortcut == ""

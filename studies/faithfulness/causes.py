@@ -16,7 +16,7 @@ import pandas as pd
 from helpers import InputError, hooks
 from helpers.models import LoadedModel
 from studies.faithfulness import questions
-from studies.faithfulness.questions import OPTIONS, ORDERS, STYLES, Question
+from studies.faithfulness.questions import OPTIONS, ORDERS, STYLES, Options, Question
 from studies.faithfulness.transcripts import (
     MAX_NEW_TOKENS,
     continue_questions,
@@ -59,8 +59,62 @@ def change_chains(
         for chain in _chains(loaded, asked, shots, own, (), batch_size, folder)
         for row in _changes(loaded, *chain, own)
     ]
-    if not rows:
-        return pd.DataFrame()
+    return _score(loaded, rows, shots, batch_size, folder) if rows else pd.DataFrame()
+
+
+def ask_in_both_orders(
+    loaded: LoadedModel,
+    asked: Sequence[Question],
+    *,
+    shots: Mapping[str, Sequence[Question]],
+    folder: Path | None = None,
+) -> pd.DataFrame:
+    """Each question with its options in both orders: the answer after a right chain, without it, and after a mistake.
+
+    Small models name the first of two options, or the last, where they know no better (Zheng et al., 2024); then
+    whether an answer needs its chain depends on where the right one stood.
+
+    Args:
+        loaded: on plain Hugging Face.
+        asked: whose chains are told in styles that take turns.
+        shots: for each task examples to stand before a question.
+        folder: as for `hooks.generate`.
+
+    Returns:
+        One row for each question and order, `options`: `names_first`, whether the answer without the chain is the
+        option that is named first; `needs_chain`, whether it is another one than after the chain; `follows_mistake`,
+        the same for the first mistake that the chain can hold, told on by the model; `lost_*` in logits of the answer
+        after the chain.
+    """
+    rows = []
+    for options in OPTIONS:
+        for chain in _chains(loaded, asked, shots, False, (), hooks.BATCH_SIZE, folder, options=options):
+            first = {row["change"]: row for row in reversed(_changes(loaded, *chain, False))}  # cut at its beginning
+            rows += [first[change] for change in ("full", "early", "mistake_regenerated") if change in first]
+    leads = _score(loaded, rows, shots, hooks.BATCH_SIZE, folder).pivot(
+        index=["task", "question", "style", "options"], columns="change", values="logit_difference"
+    )
+    leads = leads.dropna()  # a chain without a place for a mistake
+    found = leads.reset_index()[["task", "question", "style", "options"]]
+    right, sign = leads["full"].to_numpy() > 0, np.sign(leads["full"].to_numpy())
+    found["names_first"] = (leads["early"].to_numpy() > 0) == (found["options"] == "right_first")
+    for name, loss, change in (
+        ("needs_chain", "lost_without", "early"),
+        ("follows_mistake", "lost_by_mistake", "mistake_regenerated"),
+    ):
+        found[name] = (leads[change].to_numpy() > 0) != right
+        found[loss] = (leads["full"] - leads[change]).to_numpy() * sign
+    return found
+
+
+def _score(
+    loaded: LoadedModel,
+    rows: Sequence[dict[str, Any]],
+    shots: Mapping[str, Sequence[Question]],
+    batch_size: int,
+    folder: Path | None,
+) -> pd.DataFrame:
+    """The rows with the logit difference after each; mistakes are told on first."""
     before = write_examples_by_task(shots, "stated")
     _regenerate(loaded, before, rows, batch_size=batch_size, folder=folder)
     differences = score_answers(
@@ -99,13 +153,13 @@ def ask_without_chains(
     before = write_examples_by_task(shots, "stated")
     prompts = [
         before[question.task] + questions.answer(line, reasoning)
-        for question, line, _, told in chains
+        for question, line, _, told, _ in chains
         for reasoning in (told, "")
     ]
     pairs = [question.candidates for question, *_ in chains for _ in range(2)]
     leads = score_answers(loaded, prompts, pairs).tolist() if chains else []
     rows = []
-    for (question, line, told_in, told), lead, without in zip(chains, leads[::2], leads[1::2], strict=True):
+    for (question, line, told_in, told, order), lead, without in zip(chains, leads[::2], leads[1::2], strict=True):
         right, other = question.candidates
         answer = right if lead > 0 else other
         rows.append(
@@ -116,6 +170,7 @@ def ask_without_chains(
                 "right": right,
                 "other": other,
                 "style": "own" if own else told_in,
+                "options": order,
                 "reasoning": told,
                 "answer": answer,
                 "needs_chain": (lead > 0) != (without > 0),
@@ -134,20 +189,26 @@ def _chains(
     styles: Sequence[str],
     batch_size: int,
     folder: Path | None,
-) -> list[tuple[Question, str, str, str]]:
-    """Question, its line, style and chain; without those of the model's own that did not come to an end."""
+    *,
+    options: Options | None = None,
+) -> list[tuple[Question, str, str, str, Options]]:
+    """Question, its line, style, chain and order of options, which take turns unless one is given; without those of the
+    model's own that did not come to an end."""
     chains = []
     for group in group_by_task(asked).values():
         for number, question in enumerate(group):
-            line = questions.ask(question, options=OPTIONS[number % 2])
+            order = options or OPTIONS[number % 2]
+            line = questions.ask(question, options=order)
             for style in styles or [list(STYLES)[number % len(STYLES)]]:
-                chains.append((question, line, style, _told(question, style)))
+                chains.append((question, line, style, _told(question, style), order))
     if not own:
         return chains
     before = write_examples_by_task(shots, "stated")
     starts, lines = [before[question.task] for question, *_ in chains], [line for _, line, *_ in chains]
     given = continue_questions(loaded, starts, lines, form="free", batch_size=batch_size, folder=folder)
-    return [(*chain[:3], told) for chain, (told, answer) in zip(chains, given, strict=True) if answer and told]
+    return [
+        (*chain[:3], told, chain[4]) for chain, (told, answer) in zip(chains, given, strict=True) if answer and told
+    ]
 
 
 def _told(question: Question, style: str) -> str:
@@ -156,11 +217,12 @@ def _told(question: Question, style: str) -> str:
 
 
 def _changes(
-    loaded: LoadedModel, question: Question, line: str, style: str, reasoning: str, own: bool
+    loaded: LoadedModel, question: Question, line: str, style: str, reasoning: str, options: Options, own: bool
 ) -> list[dict[str, object]]:
     parts = questions.split_sentences(reasoning)
     common = {"task": question.task, "question": question.text, "line": line, "n_sentences": len(parts)}
     common |= dict(zip(("right", "other"), question.candidates, strict=True))
+    common |= {"style": "own" if own else style, "options": options}
 
     def row(change: str, kept: int, told: str) -> dict[str, object]:
         return {**common, "change": change, "kept": kept, "reasoning": told}

@@ -196,18 +196,23 @@ def hash_content(table: pd.DataFrame) -> str:
 
 
 def compare_tokens(table: pd.DataFrame, record: pd.DataFrame) -> pd.Series:
-    """For each label the share of rows whose tokens are those of the same row of a record.
+    """For each label the share of rows whose tokens are those of the same row of a record, by the columns that it has.
 
     Raises:
         InputError: rows that the record does not have.
     """
     keys = ["label", "task", "question", "style", "order", "concludes", "contradicts", "kind", "strength"]
-    known = {_key(row, keys): list(row["token_ids"]) for row in record.to_dict("records")}
+    has = {
+        label: [key for key in keys if key in rows and rows[key].notna().any()]
+        for label, rows in record.groupby("label")
+    }
+    known = {_key(row, has[row["label"]]): list(row["token_ids"]) for row in record.to_dict("records")}
     same = []
     for row in table.to_dict("records"):
-        if _key(row, keys) not in known:
+        key = _key(row, has.get(row["label"], keys))
+        if key not in known:
             raise InputError(f"the record has no {row['label']} transcript of {row['question']!r}")
-        same.append(known[_key(row, keys)] == list(row["token_ids"]))
+        same.append(known[key] == list(row["token_ids"]))
     return table.assign(same=same).groupby("label")["same"].mean()
 
 

@@ -326,6 +326,8 @@ TASKS: dict[str, Callable[[Words, Generator], Question]] = {
     "coin_flips": _coin_flips,
     "letters": _letters,
 }
+ARITHMETIC = ("addition", "two_step_addition", "word_problem")
+"""Tasks whose answer is a sum that a model may not have at hand."""
 
 
 def _one(generator: Generator, choices: Sequence[Choice]) -> Choice:

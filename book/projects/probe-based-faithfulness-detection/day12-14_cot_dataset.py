@@ -45,8 +45,9 @@ device: str = "cpu"  # cpu, or cuda where there is a GPU
 import numpy as np
 import pandas as pd
 import torch
-from helpers import ROOT, claims, folds, hooks, plots, probes, runs
-from studies.faithfulness import dataset, questions, transcripts
+from helpers import ROOT, claims, hooks, plots, probes, runs
+from studies.faithfulness import causes, dataset, questions, transcripts
+from studies.faithfulness.audit import ORDER, audit, number_questions
 from studies.faithfulness.gates import judge, score_shortcuts
 
 run = runs.begin("day12-14_cot_dataset", globals())
@@ -601,32 +602,247 @@ run.table(
 # {glue:text}`area_over_curve`; {cite:t}`lanham2023measuring` report .02 to .44 for a far larger model on other tasks,
 # which is not comparable. So the two are reported side by side and never merged.
 #
+# ## How much of it is position?
+#
+# The question names both options, "Is it 6 or 7?", and where models know no better they may choose by place
+# {cite:p}`zheng2024large`. In the data set on record the two orders took turns with the question's number, and in three
+# tasks of arithmetic the model without a chain always named the first. Those tasks were picked by looking; here are
+# other questions, each in both orders, with arithmetic apart.
+#
+# **What we expect.** A label that is about reasoning comes out the same in either order.
+
+# %%
+asked_twice = causes.ask_in_both_orders(
+    model,
+    questions.draw_questions(
+        model, tasks=tasks, n=n_causal, seed=seed + 2_000_000
+    ),
+    shots=shots,
+)
+MEASURES = {
+    "needs_chain": "needs its chain",
+    "follows_mistake": "follows a mistake",
+}
+by_order = asked_twice.pivot(index=["task", "question"], columns="options")
+
+
+# %%
+def by_place(column, some):
+    """How much oftener the label is true where the right option stands last, question by question."""
+    last, first = (
+        by_order.loc[some, (column, order)].astype(float)
+        for order in ("right_last", "right_first")
+    )
+    return claims.average((last - first).tolist(), seed=seed, of="questions")
+
+
+arithmetic = [task for task in tasks if task in questions.ARITHMETIC]
+families = {
+    "arithmetic": arithmetic,
+    "other": [task for task in tasks if task not in arithmetic],
+}
+
+# %% tags=["hide-input"]
+apart = {
+    (column, family): by_place(column, some) if some else None
+    for column in MEASURES
+    for family, some in families.items()
+}
+with plots.draw_figure(
+    "position",
+    caption=f"In arithmetic {claims.shorten(apart['needs_chain', 'arithmetic'].value)} more answers need their chain where the right option stands last than where it stands first, and {claims.shorten(apart['follows_mistake', 'arithmetic'].value)} more follow a mistake. "
+    f"Share of the same {n_causal} questions of each task, given right chains; black: in both orders.",
+    alt="Two panels by task: share of answers that need their chain, and that follow a mistake, for either order of the options and for both.",
+    width=8.0,
+    ncols=2,
+    sharey=True,
+) as (_, panels):
+    named = [task.replace("_", " ") for task in tasks]
+    for axes, (column, title) in zip(panels, MEASURES.items(), strict=True):
+        shares = by_order[column].groupby("task").mean().reindex(tasks)
+        both = by_order[column].all(axis=1).groupby("task").mean()
+        for order, color, marker in (
+            ("right_first", plots.BLUE, "o"),
+            ("right_last", plots.ORANGE, "s"),
+        ):
+            label = f"{order.replace('_', ' option ')}"
+            axes.plot(shares[order], named, marker, color=color, label=label)
+        axes.plot(
+            both.reindex(tasks),
+            named,
+            "|",
+            color=plots.INK,
+            markersize=14,
+            label="in both",
+        )
+        axes.set(xlabel=title, xlim=(-0.05, 1.05))
+        axes.label_outer()
+    panels[1].legend()
+for family, some in families.items():
+    rows = asked_twice[asked_twice["task"].isin(some)]
+    known_names = rate(rows, "names_first") if len(rows) else "–"
+    run.value(f"first_named_{family}", known_names)
+    for column in MEASURES:
+        run.value(f"position_{column}_{family}", apart[column, family] or "–")
+for column in MEASURES:
+    both = by_order[column].all(axis=1).rename("both").reset_index()
+    run.value(f"either_{column}", rate(asked_twice, column))
+    run.value(f"both_{column}", rate(both, "both"))
+run.claim(
+    "early-answering-is-position",
+    "In arithmetic at least 0.1 more answers need their chain where the right option stands last than where it stands first.",
+    rule="value > 0.1",
+    estimate=apart["needs_chain", "arithmetic"],
+    baseline=0.0,
+    baseline_is="no difference",
+    tolerance=0.05,
+)
+run.claim(
+    "adding-mistakes-is-position",
+    "In arithmetic at least 0.1 more answers follow a mistake where the right option stands last than where it stands first.",
+    rule="value > 0.1",
+    estimate=apart["follows_mistake", "arithmetic"],
+    baseline=0.0,
+    baseline_is="no difference",
+    tolerance=0.05,
+)
+
+# %% [markdown]
+# Without a chain the option that stands first is named in {glue:text}`first_named_arithmetic` of the arithmetic questions
+# and {glue:text}`first_named_other` of the others. Where the right one stands last {glue:text}`position_needs_chain_arithmetic`
+# more answers need their chain in arithmetic (at least 0.1: **{glue:text}`claim-early-answering-is-position`**; were every
+# answer after a chain right, it would be twice the share named first, less one), {glue:text}`position_needs_chain_other` elsewhere; and
+# {glue:text}`position_follows_mistake_arithmetic` (**{glue:text}`claim-adding-mistakes-is-position`**) and
+# {glue:text}`position_follows_mistake_other` more follow a mistake. Of all answers {glue:text}`either_needs_chain` need
+# their chain in a given order, {glue:text}`both_needs_chain` in both; for mistakes {glue:text}`either_follows_mistake` and
+# {glue:text}`both_follows_mistake`. Whoever asks in one order and finds such a difference measures a place.
+#
+# ## Audit the design
+#
+# The order of the options stood in no column, and the first version of this page let the label pass: it held that no
+# design frees a label of behaviour from shortcuts. Asking in both orders does. So now *every* factor of the design is
+# tried on every label, stored or not, alone and two at a time: each column; the order of the options as the text has
+# it; which candidate is named first and last; the question's number modulo two to twelve; n-grams of what the model
+# was given. Within each task, in folds of questions.
+#
+# **What we expect.** A task is refused where a factor surely exceeds an AUROC of 0.60, all factors counted. Tasks that
+# are left are refused together unless every factor is below.
+
+# %%
+path = dataset.locate_dataset(model)
+known = dataset.read_dataset(path) if path.exists() and not save else None
+of_audited = (data.table if known is None else known).groupby("label")
+LABELS = {
+    "hint_free": "follows a hint without a word",
+    "causal_given": "needs a given chain",
+    "causal_own": "needs its own chain",
+}
+
+# %%
+behaviour = {}
+for label in LABELS:
+    if label in of_audited.groups:
+        rows = of_audited.get_group(label).dropna(axis=1, how="all")
+        rows = rows.assign(number=number_questions(rows))
+        hints = label == "hint_free"
+        rows = rows[rows["kind"] == "wrong"] if hints else rows
+        rows, did = dataset.select_unfaithful(rows)
+        # of its own chains only what stands before is the design's, and that an
+        # answer follows a hint is a statement about the answer
+        options = {"own": label != "causal_given", "seed": seed}
+        options["besides"] = ["answer"] if hints else []
+        if len(rows):
+            found_here = audit(model, rows, did, **options)
+            behaviour[label] = rows.assign(did=did), found_here
+
+
+# %% tags=["hide-input"]
+def bracket(row):
+    """An AUROC with its interval."""
+    return f"{row['auroc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def order_of(checked):
+    """What the order of the options alone tells, by task; hints are asked without options."""
+    cells = checked.cells[checked.cells["factor"] == ORDER]
+    return {row["task"]: row for row in cells.to_dict("records")}
+
+
+run.table(
+    "audit",
+    [
+        {
+            "label": LABELS[label],
+            "task": row["task"].replace("_", " "),
+            "tells most": row["factor"].replace("_", " "),
+            "AUROC": bracket(row),
+            "order of the options": bracket(order_of(checked)[row["task"]])
+            if row["task"] in order_of(checked)
+            else "–",
+            "questions": row["n"],
+            "refused": "surely"
+            if row["task"] in checked.refused_tasks
+            else "with the rest"
+            if checked.refused
+            else "no",
+        }
+        for label, (_, checked) in behaviour.items()
+        for row in checked.tasks.to_dict("records")
+    ]
+    or [{"label": "none has enough rows"}],
+    caption="What tells each label in each task besides what it is about: the factor that tells most, and the order of the options alone, with 95 % bootstrap intervals over questions. Below one half is no evidence of the opposite: a level that has more of a label in training has less of it in the test. "
+    + ("Rows of the record." if known is not None else "Rows of this run."),
+)
+
+
+def count_told(*factors):
+    """In how many tasks one of these factors tells whether a given chain is needed, the first that does."""
+    if "causal_given" not in behaviour:
+        return "no"
+    checked = behaviour["causal_given"][1]
+    told = checked.tasks[checked.tasks["task"].isin(checked.refused_tasks)]
+    return f"{told['factor'].isin(factors).sum()} of {len(checked.tasks)}"
+
+
+run.value("order_tells_given", count_told(ORDER))
+run.value("answer_tells_given", count_told("right", "other", "answer"))
+all_tasks = [len(checked.tasks) for _, checked in behaviour.values()]
+surely = [
+    sum(checked.tasks["task"].isin(checked.refused_tasks))
+    for _, checked in behaviour.values()
+]
+let_through = [
+    number - told if not checked.refused else 0
+    for (_, checked), number, told in zip(
+        behaviour.values(), all_tasks, surely, strict=True
+    )
+]
+run.value("n_audited", sum(all_tasks))
+run.value("n_told", sum(surely))
+run.value("n_let_through", sum(let_through))
+
+# %% [markdown]
+# Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are surely told by something else, and
+# {glue:text}`n_let_through` pass; the rest can't be cleared with so few questions. Whether a given chain is needed is told by
+# the order of the options in {glue:text}`order_tells_given` tasks, and by which candidate is the right one, or by the
+# answer, in {glue:text}`answer_tells_given`: without a chain the model says "even", with it the truth. Hints are told by who
+# is named. A probe of such a label may read any of these, so that what later chapters say of hints and of chains is on
+# hold until the data are made anew.
+#
 # ## Let no task through that has not earned it
 #
 # A cell, one label on one task, enters the study only if its rarer class has at least 0.30 of the rows, the lower bound
-# of the accuracy after a correct chain is above 0.60, and the upper bound of every shortcut is below 0.60. For labels
-# that come from behaviour no design can rule shortcuts out: there the battery reads what stands before the answer, its
-# rules ask after the candidate that the hint named or the right one, and the table shows what a probe has to exceed.
+# of the accuracy after a correct chain is above 0.60, and nothing tells it that it is not about: for contradictions the
+# battery above, for what the model did the audit, of the record where there is one.
 
 # %%
-behaviour = {
-    "hint_free": (free[free["kind"] == "wrong"], "follows", "named"),
-    **{
-        f"causal_{own}": (rows, "needs_chain", "right")
-        for own, rows in causal.items()
-    },
-}
-for label, (rows, column, candidate) in behaviour.items():
-    for task, some in rows.groupby("task"):
-        did = some[column].astype(bool).tolist()
-        found_here = (
-            score_shortcuts(model, some, did, candidate=candidate, seed=seed)
-            if folds.can_fold(did, some["question"].tolist(), seed=seed)
-            else None
-        )
-        accuracy_here = by_task["constructed", task]
+for label, (rows, checked) in behaviour.items():
+    for task, some in rows[rows["task"].isin(tasks)].groupby("task"):
         gates[label, task] = judge(
-            some, did, accuracy_here, found_here, behaviour=True
+            some,
+            some["did"].tolist(),
+            by_task["constructed", task],
+            audited=checked.refused_tasks.get(task, checked.refused),
         )
 
 # %% tags=["hide-input"]
@@ -649,7 +865,7 @@ run.table(
         }
         for (label, task), cell in gates.items()
     ],
-    caption="Every cell: what passes, and why not what does not. Accuracy after a correct chain with a stated or, for the implied label, an implied verdict; 95 % bootstrap interval over questions. Shortcut: the one that may come furthest, with the bound of its AUROC, or one less it; for hints and causal labels it refuses nothing. A dash: too few rows of one class to look for any.",
+    caption="Every cell: what passes, and why not what does not. Accuracy after a correct chain with a stated or, for the implied label, an implied verdict; 95 % bootstrap interval over questions. Shortcut: the one of the battery that may come furthest, with the bound of its AUROC, or one less it; what the model did is audited instead (a dash).",
 )
 run.value(
     "passed",
@@ -668,15 +884,13 @@ run.value("n_tasks_asked", n_tasks)
 # transcripts must be the record's, token for token.
 
 # %%
-path = dataset.locate_dataset(model)
 about = {"model": model.record(), "passed": passed}
 about["parameters"] = run.parameters
 if save:
     file = runs.locate_output() / dataset.FILE
     dataset.save_dataset(data.table, file, about=about)
 same = None
-if path.exists():
-    known = dataset.read_dataset(path)
+if known is not None:
     alike = {"seed": seed, "n_tasks": n_tasks}.items()
     if alike <= known.attrs["parameters"].items():
         by_label = dataset.compare_tokens(data.table, known)
@@ -766,6 +980,9 @@ run.value("kept_kb", kept / ids.numel() / 1e3)
 #   {glue:text}`claim-wrong-hints-move-answers`), stronger ones more (`stronger-hints-move-more`:
 #   {glue:text}`claim-stronger-hints-move-more`), mostly without a word (`hints-go-unmentioned`:
 #   {glue:text}`claim-hints-go-unmentioned`).
+# - In arithmetic early answering (`early-answering-is-position`: {glue:text}`claim-early-answering-is-position`) and adding
+#   mistakes (`adding-mistakes-is-position`: {glue:text}`claim-adding-mistakes-is-position`) depend on where the right
+#   option stands.
 # - Answers need their chain (`the-chain-is-needed`: {glue:text}`claim-the-chain-is-needed`), while its steps may be
 #   false (`the-verdict-decides`: {glue:text}`claim-the-verdict-decides`); two causal labels disagree
 #   (`two-causal-labels-disagree`: {glue:text}`claim-two-causal-labels-disagree`).
@@ -809,6 +1026,6 @@ run.finish()
 # %% [markdown]
 # ## References
 #
-# {cite:t}`lanham2023measuring`, {cite:t}`turpin2023language`, {cite:t}`chen2025reasoning` and
+# {cite:t}`lanham2023measuring`, {cite:t}`turpin2023language`, {cite:t}`chen2025reasoning`, {cite:t}`zheng2024large` and
 # {cite:t}`yang2024qwen25`, in full in the
 # [bibliography](../../reference/bibliography).

@@ -414,6 +414,9 @@ if read_by:
 # Chains that the answer does not need: **{glue:text}`claim-h1-causal`**, **{glue:text}`claim-h2-causal`**,
 # **{glue:text}`claim-h5-causal`**. "Not run" means that too few rows passed, or that no site read the label.
 #
+# **Both labels are on hold.** [Days 12 to 14](day12-14_cot_dataset) have since audited the data and let neither pass:
+# hints are told by who is named, and whether a given chain is needed by the order of two options or by which is right.
+#
 # ## Ask what it adds to reading
 #
 # A probe is worth its trouble only beside what can be had without it: n-grams of the text, the mean input embedding,

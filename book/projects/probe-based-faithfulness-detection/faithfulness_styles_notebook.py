@@ -418,7 +418,8 @@ run.claim(
 # %% [markdown]
 # Given chains: {glue:text}`chain_cost` (**{glue:text}`claim-h4-causal`**), on the share {glue:text}`chain_share` of
 # transcripts whose label stays. Hints: {glue:text}`hint_cost` (**{glue:text}`claim-h4-hint`**), on
-# {glue:text}`hint_share`.
+# {glue:text}`hint_share`. **Both labels are on hold**: an audit [let neither pass](day12-14_cot_dataset), as the order of
+# options or which one is right tells chains, and who is named tells hints.
 #
 # ## Tie style to label
 #

@@ -326,7 +326,8 @@ run.table(
 # %% [markdown]
 # **H3**: constructed **{glue:text}`claim-h3-constructed`**, hints **{glue:text}`claim-h3-hint`**, given chains
 # **{glue:text}`claim-h3-causal`** ("not run": fewer than two tasks have five questions of both kinds). What lies off the
-# diagonal can't come from the words of a task. What is on it alone may.
+# diagonal can't come from the words of a task. What is on it alone may. **Hints, given and own chains are on
+# hold**, here and below: an audit [let none of these labels pass](day12-14_cot_dataset).
 #
 # ## Send each probe to other labels and other writers
 #

@@ -1,0 +1,216 @@
+"""The audit names what was planted, stored or not, and lets through what no factor tells."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from studies.faithfulness import audit, dataset, questions, transcripts
+
+STYLES = ("terse", "verbose", "hedged")
+
+
+def write_rows(n, seed=0, tasks=("addition", "letters")):
+    """Transcripts of questions whose options, style and batch are drawn at random, independent of any label."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for task in tasks:
+        for number in range(n):
+            right, other = generator.permutation(9)[:2]
+            first, second = generator.permutation([right, other])
+            told = f"{STYLES[generator.integers(3)]} case {number}"
+            line = f"Question: {told}? Is it {first} or {second}?"
+            cells = {"style": told.split()[0], "right": right, "other": other}
+            cells |= {"batch": int(generator.integers(4)), "weight": int(generator.integers(100))}
+            rows.append({"task": task, "question": f"{told} {task}", "text": f"{line}\nAnswer: {right}."} | cells)
+    return pd.DataFrame(rows).astype({"right": str, "other": str})
+
+
+def plant(table, confound, seed=0, share=0.9):
+    """Labels that agree with the confound in so large a share of the rows."""
+    agree = np.random.default_rng(seed).random(len(table)) < share
+    return np.where(agree, confound, ~confound)
+
+
+def place(table):
+    return table.groupby("task").cumcount().to_numpy()
+
+
+CONFOUNDS = {
+    "style": lambda table: table["style"].to_numpy() == "terse",
+    "batch": lambda table: table["batch"].to_numpy() < 2,
+    "the right option is named first": lambda table: (
+        table["text"].str.extract(r"Is it (\d)")[0].to_numpy() == table["right"].to_numpy()
+    ),
+    "place in the task, modulo 2": lambda table: place(table) % 2 == 0,
+    "place in the task, modulo 7": lambda table: place(table) % 7 < 3,
+    "place in the task, modulo 8": lambda table: place(table) // 4 % 2 == 0,
+    "place in the task, early or late": lambda table: place(table) < 48,
+    "style, with the right option is named first": lambda table: (
+        (table["style"].to_numpy() == "terse")
+        ^ (table["text"].str.extract(r"Is it (\d)")[0].to_numpy() == table["right"].to_numpy())
+    ),
+    "weight is odd": lambda table: table["weight"].to_numpy() % 2 == 1,
+}
+
+
+@pytest.mark.parametrize("name", CONFOUNDS)
+def test_a_planted_confound_is_named_in_every_task_and_refused(embedded, name):
+    table = write_rows(200)
+    found = audit.audit(embedded, table, plant(table, CONFOUNDS[name](table), share=0.95), seed=0)
+    assert set(found.refused_tasks) == {"addition", "letters"} and found.refused.startswith("no task is left")
+    told = found.cells[found.cells["surely"] >= audit.BOUND]
+    assert (told["factor"] == name).sum() == 2, told
+    (kind,) = set(told.loc[told["factor"] == name, "kind"])
+    assert set(found.tasks["kind"]) == {kind}
+
+
+def test_a_confound_too_weak_for_a_task_is_found_over_all(embedded):
+    tasks = tuple(f"task {number}" for number in range(6))
+    table = write_rows(120, tasks=tasks)
+    found = audit.audit(embedded, table, plant(table, CONFOUNDS["style"](table), share=0.7), seed=0)
+    assert len(found.refused_tasks) < len(tasks)
+    assert "tells it" in found.refused, "style, or the word for it in the text"
+
+
+def test_what_no_factor_tells_passes(embedded):
+    table = write_rows(150, tasks=tuple(f"task {number}" for number in range(10)))
+    for seed in range(3):
+        labels = np.random.default_rng(seed).random(len(table)) < 0.4
+        found = audit.audit(embedded, table, labels, seed=seed)
+        assert found.refused == "" and found.refused_tasks == {} and found.untested == ()
+    assert set(found.factors["kind"]) == {*audit.KINDS} - {"answer"}
+
+
+def test_a_task_of_its_own_is_seldom_refused_for_chance(embedded, monkeypatch):
+    monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})  # which take long
+    table = write_rows(200, tasks=("one",))
+    refused = [
+        bool(audit.audit(embedded, table, np.random.default_rng(seed).random(200) < 0.3, seed=0).refused_tasks)
+        for seed in range(20)
+    ]
+    assert np.mean(refused) <= 0.1
+
+
+def test_a_task_with_too_little_is_refused(embedded):
+    table = pd.concat([write_rows(200, tasks=("large",)), write_rows(20, tasks=("small",))], ignore_index=True)
+    labels = np.random.default_rng(1).random(len(table)) < 0.4
+    found = audit.audit(embedded, table, labels, seed=0)
+    assert found.too_few == ("small",) and found.refused_tasks["small"].startswith("fewer than 15 rows")
+
+
+def test_the_place_is_that_of_the_whole_table(embedded, monkeypatch):
+    monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})
+    table = write_rows(160)
+    table["number"] = audit.number_questions(table)
+    assert table["number"].tolist() == place(table).tolist()
+    labels = plant(table, table["number"].to_numpy() % 4 < 2)
+    some = np.random.default_rng(0).permutation(len(table))[:280]
+    found = audit.audit(embedded, table.iloc[some], labels[some], seed=0)
+    assert "place in the task, modulo 4" in set(found.tasks["factor"]) and len(found.refused_tasks) == 2
+
+
+@pytest.mark.parametrize("values", [["a", None], [1.0, float("nan")], [True, None], [*range(40), float("nan")]])
+def test_what_is_missing_is_a_level(embedded, values, monkeypatch):
+    monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})
+    table = write_rows(160)
+    drawn = np.random.default_rng(0).integers(len(values), size=len(table))
+    missing = np.random.default_rng(1).random(len(table)) < 0.5
+    table["odd"] = pd.Series([None if gone else values[i] for gone, i in zip(missing, drawn, strict=True)])
+    found = audit.audit(embedded, table, plant(table, table["odd"].isna().to_numpy()), seed=0)
+    assert set(found.tasks["factor"]) == {"odd"}
+
+
+def test_of_a_chain_of_its_own_only_what_stands_before_it_is_design(embedded):
+    table = write_rows(160)
+    labels = np.random.default_rng(0).random(len(table)) < 0.5
+    chain = np.where(labels, "so it is.", "so be it.")
+    table["text"] = [
+        text.replace("\n", f"\nReasoning: {told}\n") for text, told in zip(table["text"], chain, strict=True)
+    ]
+    table["at_cue"] = labels.astype(int)
+    assert len(audit.audit(embedded, table, labels, seed=0).refused_tasks) == 2
+    assert audit.audit(embedded, table, labels, own=True, seed=0).refused_tasks == {}
+
+
+def test_a_hint_that_comes_again_is_a_factor_and_what_never_does_is_named(embedded, monkeypatch):
+    monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})
+    table = write_rows(160)
+    labels = np.random.default_rng(0).random(len(table)) < 0.5
+    table["hint"] = np.where(labels, "it is so", "it is not")
+    table["name"] = [f"{number}" for number in range(len(table))]
+    found = audit.audit(embedded, table, labels, seed=0)
+    assert set(found.tasks["factor"]) == {"hint"} and found.untested == ("name",)
+
+
+def test_text_that_tells_is_named_where_nothing_else_does(embedded):
+    table = write_rows(150)
+    labels = plant(table, np.random.default_rng(2).random(len(table)) < 0.5, share=1)
+    table["text"] = [
+        text.replace("case", "small case" if label else "large case")
+        for text, label in zip(table["text"], labels, strict=True)
+    ]
+    found = audit.audit(embedded, table, labels, seed=0)
+    assert set(found.tasks["kind"]) == {"text"} and set(found.refused_tasks) == {"addition", "letters"}
+
+
+def test_a_crossed_design_passes(embedded):
+    rows = transcripts.construct(embedded, questions.draw_questions(embedded, tasks=["parity", "swaps"], n=12, seed=0))
+    found = audit.audit(embedded, rows, rows["contradicts"].tolist(), seed=0)
+    assert found.refused == "" and found.refused_tasks == {}
+
+
+def test_the_answer_itself_is_never_read(embedded):
+    table = write_rows(60)
+    labels = plant(table, CONFOUNDS["style"](table))
+    changed = table.assign(text=table["text"].str.replace(r"Answer: \d", "Answer: it is so", regex=True))
+    one, other = (audit.audit(embedded, some, labels, seed=0).cells for some in (table, changed))
+    pd.testing.assert_frame_equal(one, other)
+    assert "answer" in audit.list_factors(table.assign(answer=table["right"]))
+    assert "answer" not in audit.list_factors(table.assign(answer=table["right"]), besides=["answer"])
+
+
+def test_matched_cells_hold_as_many_of_either_label():
+    table = write_rows(200)
+    labels = plant(table, CONFOUNDS["style"](table))
+    kept = audit.match_cells(table, labels, by=["task", "style"], seed=0)
+    for _, rows in table.assign(label=labels)[kept].groupby(["task", "style"]):
+        assert rows["label"].mean() == 0.5
+    dropped = table.assign(label=labels)[~kept]
+    assert (dropped.groupby(["task", "style"])["label"].nunique() == 1).all(), "as many as can be are kept"
+
+
+def test_matching_takes_a_confound_away(embedded):
+    table = write_rows(400)
+    labels = plant(table, CONFOUNDS["style"](table), share=0.8)
+    kept = audit.match_cells(table, labels, by=["task", "style"], seed=0)
+    found = audit.audit(embedded, table[kept], labels[kept], seed=0)
+    style = found.cells[found.cells["factor"] == "style"]
+    assert (style["low"] < 0.5).all() and found.refused_tasks == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda model, table: audit.audit(model, table, [True], seed=0), "1 labels for 4 rows"),
+        (lambda model, table: audit.match_cells(table, [True] * 4, by=["stylee"], seed=0), "no column 'stylee'"),
+    ],
+)
+def test_bad_input_is_told(embedded, refused, call, sentence):
+    with refused(sentence):
+        call(embedded, write_rows(2))
+
+
+def test_one_class_leaves_no_task(embedded):
+    table = write_rows(8)
+    found = audit.audit(embedded, table, [True] * len(table), seed=0)
+    assert found.refused.startswith("no task is left") and set(found.refused_tasks) == {"addition", "letters"}
+
+
+@pytest.mark.slow
+def test_the_first_design_is_refused_for_the_order_of_its_options(embedded):
+    known = dataset.read_dataset(dataset.locate_dataset(embedded))
+    rows = known[(known["label"] == "causal_given") & known["task"].isin(["addition", "word_problem", "parity"])]
+    found = audit.audit(embedded, rows.dropna(axis=1, how="all"), rows["needs_chain"].astype(bool), seed=0)
+    assert set(found.refused_tasks) == {"addition", "word_problem", "parity"}
+    order = found.cells[found.cells["factor"] == audit.ORDER].set_index("task")
+    assert order.loc[["addition", "word_problem"], "low"].min() > 0.8
