@@ -109,9 +109,9 @@ def assign_shared_folds(types: Groups, *, n_folds: int = 5, seed: int) -> Int[Te
 
 
 def permute_labels(
-    labels: Labels, groups: Groups, *, n_permutations: int, seed: int
+    labels: Labels, groups: Groups, *, n_permutations: int, seed: int, strata: Groups | None = None
 ) -> Bool[Tensor, "row permutation"]:
-    """Labels as they might have been if nothing in a row bore on them.
+    """Labels as they might have been if nothing in a row bore on them but its stratum.
 
     Groups with one label throughout exchange it with other such groups; within the others the rows exchange theirs.
 
@@ -120,19 +120,29 @@ def permute_labels(
         groups: such as the question of each row.
         n_permutations: columns that are returned.
         seed: of the permutations.
+        strata: such as the task of each row: only groups of one exchange their labels, so that what tasks differ in
+            is no finding. By default all do.
+
+    Raises:
+        InputError: as `check_labels`; a group in two strata.
     """
     labels, codes = check_labels(labels, groups)
+    of_stratum = np.zeros(len(codes), dtype=int) if strata is None else number_groups(strata)
+    if len(of_stratum) != len(codes) or len(set(zip(codes, of_stratum, strict=False))) > codes.max() + 1:
+        raise InputError(f"{len(of_stratum)} strata for {len(codes)} rows: legal is one for all rows of a group")
     generator, n_permutations = make_generator(seed), as_count(n_permutations, "n_permutations", 0)
     rows_of = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
     constant = [rows for rows in rows_of if np.ptp(labels[rows].astype(int)) == 0]
+    within = [[rows for rows in constant if of_stratum[rows[0]] == number] for number in range(of_stratum.max() + 1)]
     mixed = [rows for rows in rows_of if np.ptp(labels[rows].astype(int)) == 1]
     permuted = np.empty((len(labels), n_permutations), dtype=bool)
     for column in permuted.T:
         for rows in mixed:
             column[rows] = generator.permutation(labels[rows])
-        order = generator.permutation(len(constant))
-        for rows, donor in zip(constant, order, strict=True):
-            column[rows] = labels[constant[donor][0]]
+        for exchanging in within:
+            order = generator.permutation(len(exchanging))
+            for rows, donor in zip(exchanging, order, strict=True):
+                column[rows] = labels[exchanging[donor][0]]
     return torch.from_numpy(permuted)
 
 

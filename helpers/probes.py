@@ -220,6 +220,7 @@ def sweep(
     penalties: Sequence[float] | None = None,
     folds: int | Folds = 5,
     n_permutations: int = 100,
+    strata: Groups | None = None,
     n_control: int = 10,
     device: str = "cpu",
 ) -> Sweep:
@@ -237,6 +238,7 @@ def sweep(
             choose.
         folds: how many, at least three, or the number of each row's.
         n_permutations: of the labels, for the null; 0 for none.
+        strata: such as the task of each row, within which alone labels are permuted.
         n_control: draws of the control task; 0 for none.
         device: where the probes are fitted: "cpu", "cuda", …
 
@@ -250,7 +252,7 @@ def sweep(
     labels, _ = check_labels(labels, groups)
     folds = resolve_folds(labels, groups, folds, seed)
     real = torch.from_numpy(labels)[:, None]
-    null = permute_labels(labels, groups, n_permutations=n_permutations, seed=seed)
+    null = permute_labels(labels, groups, n_permutations=n_permutations, seed=seed, strata=strata)
     tasks = [(torch.cat([real, null], dim=1), folds)]
     if types is not None and as_count(n_control, "n_control", 0):
         types = as_names(types, "types")

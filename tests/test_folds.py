@@ -69,3 +69,25 @@ def test_bad_input_is_refused(refused):
         assign_folds(labels, groups, n_folds=7, seed=0)
     with refused("occurs once"):
         assign_shared_folds(range(12), seed=0)
+
+
+@given(seed=st.integers(0, 1000))
+def test_labels_that_are_permuted_within_tasks_keep_each_task_s_share(seed):
+    """With shares of .8 and .2, permuting over both makes reading the task look like reading the label."""
+    tasks = ["one"] * 40 + ["other"] * 40
+    groups, labels = (
+        list(range(80)),
+        [number % 5 < 4 for number in range(40)] + [number % 5 < 1 for number in range(40)],
+    )
+    columns = permute_labels(labels, groups, n_permutations=20, seed=seed, strata=tasks).numpy()
+    assert (columns[:40].sum(0) == 32).all() and (columns[40:].sum(0) == 8).all()
+    assert len({tuple(column) for column in columns.T}) == 20
+    over_both = permute_labels(labels, groups, n_permutations=20, seed=seed).numpy()
+    assert over_both[:40].sum(0).std() > 0 and (over_both.sum(0) == 40).all()
+
+
+def test_a_group_in_two_strata_is_refused(refused):
+    with refused("3 strata for 4 rows"):
+        permute_labels([True, False] * 2, [0, 1, 2, 3], n_permutations=1, seed=0, strata=["a", "a", "b"])
+    with refused("4 strata for 4 rows", "one for all rows of a group"):
+        permute_labels([True, False] * 2, [0, 0, 1, 1], n_permutations=1, seed=0, strata=["a", "b", "a", "a"])

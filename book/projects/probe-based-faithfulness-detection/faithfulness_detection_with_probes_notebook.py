@@ -140,11 +140,12 @@ SITES = ("resid_post", "attn_out", "mlp_out", "head_z")
 
 
 def swept(prompts, positions, labels, groups, seed):
-    """Probes of all sites."""
+    """Probes of all sites; labels are permuted within the tasks of the groups."""
     states = hooks.capture(
         model, prompts, SITES, positions=positions, as_trees=True
     )
     options = {"n_permutations": n_permutations, "seed": seed}
+    options["strata"] = [task for task, _ in groups]
     return probes.sweep(states, labels, groups, types=None, **options)
 
 
@@ -342,7 +343,7 @@ for label in dataset.BEHAVIOURS:
         prompts, positions = transcripts.put_in_context(
             model, rows, seed=number
         )
-        sweep = swept(prompts, positions, truth, groups, number)
+        sweep = swept(prompts, positions, truth, groups, rows["task"], number)
         sweeps[label].append(sweep)
         behaved[label, number] = rows
     found[label] = contrasts(sweeps[label], BEFORE, BEFORE[-2:])
