@@ -161,3 +161,14 @@ def test_any_number_of_first_prompts_has_both_orders_in_turn(n_templates, embedd
     for number in range(n_templates):
         of_template = [order for template, order in drawn.forms if template == number]
         assert abs(of_template.count("ABBA") - of_template.count("BABA")) <= 1
+
+
+def test_halves_of_the_names_share_none(embedded):
+    halves = [templates.draw_ioi(embedded, n_prompts=60, seed=0, half=half) for half in (0, 1)]
+    names = [{*data.io, *data.subject, *(name for row in data.others for name in row)} for data in halves]
+    assert len(names[0]) > 20 and len(names[1]) > 20 and not names[0] & names[1]
+
+
+def test_another_half_is_refused(embedded, refused):
+    with refused("half 2", "legal are 0, 1, or None"):
+        templates.draw_ioi(embedded, n_prompts=1, seed=0, half=2)

@@ -158,7 +158,14 @@ class IOI:
         return pd.DataFrame(rows | self.positions)
 
 
-def draw_ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Sequence[str] = IOI_TEMPLATES) -> IOI:
+def draw_ioi(
+    loaded: LoadedModel,
+    *,
+    n_prompts: int,
+    seed: int,
+    templates: Sequence[str] = IOI_TEMPLATES,
+    half: Literal[0, 1] | None = None,
+) -> IOI:
     """Draw prompts for indirect object identification; templates take turns, and so do orders, also within a template.
 
     Names, places and objects are those that are one token in the model at hand.
@@ -170,9 +177,10 @@ def draw_ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Seque
         templates: texts with the slots {A} and {B} for the two people, then {S} for the one who is named again, and
             {PLACE} and {OBJECT}, each the same word wherever it stands; whether a space stands before a slot makes no
             difference.
+        half: of the names, so that samples of either half share none; by default all.
 
     Raises:
-        InputError: no tokenizer, too few words that are single tokens, or a template that can't be filled.
+        InputError: no tokenizer, another half, too few words of single tokens, or a template that can't be filled.
     """
     n_prompts, generator = as_count(n_prompts, "n_prompts"), make_generator(seed)
     if not is_row(templates) or not templates:
@@ -180,6 +188,9 @@ def draw_ioi(loaded: LoadedModel, *, n_prompts: int, seed: int, templates: Seque
     templates = [_checked_template(template) for template in templates]
     lists = {"names": NAMES, "places": PLACES, "objects": OBJECTS}
     words = {kind: keep_single_tokens(loaded, choice) for kind, choice in lists.items()}
+    if half not in (None, 0, 1):
+        raise InputError(f"half {half!r} of the names: legal are 0, 1, or None for all")
+    words["names"] = words["names"] if half is None else words["names"][half::2]
     for kind, needed in (("names", 5), ("places", 1), ("objects", 1)):
         if len(words[kind]) < needed:
             raise InputError(

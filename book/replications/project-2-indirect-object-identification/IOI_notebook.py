@@ -69,7 +69,7 @@ on_gpt2 = model.card.name == "gpt2-small"
 whose = templates_of or ("paper" if on_gpt2 else "own")
 sentences, held_out = templates.SENTENCES[whose]
 chosen = templates.draw_ioi(
-    model, n_prompts=n_prompts, seed=2 * seed, templates=sentences
+    model, n_prompts=n_prompts, seed=2 * seed, templates=sentences, half=0
 )
 abc = chosen.corrupted("p_ABC")
 one, other = chosen.prompts[0], abc[0]
@@ -121,7 +121,7 @@ difference_abc, _, likeliest_abc = measure(abc)
 # ## Measure the behaviour
 #
 # The subject S is named twice, the indirect object IO once, first (ABBA) or second (BABA). Heads are *chosen* on one
-# sample, the circuit is *tested* on another with names drawn anew in *other sentences*. The measure is the *logit
+# sample, the circuit is *tested* on another with *other names* in *other sentences*. The measure is the *logit
 # difference*: IO's logit less S's at the last position, END.
 #
 # **What we expect.** Well above zero in every template and order; zero on average on p_ABC, where neither name
@@ -307,9 +307,13 @@ run.table(
 # %%
 reference, fresh_reference = (
     templates.draw_ioi(
-        model, n_prompts=n_reference, seed=2_000_000 + seed, templates=some
+        model,
+        n_prompts=n_reference,
+        seed=2_000_000 + seed,
+        templates=some,
+        half=half,
     )
-    for some in (sentences, held_out)
+    for half, some in enumerate((sentences, held_out))
 )
 found = roles.search(model, searched, reference, seed=seed)
 circuit = list(found.heads)
@@ -416,7 +420,7 @@ if last_heads:
 # %%
 n_tested = max(10, n_patched // 2)
 tested = templates.draw_ioi(
-    model, n_prompts=n_tested, seed=2 * seed + 1, templates=held_out
+    model, n_prompts=n_tested, seed=2 * seed + 1, templates=held_out, half=1
 )
 out = knock_outs.KnockOuts(
     model, tested, fresh_reference, circuit, n_sets=n_random_sets, seed=seed
