@@ -166,6 +166,19 @@ def test_two_chapters_run_side_by_side_where_memory_holds_the_largest_two(megaby
     assert chapters.count_side_by_side("embedded") == expected
 
 
+def test_a_chapter_takes_as_long_as_last_time_or_as_the_readme_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+    assert chapters.estimate_seconds("a/one") == 0
+    (tmp_path / "README.md").write_text(
+        "| [One](book/a/one.py) | What? | 131 s | – |\n| [Two](book/a/two.py) | – | 7 s | – |\n"
+    )
+    assert [chapters.estimate_seconds(f"a/{name}") for name in ("one", "two", "three")] == [131, 7, 0]
+    record = tmp_path / "_build" / "runs" / "ci" / "a" / "one.json"
+    record.parent.mkdir(parents=True)
+    record.write_text('{"provenance": {"seconds": 12.6}}')
+    assert chapters.estimate_seconds("a/one") == 12
+
+
 def test_every_module_and_every_data_file_belongs_to_a_chapter():
     inputs = {file for chapter in chapters.all_chapters() for file in chapters.input_files(chapter, "embedded")}
     paths = [path for package in chapters.PACKAGES for path in (ROOT / package).rglob("*.*") if path.is_file()]

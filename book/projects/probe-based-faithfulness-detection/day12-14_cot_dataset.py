@@ -657,27 +657,22 @@ with plots.draw_figure(
     ncols=2,
     sharey=True,
 ) as (_, panels):
-    named = [task.replace("_", " ") for task in tasks]
+    places = np.arange(len(tasks))
     for axes, (column, title) in zip(panels, MEASURES.items(), strict=True):
         shares = by_order[column].groupby("task").mean().reindex(tasks)
-        both = by_order[column].all(axis=1).groupby("task").mean()
-        for order, color, marker in (
-            ("right_first", plots.BLUE, "o"),
-            ("right_last", plots.ORANGE, "s"),
+        shares["both"] = by_order[column].all(axis=1).groupby("task").mean()
+        for order, color, marker, offset, name in (
+            ("right_first", plots.BLUE, "o", 0.2, "right option first"),
+            ("right_last", plots.ORANGE, "s", 0, "right option last"),
+            ("both", plots.INK, "|", -0.2, "in both orders"),
         ):
-            label = f"{order.replace('_', ' option ')}"
-            axes.plot(shares[order], named, marker, color=color, label=label)
-        axes.plot(
-            both.reindex(tasks),
-            named,
-            "|",
-            color=plots.INK,
-            markersize=14,
-            label="in both",
-        )
+            axes.plot(
+                shares[order], places + offset, marker, color=color, label=name
+            )
         axes.set(xlabel=title, xlim=(-0.05, 1.05))
         axes.label_outer()
-    panels[1].legend()
+    panels[0].set_yticks(places, [task.replace("_", " ") for task in tasks])
+    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 for family, some in families.items():
     rows = asked_twice[asked_twice["task"].isin(some)]
     known_names = rate(rows, "names_first") if len(rows) else "–"
@@ -733,9 +728,9 @@ path = dataset.locate_dataset(model)
 known = dataset.read_dataset(path) if path.exists() and not save else None
 of_audited = (data.table if known is None else known).groupby("label")
 LABELS = {
-    "hint_free": "follows a hint without a word",
-    "causal_given": "needs a given chain",
-    "causal_own": "needs its own chain",
+    "hint_free": "hint",
+    "causal_given": "given chain",
+    "causal_own": "own chain",
 }
 
 # %%
@@ -774,7 +769,9 @@ run.table(
         {
             "label": LABELS[label],
             "task": row["task"].replace("_", " "),
-            "tells most": row["factor"].replace("_", " "),
+            "told by": row["factor"].replace("_", " ")
+            if row["task"] in checked.refused_tasks
+            else "nothing surely",
             "AUROC": bracket(row),
             "order of the options": bracket(order_of(checked)[row["task"]])
             if row["task"] in order_of(checked)
@@ -790,7 +787,7 @@ run.table(
         for row in checked.tasks.to_dict("records")
     ]
     or [{"label": "none has enough rows"}],
-    caption="What tells each label in each task besides what it is about: the factor that tells most, and the order of the options alone, with 95 % bootstrap intervals over questions. Below one half is no evidence of the opposite: a level that has more of a label in training has less of it in the test. "
+    caption="What tells each label (follows a hint without a word; needs a given chain; needs its own) in each task besides what it is about: the factor that surely tells most, and the order of the options alone, with 95 % bootstrap intervals over questions. Below one half is no evidence of the opposite: a level that has more of a label in training has less of it in the test. "
     + ("Rows of the record." if known is not None else "Rows of this run."),
 )
 
