@@ -158,6 +158,7 @@ def constructed(seed, n):
     return table, transcripts.list_places(model, table, PLACES)
 
 
+# %%
 tables, sweeps = {}, {"constructed": []}
 for number in seeds if passed["constructed"] else ():
     table, positions = constructed(number, n_questions)

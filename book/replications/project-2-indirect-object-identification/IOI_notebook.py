@@ -305,14 +305,9 @@ run.table(
 )
 
 # %%
+wanted = {"n_prompts": n_reference, "seed": 2_000_000 + seed}
 reference, fresh_reference = (
-    templates.draw_ioi(
-        model,
-        n_prompts=n_reference,
-        seed=2_000_000 + seed,
-        templates=some,
-        half=half,
-    )
+    templates.draw_ioi(model, templates=some, half=half, **wanted)
     for half, some in enumerate((sentences, held_out))
 )
 found = roles.search(model, searched, reference, seed=seed)
