@@ -792,17 +792,20 @@ run.table(
 )
 
 
-def count_told(*factors):
-    """In how many tasks one of these factors tells whether a given chain is needed, the first that does."""
-    if "causal_given" not in behaviour:
+def count_told(label, *factors):
+    """In how many tasks one of these factors surely tells a label most."""
+    if label not in behaviour:
         return "no"
-    checked = behaviour["causal_given"][1]
+    checked = behaviour[label][1]
     told = checked.tasks[checked.tasks["task"].isin(checked.refused_tasks)]
     return f"{told['factor'].isin(factors).sum()} of {len(checked.tasks)}"
 
 
-run.value("order_tells_given", count_told(ORDER))
-run.value("answer_tells_given", count_told("right", "other", "answer"))
+WHO = ("right", "other", "answer")
+run.value("order_tells_given", count_told("causal_given", ORDER))
+run.value("answer_tells_given", count_told("causal_given", *WHO))
+run.value("answer_tells_own", count_told("causal_own", *WHO))
+run.value("named_tells_hint", count_told("hint_free", *WHO, "hint", "named"))
 all_tasks = [len(checked.tasks) for _, checked in behaviour.values()]
 surely = [
     sum(checked.tasks["task"].isin(checked.refused_tasks))
@@ -822,9 +825,10 @@ run.value("n_let_through", sum(let_through))
 # Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are surely told by something else, and
 # {glue:text}`n_let_through` pass; the rest can't be cleared with so few questions. Whether a given chain is needed is told by
 # the order of the options in {glue:text}`order_tells_given` tasks, and by which candidate is the right one, or by the
-# answer, in {glue:text}`answer_tells_given`: without a chain the model says "even", with it the truth. Hints are told by who
-# is named. A probe of such a label may read any of these, so that what later chapters say of hints and of chains is on
-# hold until the data are made anew.
+# answer, in {glue:text}`answer_tells_given` (own chains: {glue:text}`answer_tells_own`): a model that says "even" without a
+# chain needs one where the answer is "odd". Hints are told by whom they name in {glue:text}`named_tells_hint`. A probe of
+# such a label may read any of these, so that what later chapters say of hints and of chains is on hold until the data
+# are made anew.
 #
 # ## Let no task through that has not earned it
 #
