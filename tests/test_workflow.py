@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from shared.checkout import Checkout, save_model
@@ -168,6 +169,9 @@ def test_a_killed_build_leaves_nothing_half_written_and_the_next_goes_on(checkou
     for line in process.stderr:
         if line.startswith("first: done"):  # while the other is under way, beside it
             break
+    under_way = checkout.folder / ".snakemake" / "incomplete"
+    while len(list(under_way.iterdir())) > 2:  # until Snakemake has noted it, only the other's two files are not whole
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     after = checkout.snapshot()
