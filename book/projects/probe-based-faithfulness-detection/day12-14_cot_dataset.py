@@ -656,7 +656,7 @@ with plots.draw_figure(
     width=8.0,
     ncols=2,
     sharey=True,
-) as (_, panels):
+) as (figure, panels):
     places = np.arange(len(tasks))
     for axes, (column, title) in zip(panels, MEASURES.items(), strict=True):
         shares = by_order[column].groupby("task").mean().reindex(tasks)
@@ -672,7 +672,8 @@ with plots.draw_figure(
         axes.set(xlabel=title, xlim=(-0.05, 1.05))
         axes.label_outer()
     panels[0].set_yticks(places, [task.replace("_", " ") for task in tasks])
-    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=3)
 for family, some in families.items():
     rows = asked_twice[asked_twice["task"].isin(some)]
     known_names = rate(rows, "names_first") if len(rows) else "–"
