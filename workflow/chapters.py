@@ -102,11 +102,7 @@ def estimate_memory(chapter: str, run: str) -> int:
         return INSTALLED_MB / 1e3
 
     model = run_parameters(run, chapter).get("model_name", models.DEFAULT_MODEL)
-    found = sorted((ROOT / "_build" / "runs").glob(f"*/{chapter}.json"), key=lambda path: path.stat().st_mtime)
-    measured = {}
-    for path in found:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        measured[record["model"]["name"]] = record["provenance"]["memory_gb"]
+    measured = {record["model"]["name"]: record["provenance"]["memory_gb"] for record in _read_runs(chapter)}
     if model in measured:
         gigabytes = measured[model]
     else:
@@ -117,13 +113,18 @@ def estimate_memory(chapter: str, run: str) -> int:
 
 def estimate_seconds(chapter: str) -> int:
     """How long the last run of a chapter took, on any model and size, else by the README; 0 where neither tells."""
-    runs = sorted((ROOT / "_build" / "runs").glob(f"*/{chapter}.json"), key=lambda path: path.stat().st_mtime)
-    if runs:
-        return int(json.loads(runs[-1].read_text(encoding="utf-8"))["provenance"]["seconds"])
+    if runs := _read_runs(chapter):
+        return int(runs[-1]["provenance"]["seconds"])
     readme = ROOT / "README.md"
     told = readme.read_text(encoding="utf-8") if readme.exists() else ""
     found = re.search(rf"\(book/{re.escape(chapter)}\.py\).*\| (\d+) s \|", told)
     return int(found[1]) if found else 0
+
+
+def _read_runs(chapter: str) -> list[dict[str, Any]]:
+    """The records of a chapter's runs here, on any model and size, the latest last."""
+    found = sorted((ROOT / "_build" / "runs").glob(f"*/{chapter}.json"), key=lambda path: path.stat().st_mtime)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in found]
 
 
 def count_side_by_side(run: str) -> int:
