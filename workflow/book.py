@@ -69,13 +69,13 @@ def record(run: str) -> None:
 
 
 def publish(chapter: str, run: str) -> None:
-    """Copy a chapter's record, and the data sets that its run made, to `results/`: nothing else writes there."""
+    """Copy a chapter's record, and what else its run made, to `results/`: nothing else writes there."""
     source = RUNS / chapters.name_folder(run)
     text = (source / f"{chapter}.json").read_text(encoding="utf-8")
     folder = runs.locate_results(json.loads(text)["model"]["name"])
     write(folder / "record" / f"{chapter}.json", text)
-    for made in (source / chapter).glob("*.parquet"):
-        kept = folder / "datasets" / made.name
+    for made in (path for path in (source / chapter).glob("*.*") if path.suffix in chapters.KEPT):
+        kept = folder / chapters.KEPT[made.suffix] / made.name
         if not kept.exists() or kept.read_bytes() != made.read_bytes():  # else its readers would be out of date
             write(kept, made.read_bytes())
     print(folder / "record" / f"{chapter}.json")

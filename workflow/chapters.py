@@ -19,6 +19,8 @@ from helpers import ROOT, InputError
 
 PROFILES = ROOT / "workflow" / "profiles"
 PACKAGES = ("helpers", "studies")
+KEPT = {".parquet": "datasets", ".safetensors": "adapters"}
+"""Where below `results/<model>/` what a run made is kept, by its suffix."""
 INSTALLED_MB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
 UNMEASURED_GB = 4.0
 """Of a chapter that was never run here; the largest takes less on the default model."""
@@ -233,10 +235,10 @@ def _file_names(file: str, source: str) -> set[str]:
 
 
 def _data_files(*, kept: bool) -> list[str]:
-    """Files in the packages that are no code, and the data sets that are kept with the book."""
+    """Files in the packages that are no code, and the data sets and adapters that are kept with the book."""
     found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.*") if path.is_file()]
     found = [path for path in found if path.suffix not in (".py", ".pyc", ".md")]
-    found += (ROOT / "results").glob("*/datasets/*") if kept else ()
+    found += [path for folder in KEPT.values() for path in (ROOT / "results").glob(f"*/{folder}/*")] if kept else []
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
