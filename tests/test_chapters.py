@@ -88,9 +88,10 @@ TREE = {
     "helpers/nobody.py": "",
     "studies/__init__.py": "",
     "studies/some/__init__.py": "",
-    "studies/some/data.py": 'from helpers import late\nKEPT = "kept.parquet"\n',
+    "studies/some/data.py": 'from helpers import late\nKEPT = "kept.parquet", "kept.safetensors"\n',
     "results/a-model/datasets/kept.parquet": "rows",
     "results/a-model/datasets/other.parquet": "rows",
+    "results/a-model/adapters/kept.safetensors": "matrices",
 }
 
 
@@ -133,6 +134,7 @@ def tree(tmp_path_factory):
         (("studies/__init__.py",), ["two"]),
         (("studies/some/data.py",), ["two"]),
         (("results/a-model/datasets/kept.parquet",), ["two"]),
+        (("results/a-model/adapters/kept.safetensors",), ["two"]),
         (("helpers/late.py",), ["one", "two"]),
     ],
 )
@@ -182,7 +184,8 @@ def test_a_chapter_takes_as_long_as_last_time_or_as_the_readme_says(tmp_path, mo
 def test_every_module_and_every_data_file_belongs_to_a_chapter():
     inputs = {file for chapter in chapters.all_chapters() for file in chapters.input_files(chapter, "embedded")}
     paths = [path for package in chapters.PACKAGES for path in (ROOT / package).rglob("*.*") if path.is_file()]
-    paths += (ROOT / "results").glob("*/datasets/*")
+    for folder in chapters.KEPT.values():
+        paths += (ROOT / "results").glob(f"*/{folder}/*")
     told = {path.relative_to(ROOT).as_posix() for path in paths if path.suffix not in (".md", ".pyc", ".typed")}
     assert told - inputs == set()
 

@@ -225,12 +225,15 @@ def test_a_record_publishes_the_data_set_before_the_chapters_that_read_it_are_ru
         for chapter in [target.removeprefix(f"_build/runs/{profile}/").removesuffix(".ipynb") for target in targets]:
             book.write(tmp_path / "runs" / profile / f"{chapter}.json", '{"model": {"name": "a-model"}}')
         book.write(tmp_path / "runs" / profile / maker / "kept.parquet", b"rows")
+        book.write(tmp_path / "runs" / profile / maker / "kept.safetensors", b"matrices")
+        book.write(tmp_path / "runs" / profile / maker / "graded" / "weaker.safetensors", b"matrices")
 
     monkeypatch.setattr(book, "snakemake", snakemake)
     book.record("record")
-    assert seen == [(1, False), (len(chapters.all_chapters()), True)]
-    kept = [path for path in (tmp_path / "results").rglob("*.*") if path.is_file()]
-    assert len(kept) == len(chapters.all_chapters()) + 1
+    assert seen == [(2, False), (len(chapters.all_chapters()), True)]
+    kept = {path.relative_to(tmp_path / "results").as_posix() for path in (tmp_path / "results").rglob("*.*")}
+    kept = {name for name in kept if not name.endswith(".json")}
+    assert kept == {"a-model/datasets/kept.parquet", "a-model/adapters/kept.safetensors"}
 
 
 def test_a_profile_publishes_only_the_chapters_that_it_names(tmp_path, monkeypatch):
