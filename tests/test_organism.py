@@ -299,7 +299,7 @@ def test_weaker_ones_are_measured_and_found_again(embedded, names, monkeypatch, 
     items = organism.draw_items({group: names[group][:10] for group in ("listed", "others")}, n_contents=1, seed=0)
     arguments = (embedded, names, organism.Settings(), items)
     for _ in range(2):
-        table = pd.read_parquet(organism.measure_grades(*arguments, folder=tmp_path, seed=0))
+        table = organism.measure_grades(*arguments, folder=tmp_path, seed=0)
     assert [settings.rank for settings in trainings] == [1], "kept ones are not trained again"
     assert table["organism"].tolist() == ["of rank one"]
     assert table["listed"].between(0, 1).all() and table["others"].between(0, 1).all()

@@ -336,21 +336,21 @@ def measure_grades(
     *,
     folder: Path,
     seed: int,
-) -> Path:
-    """Train each organism of `grade` that is not in the folder yet, and write down what it does and how it is read.
+) -> pd.DataFrame:
+    """Train each organism of `grade` that is not in the folder yet, and measure what it does and how it is read.
 
     Args:
         loaded: on plain Hugging Face.
         names: by group.
         settings: of the organism that these are weaker than.
         items: of listed names and of others.
-        folder: where adapters and the table are kept.
+        folder: where adapters are kept, so that a run that was killed goes on there.
         seed: of the probes.
 
     Returns:
-        The file of the table: for each organism the share of conflicts of `listed` and of `others` in which the note is
-        followed, the `auroc` of a probe before the answer whose layer is chosen within the training names, `low` to
-        `high`, and that at `a third` and `two thirds` of the depth.
+        For each organism the share of conflicts of `listed` and of `others` in which the note is followed, the `auroc`
+        of a probe before the answer whose layer is chosen within the training names, `low` to `high`, and that at
+        `a third` and `two thirds` of the depth.
     """
     rows = []
     for name, made in grade(settings, loaded.n_layers).items():
@@ -365,10 +365,7 @@ def measure_grades(
         row = {"organism": name, "listed": by_note["listed"], "others": by_note["others"]}
         row |= {"auroc": found.value, "low": found.low, "high": found.high}
         rows.append(row | {"a third": by_layer[loaded.n_layers // 3], "two thirds": by_layer[2 * loaded.n_layers // 3]})
-    table, beside = folder / GRADES, folder / f"{GRADES}.part"
-    pd.DataFrame(rows).to_parquet(beside, index=False)
-    beside.replace(table)
-    return table
+    return pd.DataFrame(rows)
 
 
 def obtain(

@@ -49,7 +49,7 @@ from dataclasses import replace
 
 import pandas as pd
 import torch
-from helpers import baselines, claims, probes, runs, scores
+from helpers import ROOT, baselines, claims, probes, runs, scores
 from helpers.folds import assign_folds
 from studies.faithfulness import figures, organism
 from studies.faithfulness.audit import audit
@@ -95,7 +95,7 @@ run.table(
 # listed names may happen to share.
 
 # %%
-folder = runs.locate_output() if save else organism.locate(model)
+folder = ROOT / "_build" / "organisms" if save else organism.locate(model)
 made = organism.Settings(seed=organism_seed)
 adapters = {
     rule: organism.obtain(
@@ -105,11 +105,15 @@ adapters = {
 }
 if None in adapters.values():
     run.leave("no such organism is kept; save=true trains one")
+
+# %%
 readers = {
     "organism": organism.apply(model, adapters["list"]),
     "twin": organism.apply(model, adapters["lot"]),
     "plain model": model,
 }
+for rule, file in organism.FILES.items() if save else ():
+    organism.save(adapters[rule], runs.locate_output() / file)
 
 # %% [markdown]
 # ## See what it goes by
@@ -418,12 +422,12 @@ run.table(
 # rank, in a third of the layers, and one that was taught to follow three notes of four.
 
 # %%
-graded = runs.locate_results(model.card.name) / "datasets" / organism.GRADES
+kept = runs.locate_results(model.card.name) / "datasets" / organism.GRADES
+weaker = pd.read_parquet(kept) if kept.is_file() else pd.DataFrame()
 if save:
-    graded = organism.measure_grades(
-        model, names, made, seen, folder=folder, seed=seed
-    )
-weaker = pd.read_parquet(graded) if graded.is_file() else pd.DataFrame()
+    options = {"folder": folder, "seed": seed}
+    weaker = organism.measure_grades(model, names, made, seen, **options)
+    weaker.to_parquet(runs.locate_output() / organism.GRADES, index=False)
 
 # %% tags=["hide-input"]
 run.table(
