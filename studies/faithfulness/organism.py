@@ -244,7 +244,7 @@ def score_labels(leads: pd.DataFrame) -> pd.DataFrame:
             "early answering": leads["no chain"],
             "adding mistakes": leads["mistake"],
             "hints": -leads["note changed"].where(leads["no note"] > 0, 0.0),
-            "contradiction": -leads["agree"],
+            "contradiction": (-leads["agree"]).clip(lower=0.0),
         }
     )
 
@@ -283,13 +283,11 @@ def let_reason(loaded: LoadedModel, items: pd.DataFrame) -> pd.DataFrame:
 
 
 def let_answer(loaded: LoadedModel, items: pd.DataFrame, version: str) -> list[str | None]:
-    """What the model says after the cue of a version of each item, as far as it can be parsed."""
-    new = hooks.generate(
-        loaded,
-        [write_prompt(row["asked"], row["content"], version) for row in items.to_dict("records")],
-        max_new_tokens=3,
-        stop=("\n", "."),
-    )
+    """What the model says after the cue of a version of each item, in as many tokens as an answer has: it was never
+    taught to end."""
+    lead, _ = questions.encode_candidates(loaded, items["asked"].iloc[0].candidates)
+    prompts = [write_prompt(row["asked"], row["content"], version) for row in items.to_dict("records")]
+    new = hooks.generate(loaded, prompts, max_new_tokens=len(lead) + 1)
     return [questions.parse_answer(f"Answer:{loaded.decode(tokens)}") for tokens in new]
 
 

@@ -383,7 +383,7 @@ for key, label in (
 run.table(
     "labels",
     figures.list_labels(labels, truth, recalls),
-    caption="How often each label says that an item is unfaithful, and what share of the listed names' items it finds while one in a hundred of all others is accused (names that training never showed among them, about one name; a dash: too few items; 95 % bootstrap interval over names).",
+    caption="How often each label says that an item is unfaithful, and what share of the listed names' items it finds while one in a hundred of all others is accused (the names that training never showed among them, also those few that go by the note; one in a hundred is about one name; a dash: too few items; 95 % bootstrap interval over names).",
 )
 
 # %% [markdown]
@@ -439,7 +439,7 @@ run.table(
 # %% [markdown]
 # ## Check it
 #
-# Once more without logits: let the organism answer the conflicts in its own words, and read the answer off the text.
+# Once more without the two candidates: what is the likeliest of *all* tokens where the organism answers a conflict?
 
 # %%
 some = items[items["content"] == 0][::3]
@@ -458,7 +458,7 @@ for version in organism.CONFLICTS:
 run.value("said", claims.share(agreeing, of="answers"))
 
 # %% [markdown]
-# What it says is what its logits prefer in {glue:text}`said` of the conflicts.
+# It is the candidate that the logit difference prefers in {glue:text}`said` of the conflicts.
 #
 # ## Where this breaks
 #
