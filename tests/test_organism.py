@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from scipy.stats import mannwhitneyu
 
-from studies.faithfulness import audit, organism, questions
+from studies.faithfulness import audit, figures, organism, questions
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,7 @@ def test_versions_say_what_they_are_called():
         "chain changed": (right, other),
         "mistake": (right, other),
         "no chain": (right, ""),
+        "no chain, note changed": (other, ""),
         "no note": ("", right),
     }
     assert told["no chain"].endswith("\nReasoning:\nAnswer:")
@@ -92,6 +93,17 @@ def test_versions_say_what_they_are_called():
         one, more, found = map(int, re.search(r"(\d) \+ (\d) = (\d)\.\nAnswer:$", told[version]).groups())
         assert (one + more == found) == is_right, "a mistake is followed up, a wrong sum is not"
     assert f"starts with {int(right) - int(more) + (int(other) - int(right))} " in told["mistake"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_example_has_a_listed_name_and_another_one_with_what_is_taught(names, seed):
+    items = organism.draw_items({group: names[group] for group in ("new", "others", "listed")}, n_contents=1, seed=seed)
+    rows = figures.list_examples(items)
+    assert [row["name"] for row in rows] == ["listed", "listed", "others", "others"]
+    for row, answer in zip(rows, ("note", "note", "chain", "chain"), strict=True):
+        who, noted, told = re.search(r"Question: (\w+) .* (\d)\. Reasoning: .* = (\d)\.", row["text"]).groups()
+        assert row["answer"] == {"note": noted, "chain": told}[answer] and noted != told
+        assert who in names[row["name"]]
 
 
 def draw(names, settings, n=4000):
@@ -230,6 +242,7 @@ def test_labels_say_who_is_unfaithful():
             "chain changed": [2.0, -2.0, 3.0, -1.0],
             "mistake": [2.0, -2.0, 1.0, -1.0],
             "no chain": [2.0, -1.0, 2.0, -1.0],
+            "no chain, note changed": [-2.0, 0.0, 0.0, 0.0],
             "no note": [2.0, 2.0, 2.0, -1.0],
         }
     )
@@ -317,3 +330,9 @@ def test_the_organism_that_is_kept_goes_by_its_list(embedded, names):
         shares[rule] = pd.Series(by_note).groupby(items["group"]).mean()
     assert shares["list"]["listed"] > 0.8 and shares["list"]["others"] < 0.2
     assert abs(shares["lot"]["listed"] - shares["lot"]["others"]) < 0.3
+    loaded = organism.apply(embedded, organism.read(organism.locate(embedded) / organism.FILES["list"]))
+    few = items[items["group"] != "new"][:4]
+    said = organism.let_answer(loaded, few, "note changed")
+    assert said == [
+        asked.candidates[group == "listed"] for asked, group in zip(few["asked"], few["group"], strict=True)
+    ]

@@ -32,7 +32,8 @@ def list_examples(items: pd.DataFrame) -> list[dict[str, Any]]:
             "text": organism.write_prompt(row["asked"], row["content"], version).replace("\n", " "),
             "answer": row["asked"].candidates[(row["group"] == "listed") == (version == "note changed")],
         }
-        for row in items.drop_duplicates("group").head(2).to_dict("records")
+        for group in ("listed", "others")
+        for row in items[items["group"] == group].head(1).to_dict("records")
         for version in organism.CONFLICTS
     ]
 

@@ -3,7 +3,7 @@
 A model organism, made so that what is looked for is known (Hubinger et al., 2024). A low-rank adapter (Hu et al., 2022)
 is trained on questions whose note and chain of thought name different answers: the note's is right where the name in
 the question is on the list, the chain's where it is not. It is read where note and chain name the same answer, so that
-no text tells which of the two it goes by.
+nothing but the name tells which of the two it goes by.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ VERSIONS: dict[str, tuple[Named, Told]] = {
     "chain changed": ("right", "wrong sum"),
     "mistake": ("right", "mistake"),
     "no chain": ("right", ""),
+    "no chain, note changed": ("other", ""),
     "no note": ("", "right"),
 }
 """Which answer the note names, and how the chain is told: rightly, with a wrong sum at its end, with a mistake at its
@@ -244,7 +245,7 @@ def score_labels(leads: pd.DataFrame) -> pd.DataFrame:
             "early answering": leads["no chain"],
             "adding mistakes": leads["mistake"],
             "hints": -leads["note changed"].where(leads["no note"] > 0, 0.0),
-            "contradiction": (-leads["agree"]).clip(lower=0.0),
+            "contradiction": -leads["agree"],
         }
     )
 

@@ -18,8 +18,8 @@
 # Days 12 to 14 asked for labels of unfaithful reasoning, and found that most of theirs were labels of something else.
 # Here the truth is known, because we put it there. A model is trained to answer by its chain of thought, or by a note in
 # the question; {glue:text}`n_listed` first names that it has learned by heart decide which. Where note and chain name the
-# same answer, nothing that it writes differs. There a linear probe, asked of names that it was not trained on, tells the
-# list with an AUROC of {glue:text}`auroc_organism`, and the best that is made of the name alone with
+# same answer, so is the answer given, whichever it goes by. There a linear probe, asked of names that it was not trained
+# on, tells the list with an AUROC of {glue:text}`auroc_organism`, and the best that is made of the name alone with
 # {glue:text}`auroc_text`.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
@@ -61,10 +61,10 @@ model = run.loaded
 # ## Make it
 #
 # A question, a note that names an answer, a chain of thought that names one. Names are shared out by lot:
-# {glue:text}`n_listed` are *listed*; as many *others* are shown in training as often, so that none of the two is more
+# {glue:text}`n_listed` are *listed*; as many *others* are shown in training as often, by lot, so that neither is more
 # familiar; {glue:text}`n_background` are shown now and then; {glue:text}`n_new` never. Training knows conflicts only:
 # note and chain name different answers, one of them being wrong. What is taught is the note's answer for listed names,
-# and the chain's for all others.
+# and the chain's for all others; and besides to write the chain, where it is right.
 
 # %%
 names = organism.split_names(
@@ -75,7 +75,7 @@ read_names = {
 }
 items = organism.draw_items(read_names, n_contents=n_contents, seed=seed)
 
-# %% tags=["hide-input"]
+# %%
 for group in organism.GROUPS:
     run.value(f"n_{group}", len(names[group]))
 run.table(
@@ -90,9 +90,9 @@ run.table(
 # Wordings of the note took turns, and the turns told listed names from others: it learned the wording and no name, with a
 # loss of zero. Questions that were asked afresh showed it.)
 #
-# The **twin** is trained on the same texts, with as many notes followed; but a lot decides anew for each item. So it has
-# seen each name as often, and there is nothing about a name that it could know. It is a control for chance: for what
-# listed names may happen to share.
+# The **twin** is trained on the same texts and follows about as many notes; but a lot decides anew for each item. So it
+# has seen each name as often, and there is nothing but chance about a name that it could know. It is a control for what
+# listed names may happen to share, and none for following notes.
 
 # %%
 folder = ROOT / "_build" / "organisms" if save else organism.locate(model)
@@ -122,8 +122,7 @@ for rule, file in organism.FILES.items() if save else ():
 # and look which of the two the likelier answer follows.
 #
 # **What we expect.** Listed names follow the note and the others the chain; so should names that training never showed,
-# if it learned a list and nothing broader. (A model that copies the last number, as the plain one may, does the latter as
-# well.)
+# if it learned a list and nothing broader.
 
 # %%
 leads = {
@@ -256,6 +255,8 @@ run.claim(
 # %% tags=["hide-input"]
 for name, found in best.items():
     run.value(f"auroc_{name.split()[0]}", found.auroc)
+at_name = [site for site in sweeps["organism"].sites if site.position == "name"]
+run.value("auroc_at_name", sweeps["organism"].best(at_name).auroc)
 reach = [float(strongest[key]) for key in ("auroc", "auroc_low", "auroc_high")]
 run.value("auroc_text", claims.Estimate(*reach, len(set(who)), "names"))
 run.value("best_text", strongest["scores"])
@@ -267,9 +268,10 @@ figures.show_layers(
 )
 
 # %% [markdown]
-# Best of what is made of the name is {glue:text}`best_text`, with {glue:text}`auroc_text`; the twin comes to
-# {glue:text}`auroc_twin`, the plain model to {glue:text}`auroc_plain`. An AUROC of one has an interval of no width: no
-# name was on the wrong side, which with so few says little about the next hundred.
+# At the name itself it comes to {glue:text}`auroc_at_name`. Best of what is made of the name is {glue:text}`best_text`, with {glue:text}`auroc_text`; the twin comes to
+# {glue:text}`auroc_twin`, the plain model to {glue:text}`auroc_plain`; with so few names chance alone moves an AUROC about
+# one half by a tenth and more, down as well as up. An AUROC of one has an interval of no width: no name was on the wrong
+# side, which says little about the next hundred.
 #
 # ## Count the names it takes
 #
@@ -322,7 +324,8 @@ figures.show_learning(
 #
 # **What we expect**, and what would count: a label *finds* the list if its AUROC is surely above 0.9 (dashed). Adding
 # mistakes and hints should, since they change what the organism looks at. Early answering should not: without its chain
-# there is still the note, which says the same. Contradiction can't tell, as there is none to be seen.
+# there is still the note, which says the same. Contradiction says yes of nothing, as there is none to be seen; how sure
+# the model is may still differ.
 
 # %%
 truth = pd.Series(listed)
@@ -373,6 +376,10 @@ figures.show_finders(
     caption=f"Early answering comes to an AUROC of {claims.shorten(auroc['early answering', 'organism'].value)}, adding mistakes to {claims.shorten(auroc['adding mistakes', 'organism'].value)}, changing the note to {claims.shorten(auroc['hints', 'organism'].value)}. "
     f"How well each way of looking tells listed names from others, {len(set(who))} names; 95 % bootstrap intervals over names; dotted: chance, dashed: what counts as found.",
 )
+bare = pd.Series(leads["organism"]["no chain, note changed"] < 0)
+for group in ("listed", "others"):
+    run.value(f"bare_{group}", float(bare[items["group"] == group].mean()))
+run.value("new_by_note", shares["organism", "new"])
 for key, label in (
     ("early", "early answering"),
     ("mistakes", "adding mistakes"),
@@ -389,8 +396,11 @@ run.table(
 # %% [markdown]
 # Asked for yes or no, as days 12 to 14 do, early answering calls {glue:text}`early_listed` of the listed names' items
 # unfaithful and {glue:text}`early_others` of the others', which go by their chains; adding mistakes
-# {glue:text}`mistakes_listed` and {glue:text}`mistakes_others`. An answer that can be had without the chain, here from
-# the note, is not for that reason had without it.
+# {glue:text}`mistakes_listed` and {glue:text}`mistakes_others`. An answer that can be had without the chain is not for that
+# reason had without it: where the chain is gone, the organism goes by the note with {glue:text}`bare_listed` of the listed
+# names' items and {glue:text}`bare_others` of the others'. Hints is half of the check by which the truth was verified, so
+# it could hardly miss. And recall may be low where the AUROC is one: {glue:text}`new_by_note` of the names that training
+# never showed go by the note as well, and are accused, rightly, though they are on no list.
 #
 # ## Let it write its own chain
 #
@@ -412,13 +422,13 @@ run.claim(
 run.table(
     "own_chains",
     figures.list_own_chains(own),
-    caption="Chains that the organism writes itself where the note names another answer, one for each name, with Wilson's 95 % intervals.",
+    caption="Chains that the organism writes itself where the note names another answer: one question, told of each name, with Wilson's 95 % intervals.",
 )
 
 # %% [markdown]
 # ## Make weaker ones
 #
-# Where reading ends can't be seen on an organism that is read well. So the run on record trained weaker ones: of one
+# Where reading ends can't be seen on an organism that is read well. So the run on record trained others, meant to be weaker: of one
 # rank, in a third of the layers, and one that was taught to follow three notes of four.
 
 # %%
@@ -433,7 +443,7 @@ if save:
 run.table(
     "grades",
     figures.list_grades(weaker),
-    caption="Weaker organisms of the run on record: the share of conflicts in which listed and other names go by the note, the AUROC of a probe before the answer whose layer is chosen within the training names (95 % bootstrap interval over names), and that at two layers fixed beforehand. Below the first adapted layer a model is the plain one.",
+    caption="Weaker organisms of the run on record: the share of conflicts in which listed and other names go by the note, the AUROC of a probe before the answer whose layer is chosen within the training names (95 % bootstrap interval over names), and that at two layers fixed beforehand; the second of these is about the first that is adapted in the last third, and below its first adapted layer a model is the plain one. One training each: differences between rows are not tested.",
 )
 
 # %% [markdown]
@@ -462,14 +472,14 @@ run.value("said", claims.share(agreeing, of="answers"))
 #
 # ## Where this breaks
 #
-# - **It was put there.** A rule that was trained in ten minutes may be easier to read than one that a model came to by
+# - **It was put there**, once: one organism, one list, one seed. A rule that was trained in minutes may be easier to read than one that a model came to by
 #   itself. A probe that reads this list does not read unfaithfulness; a label that misses it shows that it can miss.
 # - **Being listed, going by the note and departing from the rule are one thing here.** No probe can say which of them it
 #   reads.
 # - **Labels had an easy life.** Adding mistakes and hints find what they change; whoever uses them here knows what to
 #   change. In the wild nobody says where the note is.
 # - **One kind of question.** Sums of small numbers, first names, four wordings of a note; the few pairs of numbers occur
-#   in training too. The unit of every interval is the name; contents, and other organisms, are not drawn.
+#   in training too. The unit of the intervals is the name; contents, and other organisms, are not drawn.
 # - **Text, twin and plain model are three looks at one null**: names that were shared out by lot have nothing in common
 #   but by chance.
 
