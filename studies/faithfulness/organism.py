@@ -403,9 +403,10 @@ def save(adapter: Adapter, file: Path) -> None:
     from safetensors.torch import save_file
 
     sheet = {"names": dict(adapter.names), "settings": asdict(adapter.settings), "base": adapter.base}
+    sheet |= {"sha256": adapter.sha256}  # in one entry, as several have no order of their own
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(".part")
-    save_file(dict(adapter.weights), beside, metadata={"sheet": json.dumps(sheet), "sha256": adapter.sha256})
+    save_file(dict(adapter.weights), beside, metadata={"sheet": json.dumps(sheet)})
     beside.replace(file)
 
 
@@ -419,14 +420,13 @@ def read(file: Path) -> Adapter:
 
     try:
         with safe_open(file, "pt") as opened:
-            written = opened.metadata() or {}
+            sheet = json.loads((opened.metadata() or {})["sheet"])
             weights = {name: opened.get_tensor(name) for name in opened.keys()}
-        sheet = json.loads(written["sheet"])
         layers = tuple(sheet["settings"].pop("layers"))
         adapter = Adapter(weights, sheet["names"], Settings(**sheet["settings"], layers=layers), sheet["base"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"organism {file.name} can't be read ({type(error).__name__})") from None
-    if adapter.sha256 != written.get("sha256"):
+    if adapter.sha256 != sheet["sha256"]:
         raise InputError(f"organism {file.name} is damaged: its matrices have another hash than its sheet says")
     return adapter
 
