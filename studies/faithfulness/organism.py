@@ -426,7 +426,7 @@ def read(file: Path) -> Adapter:
         adapter = Adapter(weights, sheet["names"], Settings(**sheet["settings"], layers=layers), sheet["base"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"organism {file.name} can't be read ({type(error).__name__})") from None
-    if adapter.sha256 != sheet["sha256"]:
+    if adapter.sha256 != sheet.get("sha256"):
         raise InputError(f"organism {file.name} is damaged: its matrices have another hash than its sheet says")
     return adapter
 
