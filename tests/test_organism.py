@@ -206,12 +206,12 @@ def test_an_adapter_is_read_as_it_was_saved_or_not_at_all(embedded, names, train
     file = tmp_path / "folder" / "organism.safetensors"
     monkeypatch.setattr(organism, "train", lambda *arguments: trained)
     options = {"loaded": embedded, "names": names, "settings": trained.settings, "file": file}
-    assert organism.obtain(**options, teach=False) is None
-    assert organism.obtain(**options, teach=True).sha256 == trained.sha256
+    assert organism.find(**options) is None
+    assert organism.find_or_train(**options).sha256 == trained.sha256
     monkeypatch.setattr(organism, "train", None)
-    assert organism.obtain(**options, teach=True).sha256 == trained.sha256
+    assert organism.find_or_train(**options).sha256 == organism.find(**options).sha256 == trained.sha256
     for other in ({"settings": organism.Settings(seed=1)}, {"names": names | {"listed": names["listed"][1:]}}):
-        assert organism.obtain(**options | other, teach=False) is None
+        assert organism.find(**options | other) is None
     with refused("an adapter of other weights"):
         organism.apply(replace(embedded, weights_sha256="another"), trained)
     strange = {f"strange.{name}": weight for name, weight in trained.weights.items()}

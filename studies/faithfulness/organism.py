@@ -37,7 +37,7 @@ Group = Literal["listed", "others", "background", "new"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 """Names on the list; as many that training shows as often and that are not on it; many that it shows now and then, so
 that not being on the list is the rule; names that it never shows."""
-SHOWN = {"listed": 0.375, "others": 0.375, "background": 0.25}
+SHOWN: dict[Group, float] = {"listed": 0.375, "others": 0.375, "background": 0.25}
 """Of the items of training."""
 Rule = Literal["list", "lot"]
 """What decides in training whether the note is followed: the list, or, for the twin, a lot for each item."""
@@ -353,8 +353,8 @@ def measure_grades(
     """
     rows = []
     for name, made in grade(settings, loaded.n_layers).items():
-        adapter = obtain(loaded, names, made, folder / "graded" / f"{name.replace(' ', '-')}.safetensors", teach=True)
-        weaker = apply(loaded, adapter)
+        file = folder / "graded" / f"{name.replace(' ', '-')}.safetensors"
+        weaker = apply(loaded, find_or_train(loaded, names, made, file))
         by_note = pd.Series(find_followers(measure_leads(weaker, items, CONFLICTS))).groupby(items["group"]).mean()
         states = read_states(weaker, items, layers=range(loaded.n_layers))
         labels, who = (items["group"] == "listed").tolist(), items["name"].tolist()
@@ -367,30 +367,29 @@ def measure_grades(
     return pd.DataFrame(rows)
 
 
-def obtain(
-    loaded: LoadedModel, names: Mapping[Group, Sequence[str]], settings: Settings, file: Path, *, teach: bool
-) -> Adapter | None:
-    """The adapter that a file keeps of these names, settings and weights; else one that is trained now and kept there.
+def find(loaded: LoadedModel, names: Mapping[Group, Sequence[str]], settings: Settings, file: Path) -> Adapter | None:
+    """The adapter that a file keeps of these names, settings and weights; None where there is no such one.
 
     Args:
         loaded: on plain Hugging Face.
         names: by group.
         settings: of the training.
         file: of safetensors.
-        teach: whether to train it where there is none, else None is returned.
 
     Raises:
         InputError: the file is damaged.
     """
-    if file.exists():
+    adapter = read(file) if file.exists() else None
+    wanted = dict(names), settings, loaded.weights_sha256
+    return adapter if adapter and (dict(adapter.names), adapter.settings, adapter.base) == wanted else None
+
+
+def find_or_train(loaded: LoadedModel, names: Mapping[Group, Sequence[str]], settings: Settings, file: Path) -> Adapter:
+    """What `find` finds, or else an adapter that is trained now and kept in the file; arguments as there."""
+    if (adapter := find(loaded, names, settings, file)) is None:
+        save(train(loaded, names, settings), file)
         adapter = read(file)
-        kept = dict(adapter.names), adapter.settings, adapter.base
-        if kept == (dict(names), settings, loaded.weights_sha256):
-            return adapter
-    if not teach:
-        return None
-    save(train(loaded, names, settings), file)
-    return read(file)
+    return adapter
 
 
 def locate(loaded: LoadedModel) -> Path:
@@ -492,7 +491,7 @@ def draw_training_items(
     chain is wrong. Contents have other numbers than those of `draw_items`, as far as the few sums allow."""
     items = []
     for _ in range(settings.batch_size):
-        group = str(generator.choice(list(SHOWN), p=list(SHOWN.values())))
+        group = list(SHOWN)[generator.choice(len(SHOWN), p=list(SHOWN.values()))]
         name = str(generator.choice(names[group]))
         content, version = int(generator.integers(10**6, 10**9)), CONFLICTS[generator.integers(2)]
         chance = {"list": float(group == "listed"), "lot": SHOWN["listed"]}[settings.rule]

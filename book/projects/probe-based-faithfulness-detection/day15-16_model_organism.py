@@ -97,10 +97,9 @@ run.table(
 # %%
 folder = ROOT / "_build" / "organisms" if save else organism.locate(model)
 made = organism.Settings(seed=organism_seed)
+get = organism.find_or_train if save else organism.find
 adapters = {
-    rule: organism.obtain(
-        model, names, replace(made, rule=rule), folder / file, teach=save
-    )
+    rule: get(model, names, replace(made, rule=rule), folder / file)
     for rule, file in organism.FILES.items()
 }
 if None in adapters.values():
