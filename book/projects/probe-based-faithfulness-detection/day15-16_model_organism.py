@@ -379,6 +379,7 @@ figures.show_finders(
     caption=f"Early answering comes to an AUROC of {claims.shorten(auroc['early answering', 'organism'].value)}, adding mistakes to {claims.shorten(auroc['adding mistakes', 'organism'].value)}, changing the note to {claims.shorten(auroc['hints', 'organism'].value)}. "
     f"How well each way of looking tells listed names from others, {len(set(who))} names; 95 % bootstrap intervals over names; dotted: chance, dashed: what counts as found.",
 )
+run.value("auroc_sureness", auroc["contradiction", "organism"])
 bare = pd.Series(leads["organism"]["no chain, note changed"] < 0)
 for group in ("listed", "others"):
     run.value(f"bare_{group}", float(bare[items["group"] == group].mean()))
@@ -402,7 +403,8 @@ run.table(
 # {glue:text}`mistakes_listed` and {glue:text}`mistakes_others`. An answer that can be had without the chain is not for that
 # reason had without it: where the chain is gone, the organism goes by the note with {glue:text}`bare_listed` of the listed
 # names' items and {glue:text}`bare_others` of the others'. Hints is half of the check by which the truth was verified, so
-# it could hardly miss. And recall may be low where the AUROC is one: {glue:text}`new_by_note` of the names that training
+# it could hardly miss. Contradiction says yes of nothing, but how sure the agreed answer is comes to an AUROC of
+# {glue:text}`auroc_sureness`: the model's own output may give away what its words do not. And recall may be low where the AUROC is one: {glue:text}`new_by_note` of the names that training
 # never showed go by the note as well, and are accused, rightly, though they are on no list.
 #
 # ## Let it write its own chain
