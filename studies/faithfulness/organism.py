@@ -488,7 +488,7 @@ def draw_training_items(
     names: Mapping[Group, Sequence[str]], settings: Settings, generator: np.random.Generator
 ) -> list[dict[str, Any]]:
     """Conflicts, everything about them drawn apart: the group of the name, the name, the content, which of note and
-    chain is wrong. Contents have other numbers than those of `draw_items`, as far as the few sums allow."""
+    chain is wrong. Contents are other draws than those of `draw_items`, though sums are few and recur."""
     items = []
     for _ in range(settings.batch_size):
         group = list(SHOWN)[generator.choice(len(SHOWN), p=list(SHOWN.values()))]

@@ -524,15 +524,19 @@ run.finish()
 # four wordings.
 # ```
 #
-# **3. Move it** (20 minutes). Is the direction that the probe reads used? Add the difference of means between listed and
-# other names at the cue to items with other names whose note was changed. *Hint: `hooks.Edit("resid_post", layer,
-# value, how="add", position=-1)`.*
+# **3. Move it** (20 minutes). Is what the probe reads before the answer used there? Add the difference of means between
+# listed and other names to items of other names whose note was changed, at the cue. *Hint: `hooks.nudge` takes prompts
+# as tokens, the candidates' tokens, and vectors.*
 #
 # ```{dropdown} Solution
-# Take `z = probes.read_features(states["organism"], probes.Site("resid_post", depths[1], "cue"))`, and
-# `value = z[listed].mean(0) - z[~torch.tensor(listed)].mean(0)`. Within `hooks.intervene(readers["organism"],
-# hooks.Edit(...))` call `organism.measure_leads` for "note changed", and compare with a random direction of the same
-# length: only what moves answers more than that is used.
+# `site = probes.Site("resid_post", depths[1], "cue")`, `z = probes.read_features(states["organism"], site)` and
+# `value = z[torch.tensor(listed)].mean(0) - z[~torch.tensor(listed)].mean(0)`. For each row of
+# `items[items["group"] == "others"]` take `lead, pair = questions.encode_candidates(model, row["asked"].candidates)` and
+# the prompt `model.encode(organism.write_prompt(row["asked"], row["content"], "note changed")) + lead`. Then
+# `hooks.nudge(readers["organism"], prompts, torch.tensor(pairs), vectors, layer=depths[1]).logits` with
+# `vectors = torch.stack([0 * value, value, random])[:, None].expand(-1, len(prompts), -1)`, where `random` is a random
+# direction of the same length. If the lead of the chain's answer falls, and by more than with the random one, but
+# stays above zero, the mark is read there and the answer is made of more than it.
 # ```
 
 # %% [markdown]
