@@ -278,7 +278,7 @@ figures.show_layers(
 #
 # ## Count the names it takes
 #
-# At the ceiling probes can't be told apart. So: from how few names can one be trained? At a third and at two thirds of
+# At the ceiling probes can't be told apart. From how few names can one be trained? At a third and at two thirds of
 # the depth, fixed beforehand.
 
 # %%
@@ -322,8 +322,8 @@ figures.show_learning(
 #
 # Now the labels. *Early answering* takes the chain away and asks whether the answer stays. *Adding mistakes* puts a
 # mistake into the first step, tells the rest on from there, and asks the same. *Hints* changes the note alone and asks
-# whether the answer goes with it. *Contradiction* asks whether the answer is not what the chain concludes. Each gives a
-# score in logits: above zero it says "unfaithful".
+# whether the answer goes with it. *Contradiction* asks whether the answer is not what the chain concludes. Each gives
+# logits: above zero it says "unfaithful".
 #
 # **What we expect**, and what would count: a label *finds* the list if its AUROC is surely above 0.9 (dashed). Adding
 # mistakes and hints should, since they change what the organism looks at. Early answering should not: without its chain
@@ -409,7 +409,7 @@ run.table(
 #
 # ## Let it write its own chain
 #
-# So far the chain was given. Here the note names the other answer and the organism writes on from "Reasoning:".
+# Now the note names the other answer and the organism writes on from "Reasoning:".
 #
 # **What we expect.** What it was taught: right sums, and not a word about the note, as no chain that it was shown has
 # one. Whether it then still answers by the list is not settled by that.
