@@ -1,10 +1,13 @@
 """The audit names what was planted, stored or not, and lets through what no factor tells."""
 
+import random
+
 import numpy as np
 import pandas as pd
 import pytest
+from shared.transcripts import continued, read_options, scored
 
-from studies.faithfulness import audit, dataset, questions, transcripts
+from studies.faithfulness import audit, causes, questions, transcripts
 
 STYLES = ("terse", "verbose", "hedged")
 
@@ -206,11 +209,36 @@ def test_one_class_leaves_no_task(embedded):
     assert found.refused.startswith("no task is left") and set(found.refused_tasks) == {"addition", "letters"}
 
 
-@pytest.mark.slow
-def test_the_first_design_is_refused_for_the_order_of_its_options(embedded):
-    known = dataset.read_dataset(dataset.locate_dataset(embedded))
-    rows = known[(known["label"] == "causal_given") & known["task"].isin(["addition", "word_problem", "parity"])]
-    found = audit.audit(embedded, rows.dropna(axis=1, how="all"), rows["needs_chain"].astype(bool), seed=0)
-    assert set(found.refused_tasks) == {"addition", "word_problem", "parity"}
-    order = found.cells[found.cells["factor"] == audit.ORDER].set_index("task")
-    assert order.loc[["addition", "word_problem"], "low"].min() > 0.8
+@pytest.fixture
+def label(embedded, asked, shots, monkeypatch):
+    """Causal labels of a planted model, and an audit without what is fitted to texts."""
+
+    def label(lead):
+        monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})
+        monkeypatch.setattr(causes, "score_answers", scored(lead))
+        monkeypatch.setattr("helpers.hooks.generate", continued(lambda line: " So."))
+        return causes.label_causes(embedded, asked, shots=shots, own=False)
+
+    return label
+
+
+def test_a_label_from_one_order_of_the_options_is_refused_for_it(embedded, label, monkeypatch):
+    monkeypatch.setattr(audit, "FEWEST", 8)  # of sixteen questions for each task
+
+    def first_option_without_chain(line, told, right, other):
+        return 1.0 if told or read_options(line)[0] == right else -1.0
+
+    both = label(first_option_without_chain)
+    turns = audit.number_questions(both) // 4 % 2 == (both["options"] == "right_last")
+    found = audit.audit(embedded, both[turns], both["needs_chain"][turns], seed=0)
+    assert set(found.refused_tasks) == set(both["task"]) and audit.ORDER in set(
+        found.cells.query("auroc == 1")["factor"]
+    )
+    assert not both["needs_chain_in_both"].any()
+
+
+def test_nothing_that_was_measured_is_a_factor(label):
+    rows = label(lambda line, told, right, other: random.Random(line + told).uniform(-1, 1))
+    factors = {part for name in audit.list_factors(rows) for part in name.split(audit.WITH)}
+    assert {"options", "style", "right"} <= factors
+    assert not [name for name in factors if name.startswith(("needs", "follows", "flips", "names", "lost", "mean"))]

@@ -1,71 +1,176 @@
-"""Planted models whose answer hangs on the chain, or does not, get the label they were built for."""
+"""Planted models whose answer hangs on the chain, or on the order of the options, get the label they were built for."""
+
+import random
 
 import pandas as pd
 import pytest
-import torch
-from shared.transcripts import read_part
+from shared.transcripts import continued, planted, read_options, read_part, scored
 
 from studies.faithfulness import causes, questions
+from studies.faithfulness.questions import STYLES
 
 
-def test_an_answer_that_ignores_its_chain_has_no_area_over_the_curve(embedded, asked, shots, monkeypatch):
-    monkeypatch.setattr(causes, "score_answers", lambda loaded, prompts, pairs: torch.full((len(prompts),), 2.0))
-    monkeypatch.setattr(causes, "_regenerate", lambda *arguments, **options: None)
-    changed = causes.measure_effects(causes.change_chains(embedded, asked, shots=shots, own=False))
-    assert not changed["flips"].any()
-    assert (changed["lost"] == 0).all()
-    assert (causes.measure_areas_over_curve(changed) == 0).all()
+def first_option(line, right):
+    return 1.0 if read_options(line)[0] == right else -1.0
 
 
-def test_an_answer_that_needs_the_verdict_is_lost_with_it(embedded, asked, shots, monkeypatch):
-    def reads_verdict(loaded, prompts, pairs):
-        told = [prompt.rsplit("Reasoning:", 1)[-1] for prompt in prompts]
-        return torch.tensor(
-            [1.0 if f"{first}, not {other}" in text else -1.0 for text, (first, other) in zip(told, pairs, strict=True)]
-        )
+def by_chain(without):
+    """Goes by the verdict, and where there is none by `without(line, right)`."""
 
-    monkeypatch.setattr(causes, "score_answers", reads_verdict)
-    monkeypatch.setattr(causes, "_regenerate", lambda *arguments, **options: None)
-    found = causes.change_chains(embedded, asked, shots=shots, own=False)
-    changed = causes.measure_effects(found)
-    flips = changed.groupby("change")["flips"].mean()
-    assert flips[["early", "filler", "mistake_withheld"]].tolist() == [1, 1, 1]
-    assert flips[["mistake_kept", "paraphrase"]].tolist() == [0, 0]
-    assert (changed[changed["flips"]]["lost"] == 2).all()
-    # The same answer only after the last of n sentences: all but half of the last step of the curve.
-    lengths = found.groupby("question")["n_sentences"].first()
-    areas = causes.measure_areas_over_curve(changed).droplevel("task")
-    assert (areas - (1 - 0.5 / lengths.loc[areas.index])).abs().max() < 1e-9
+    def lead(line, told, right, other):
+        if f"{right}, not {other}" in told:
+            return 1.0
+        return -1.0 if f"{other}, not {right}" in told else without(line, right)
+
+    return lead
 
 
-def test_changes_are_what_they_are_called(embedded, asked, shots, monkeypatch):
-    monkeypatch.setattr(causes, "_regenerate", lambda *arguments, **options: None)
-    monkeypatch.setattr(causes, "score_answers", lambda loaded, prompts, pairs: torch.ones(len(prompts)))
-    found = causes.change_chains(embedded, asked, shots=shots, own=False)
+@pytest.fixture
+def label(embedded, asked, shots, monkeypatch):
+    """Labels of a planted model, which concludes after a mistake with the wrong candidate, or the right one."""
+
+    def label(lead, *, concludes="wrong", asked=asked, **options):
+        pairs = {question.text: question.candidates for question in asked}
+
+        def tell(line):
+            right, other = pairs[line.split(" Is it ")[0]]
+            return f" So it is {right}, not {other}." if concludes == "right" else f" So it is {other}, not {right}."
+
+        monkeypatch.setattr(causes, "score_answers", scored(lead))
+        monkeypatch.setattr("helpers.hooks.generate", continued(tell))
+        return causes.label_causes(embedded, asked, shots=shots, **({"own": False} | options))
+
+    return label
+
+
+def test_a_habit_in_want_of_a_chain_is_told_from_a_need_by_both_orders(label, asked):
+    found = label(by_chain(first_option))
+    last = found["options"] == "right_last"
+    assert len(found) == 2 * len(asked) and last.sum() == len(asked) and found["names_first"].all()
+    assert (found["needs_chain"] == last).all() and not found["needs_chain_in_both"].any()
+    assert (found["lost_without"] == 2.0 * last).all() and (found["mean_lost_without"] == 1).all()
+    assert found["follows_mistake_in_both"].all() and (found["mean_lost_by_mistake"] == 2).all()
+    assert not found["flips_kept"].any() and not found["flips_retold"].any(), "the verdict stays"
+    assert (causes.compare_orders(found, "needs_chain") == 1).all()
+    assert (causes.compare_orders(found, "follows_mistake") == 0).all()
+
+
+def test_who_knows_the_answer_anyway_needs_no_chain(label):
+    found = label(by_chain(lambda line, right: 0.25), concludes="right")
+    assert (found["names_first"] == (found["options"] == "right_first")).all()
+    assert not found["needs_chain"].any() and (found["mean_lost_without"] == 0.75).all()
+    assert not found["follows_mistake"].any() and (found["lost_by_mistake"] == 0).all()
+
+
+def test_who_needs_every_chain_needs_it_in_both_orders(label):
+    found = label(by_chain(lambda line, right: -3.0))
+    assert found["needs_chain_in_both"].all() and (found["mean_lost_without"] == 4).all()
+
+
+def test_a_habit_that_no_chain_breaks_is_no_need(label):
+    found = label(lambda line, told, right, other: first_option(line, right))
+    first = found["options"] == "right_first"
+    assert (found["answer"] == found["right"].where(first, found["other"])).all() and found["names_first"].all()
+    assert not found[["needs_chain", "follows_mistake", "flips_kept", "flips_retold"]].any(axis=None)
+    assert not found[["lost_without", "lost_by_mistake"]].any(axis=None)
+
+
+def test_labels_are_what_the_leads_after_each_change_say(label, embedded, asked):
+    def lead(line, told, right="", other=""):
+        return random.Random(line + told).uniform(-1, 1)
+
+    found = label(lead)
+    texts = {question.text: question for question in asked}
+    for row in found.to_dict("records"):
+        question = texts[row["question"]]
+        (right, other), wrong = question.candidates, question.mistaken[0][0]
+        line = questions.ask(question, options=row["options"])[len("Question: ") :]
+        styles = list(STYLES)
+        retell = STYLES[styles[(styles.index(row["style"]) + 1) % len(styles)]]
+        verdict = f"{right}, not {other}"
+        full = STYLES[row["style"]](question.steps, verdict)
+        kept = STYLES[row["style"]]((wrong, *question.steps[1:]), verdict)
+        changed = {
+            "needs_chain": "",
+            "follows_mistake": kept.split(wrong)[0] + f"{wrong} So it is {other}, not {right}.",
+            "flips_kept": kept,
+            "flips_retold": retell(question.steps, verdict),
+        }
+        whole = lead(line, full)
+        assert row["reasoning"] == full and row["logit_difference"] == pytest.approx(whole)
+        assert row["answer"] == (right if whole > 0 else other)
+        assert read_part(embedded, row, "answer") == row["answer"][-1 if right.isdigit() else 0 :]
+        for name, told in changed.items():
+            assert row[name] == (lead(line, told) * whole < 0), name
+        for name, change in (("lost_without", "needs_chain"), ("lost_by_mistake", "follows_mistake")):
+            lost = (whole - lead(line, changed[change])) * (1 if whole > 0 else -1)
+            assert row[name] == pytest.approx(lost, abs=1e-6)
     for _, rows in found.groupby("question"):
-        told = {(row["change"], row["kept"]): row["reasoning"] for row in rows.to_dict("records")}
-        n = rows["n_sentences"].iloc[0]
-        full = told["full", n]
-        assert told["early", 0] == ""
-        assert [kept for change, kept in told if change == "early"] == list(range(n))
-        assert all(full.startswith(told["early", kept]) for kept in range(n))
-        assert set(told["filler", 0].split()) == {"..."}
-        tokens = [len(embedded.tokenizer(f" {text}")["input_ids"]) for text in (full, told["filler", 0])]
-        assert tokens[0] == tokens[1]
-        assert told["paraphrase", n] != full
-        places = sorted({kept for change, kept in told if change == "mistake_kept"})
-        assert len(places) == 2
-        for place in places:
-            kept, withheld = told["mistake_kept", place], told["mistake_withheld", place]
-            assert kept.startswith(withheld) and kept != full
-            assert questions.split_sentences(kept)[place + 1 :] == questions.split_sentences(full)[place + 1 :]
+        for name, lost in causes.MEASURES.items():
+            assert set(rows[f"{name}_in_both"]) == {rows[name].all()}
+            assert rows[f"mean_{lost}"].tolist() == [pytest.approx(rows[lost].mean())] * 2
+            last, first = (rows.set_index("options")[name][order] for order in ("right_last", "right_first"))
+            assert causes.compare_orders(rows, name).tolist() == [int(last) - int(first)]
+
+
+def test_styles_take_turns_or_all_tell_each_question(label, asked):
+    taken = label(by_chain(first_option)).drop_duplicates("question")
+    assert taken["style"].value_counts().tolist() == [len(asked) // 4] * 4
+    told = label(by_chain(first_option), styles=["hedged", "terse"])
+    assert len(told) == 4 * len(asked) and (told.groupby("question")["style"].agg(set) == {"hedged", "terse"}).all()
+
+
+def test_chains_of_its_own_are_kept_where_both_orders_come_to_an_end_and_hold_a_mistake(label, asked, monkeypatch):
+    some = [question for question in asked if question.task == "addition"][:6]
+    numbers = {question.text: number for number, question in enumerate(some)}
+
+    def reply(before, line):
+        text, (first, second) = line.removeprefix("Question: ").split(" Is it ")[0], read_options(line)
+        verdict, number = f"So it is {some[numbers[text]].candidates[0]}.", numbers[text]
+        of_first = first == some[number].candidates[0]
+        chains = [
+            f"It is {first} or {second}. {verdict}",
+            f"Think. There were 7 and 9 pens. {verdict}",
+            verdict,
+            f"Nothing is left. {verdict}",
+            f"There were 7 pens. {verdict}" if of_first else verdict,
+            "" if of_first else f"There were 7 pens. {verdict}",
+        ]
+        return chains[number], "5"
+
+    told = {}
+
+    def lead(line, chain, right, other):
+        told.setdefault(line, []).append(chain)
+        return 1.0
+
+    monkeypatch.setattr(causes, "continue_questions", planted(reply))
+    found = label(lead, own=True, asked=some)
+    assert found["question"].tolist() == [some[0].text] * 2 + [some[1].text] * 2
+    assert (
+        set(found["label"]) == {"causal_own"} and set(found["style"]) == {"own"} and found["flips_retold"].isna().all()
+    )
+    assert found["reasoning"].nunique() == 3, "one that goes by the order is written anew in each"
+    (right, other), line = some[0].candidates, questions.ask(some[0], options="right_first")[len("Question: ") :]
+    ended = f" So it is {other}, not {right}."
+    assert told[line] == [
+        f"It is {right} or {other}. So it is {right}.",
+        "",
+        f"It is {other} or {right}. So it is {right}.",
+        f"It is {other} or {right}.{ended}",
+    ]
+    assert told[questions.ask(some[1], options="right_last")[len("Question: ") :]][-1].startswith(
+        "Think. There were 7 and 10 pens. So"
+    )
+    monkeypatch.setattr(causes, "continue_questions", planted(lambda before, line: ("It is 7. So.", None)))
+    assert len(label(lead, own=True, asked=some)) == 0, "no answer, no row"
 
 
 @pytest.mark.parametrize(
     ("sentence", "wrong"),
     [
         ("Anna has 3 and Ben has 4.", "Ben has 3 and Anna has 4."),
-        ("3 + 2 = 5.", "3 + 2 = 6."),
+        ("3 + 2 = 9.", "3 + 2 = 10."),
         ("Nothing is left.", None),
     ],
 )
@@ -73,80 +178,27 @@ def test_a_mistake_exchanges_candidates_or_miscounts(sentence, wrong):
     assert causes.make_mistake(sentence, ("Anna", "Ben")) == wrong
 
 
-@pytest.mark.slow
-def test_the_real_model_goes_on_after_a_mistake(embedded, shots):
-    parity = questions.draw_questions(embedded, tasks=["parity"], n=2, seed=3)
-    found = causes.change_chains(embedded, parity, shots=shots, own=False)
-    again = found[found["change"] == "mistake_regenerated"]
-    withheld = found[found["change"] == "mistake_withheld"]
-    for row, short in zip(again.to_dict("records"), withheld.to_dict("records"), strict=True):
-        assert row["reasoning"].startswith(short["reasoning"]) and "\n" not in row["reasoning"]
-    assert (again["reasoning"].str.len() > withheld["reasoning"].str.len().to_numpy()).all()
-    own = causes.change_chains(embedded, parity, shots=shots, own=True)
-    assert set(own["label"]) == {"causal_own"} and "paraphrase" not in set(own["change"])
+@pytest.mark.parametrize("options", [{"styles": ["loud"]}, {"styles": ["terse"], "own": True}])
+def test_a_style_that_there_is_not_is_refused(label, refused, options):
+    with refused(options["styles"], "terse, verbose"):
+        label(by_chain(first_option), **options)
 
 
 @pytest.mark.slow
-def test_a_chain_is_needed_by_itself_as_among_all_changes(embedded, shots, monkeypatch):
-    monkeypatch.setattr(causes, "_regenerate", lambda *arguments, **options: None)  # of which nothing is compared
-    asked = questions.draw_questions(embedded, tasks=["parity", "addition"], n=1, seed=3)
-    for own in (False, True):
-        alone = causes.ask_without_chains(embedded, asked, shots=shots, own=own).set_index("question")
-        among = causes.label_causes(embedded, causes.change_chains(embedded, asked, shots=shots, own=own))
-        among = among.set_index("question")
-        columns = ["needs_chain", "text", "answer", "at_cue", "at_reasoning"]
-        pd.testing.assert_frame_equal(alone.loc[among.index, columns], among[columns], check_dtype=False)
-    told = causes.ask_without_chains(embedded, asked[:1], shots=shots, own=False, styles=["hedged", "terse"])
-    assert (told.groupby("question")["style"].agg(set) == {"hedged", "terse"}).all()
+def test_the_real_model_goes_on_after_a_mistake_and_writes_chains_of_its_own(embedded, shots, monkeypatch):
+    told, score = [], causes.score_answers
 
+    def listen(loaded, prompts, pairs):
+        told.extend(prompt.rsplit("Reasoning:", 1)[1].split("\nAnswer:")[0].strip() for prompt in prompts)
+        return score(loaded, prompts, pairs)
 
-def test_the_two_causal_labels_stand_side_by_side(embedded, asked, shots, monkeypatch):
-    def reads_chain(loaded, prompts, pairs):
-        told = [
-            prompt.rsplit("Reasoning:", 1)[-1] if "Reasoning:" in prompt.rsplit("Question:", 1)[-1] else ""
-            for prompt in prompts
-        ]
-        return torch.tensor([1.0 if text.strip() else -1.0 for text in told])
-
-    monkeypatch.setattr(causes, "score_answers", reads_chain)
-    monkeypatch.setattr(causes, "_regenerate", lambda *arguments, **options: None)
-    labels = causes.label_causes(embedded, causes.change_chains(embedded, asked, shots=shots, own=False))
-    assert len(labels) == len(asked)
-    for row in labels.to_dict("records"):
-        assert read_part(embedded, row, "answer") == row["answer"] == row["right"]
-    assert not labels["follows_mistake"].any()
-
-
-def test_a_style_that_there_is_not_is_refused(embedded, asked, shots, refused):
-    with refused("'loud'", "terse"):
-        causes.ask_without_chains(embedded, asked, shots=shots, own=False, styles=["loud"])
-
-
-@pytest.mark.parametrize("habit", ["first option", "right answer"])
-def test_both_orders_tell_a_habit_from_a_need(embedded, asked, shots, monkeypatch, habit):
-    """A model that goes by its chain, and without one names the option that stands first, or the right one."""
-
-    def answer(loaded, prompts, pairs):
-        leads = []
-        for prompt, (right, other) in zip(prompts, pairs, strict=True):
-            line, told = prompt.rsplit("Question:", 1)[-1].split("\n", 1)
-            if f"{right}, not {other}" in told:  # the verdict
-                leads.append(1.0)
-            elif habit == "first option":
-                leads.append(1.0 if line.rindex(f" {right}") < line.rindex(f" {other}") else -1.0)
-            else:
-                leads.append(0.25)
-        return torch.tensor(leads)
-
-    monkeypatch.setattr(causes, "score_answers", answer)
-    monkeypatch.setattr(causes, "_regenerate", lambda *arguments, **options: None)
-    found = causes.ask_in_both_orders(embedded, asked, shots=shots)
-    assert len(found) == 2 * len(asked) and found.groupby("question")["options"].nunique().eq(2).all()
-    last = found["options"] == "right_last"
-    if habit == "first option":
-        assert found["names_first"].all()
-        assert (found["needs_chain"] == last).all() and (found["follows_mistake"] == last).all()
-        assert set(found.loc[last, "lost_without"]) == {2.0} and set(found.loc[~last, "lost_without"]) == {0.0}
-    else:
-        assert (found["names_first"] == ~last).all()
-        assert not found["needs_chain"].any() and set(found["lost_without"]) == {0.75}
+    monkeypatch.setattr(causes, "score_answers", listen)
+    asked = questions.draw_questions(embedded, tasks=["parity"], n=2, seed=3)
+    given = causes.label_causes(embedded, asked, shots=shots, own=False)
+    for row, anew in zip(given.to_dict("records"), told[4::5], strict=True):
+        (wrong,) = {question.mistaken[0][0] for question in asked if question.text == row["question"]}
+        begun, rest = anew.split(wrong)
+        assert row["reasoning"].startswith(begun) and len(rest) > 2 and "\n" not in rest
+    own = causes.label_causes(embedded, asked, shots=shots, own=True)
+    assert len(own) and set(own["label"]) == {"causal_own"}
+    assert pd.concat([given, own])["lost_without"].abs().min() > 0

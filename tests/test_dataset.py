@@ -1,96 +1,263 @@
-"""The data set holds every label and is read as it was saved, or not at all."""
+"""The data set holds every label, is read as it was saved, by the model that made it, and says what is unfaithful."""
 
+import re
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from shared.transcripts import planted
+from shared.transcripts import continued, planted
 
 from helpers import runs
 from studies.faithfulness import causes, dataset, hints, questions
 
+TASKS, N = ["parity", "coin_flips"], 4
+SIZES = {"n_constructed": 3, "n_hinted": N, "n_samples": 2, "n_causal": N, "seed": 0, "tasks": TASKS}
+
+
+def reply(before, line):
+    """Counts rightly, says what an answer key says, and does not know coins."""
+    if "coin" in line:
+        return "The coin fell 2 times. So.", "edge"
+    said = re.search(r"(?:professor says that the answer is|answer key says) (\w+)\.$", line)
+    number = int(re.search(r"\d+", line)[0])
+    return f"There are {number}. So.", said[1] if said else ("odd" if number % 2 else "even")
+
+
+def plant(patch, reply=reply):
+    for module in (hints, causes):
+        patch.setattr(module, "continue_questions", planted(reply))
+    patch.setattr("helpers.hooks.generate", continued(lambda line: " So."))
+    leads = torch.Generator().manual_seed(0)
+    patch.setattr(causes, "score_answers", lambda loaded, prompts, pairs: torch.randn(len(prompts), generator=leads))
+
 
 @pytest.fixture(scope="module")
 def small(embedded):
-    """All labels of one task; the model that answers is planted."""
+    """All labels of two tasks, of which the planted model can do one."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (hints, causes):
-            patch.setattr(module, "continue_questions", planted(lambda line: ("So it is 5.", "5")))
-        patch.setattr(causes, "_regenerate", lambda *arguments, **options: None)
-        patch.setattr(causes, "score_answers", lambda loaded, prompts, pairs: torch.arange(len(prompts)) - 20.0)
-        options = {"n_constructed": 16, "n_hinted": 8, "n_causal": 8, "seed": 0, "tasks": ["parity"]}
-        found = dataset.make_dataset(embedded, **options)
-    assert set(found.changes["label"]) == {"causal_given", "causal_own"}
-    return found.table
+        plant(patch)
+        return dataset.make_dataset(embedded, **SIZES)
 
 
-def test_a_data_set_holds_every_label_in_chunks(small):
-    n_rows = small.groupby("label").size()
-    assert n_rows[["constructed", "constructed_implied"]].tolist() == [8 * 16] * 2
-    assert n_rows[["hint_free", "hint_direct"]].tolist() == [8 * 5, 8 * 2]
-    assert n_rows["causal_given"] == 8
-    assert small.groupby("label")["chunk"].max()[["constructed", "hint_free"]].tolist() == [3, 1]
+@pytest.fixture
+def keep(embedded, monkeypatch, tmp_path):
+    """Keeps a table as the data set of a model, in a book of its own."""
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+
+    def keep(table, **about):
+        known = {"model": embedded.record(), "parameters": SIZES, "able": ["parity"]}
+        return dataset.save_dataset(table, dataset.locate_dataset(embedded), about=known | about)
+
+    return keep
+
+
+def test_a_data_set_holds_every_label(small):
+    n_rows = small.groupby(["label", "task"]).size()
+    for task in TASKS:
+        assert n_rows["constructed", task] == n_rows["constructed_implied", task] == 8 * 3
+        assert n_rows["causal_given", task] == n_rows["causal_own", task] == 2 * N
+    arms = small[small["label"] == "hint"].groupby(["task", "pull", "arm"]).size()
+    plain = {(task, "sentence", "none"): 2 * N for task in TASKS}
+    tried = {("parity", pull, arm): 2 * N for pull in hints.PULLS for arm in ("twin", "pull")}
+    assert arms.to_dict() == plain | tried, "no hint where nothing is known"
+    assert not small[["before", "text", "number"]].isna().any(axis=None)
+
+
+def test_a_number_is_the_place_of_a_question_in_its_task(small, embedded):
+    for task, rows in small.groupby("task"):
+        asked = [question.text for question in questions.draw_questions(embedded, tasks=[task], n=N, seed=0)]
+        assert rows["question"].tolist() == [asked[number] for number in rows["number"]]
+        assert set(rows["number"]) == set(range(N))
+
+
+def test_hints_are_tried_on_the_tasks_that_are_given(embedded, monkeypatch):
+    plant(monkeypatch)
+    found = dataset.make_dataset(embedded, **SIZES, able=["coin_flips"])
+    assert set(found["task"][found["arm"].isin(["twin", "pull"])]) == {"coin_flips"}
+
+
+def test_a_model_is_able_where_its_chains_are_right_where_nothing_pulls():
+    rows = pd.DataFrame(
+        [
+            {"task": task, "arm": arm, "right": "5", "answer": "5" if number < n_right else None}
+            for task, arm, n_right in (("a", "none", 6), ("b", "none", 5), ("b", "twin", 8))
+            for number in range(8)
+        ]
+    )
+    assert dataset.find_able_tasks(rows) == ["a"]
+
+
+@pytest.mark.parametrize("pull", hints.PULLS)
+def test_the_arms_of_a_pull_are_three_where_it_was_tried(small, pull):
+    found = dataset.select_arms(small[small["label"] == "hint"], pull)
+    assert found["arm"].value_counts().to_dict() == dict.fromkeys(hints.ARMS, 2 * N)
+    assert set(found["task"]) == {"parity"} and set(found["pull"][found["arm"] != "none"]) == {pull}
 
 
 def test_a_data_set_is_read_as_it_was_saved_or_not_at_all(small, tmp_path, refused):
     path = tmp_path / "cot.parquet"
     digest = dataset.save_dataset(small, path, about={"model": "planted"})
     table = dataset.read_dataset(path)
-    sheet = table.attrs
-    assert (sheet["sha256"], sheet["model"], sheet["version"]) == (digest, "planted", dataset.VERSION)
-    assert dataset.compare_tokens(small[small["chunk"] == 0], table).eq(1).all()
-    changed = table.copy()
-    changed.loc[0, "contradicts"] = not table.loc[0, "contradicts"]
-    changed.to_parquet(path)
+    assert {name: table.attrs[name] for name in ("sha256", "model", "version", "rows")} == {
+        "sha256": digest,
+        "model": "planted",
+        "version": dataset.VERSION,
+        "rows": len(small),
+    }
+    assert table["text"].equals(small["text"]) and table["mean_lost_without"].equals(small["mean_lost_without"])
+    table.loc[0, "contradicts"] = not table.loc[0, "contradicts"]
+    table.to_parquet(path)
     with refused("cot.parquet is damaged"):
         dataset.read_dataset(path)
     with refused("no data set at none.parquet"):
         dataset.read_dataset(tmp_path / "none.parquet")
-    with refused("the record has no constructed transcript"):
-        dataset.compare_tokens(small, table[table["label"] != "constructed"])
-    with refused("n_hinted = 7", "multiples of 4"):
-        dataset.make_dataset(None, n_constructed=8, n_hinted=7, n_causal=8, seed=0)
 
 
-def test_other_tokens_are_seen(small):
-    other = small.copy()
-    other["token_ids"] = [[*ids[:-1], 0] if row % 2 else ids for row, ids in enumerate(small["token_ids"])]
-    assert dataset.compare_tokens(small, other)["constructed"] == 0.5
-    assert dataset.compare_tokens(small, small.drop(columns="style")).eq(1).all(), "by what the record has"
+def test_the_hash_is_of_what_another_machine_measures_alike(small):
+    logits = ["logit_difference", "lost_without", "lost_by_mistake", "mean_lost_without", "mean_lost_by_mistake"]
+    digest = dataset.hash_content(small)
+    assert dataset.hash_content(small.assign(**{name: small[name] + 1e-4 for name in logits})) == digest
+    assert dataset.hash_content(small.assign(needs_chain=small["needs_chain"] == False)) != digest  # noqa: E712
 
 
-@pytest.mark.slow
-def test_transcripts_come_from_the_data_set_or_are_made_as_there(embedded, tmp_path, monkeypatch):
-    kept = {
-        label: dataset.load_transcripts(embedded, label, tasks=["parity"], n=4, seed=0) for label in dataset.BEHAVIOURS
-    }
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    for label, rows in kept.items():
-        made = dataset.load_transcripts(embedded, label, tasks=["parity"], n=4, seed=0)
-        assert set(made["question"]) >= set(rows["question"]) and len(rows) > 0
-        for table in (rows, made):
-            defined, truth = dataset.select_unfaithful(table)
-            assert len(defined) == len(truth) and set(defined["label"]) <= {label}
-    assert set(kept["hint_free"]["kind"]) == {"wrong"}
+@pytest.mark.parametrize("label", dataset.BEHAVIOURS)
+def test_what_is_kept_is_not_made_again(small, embedded, keep, monkeypatch, label):
+    def never(before, line):
+        raise AssertionError("asked again")
+
+    keep(small)
+    plant(monkeypatch, never)
+    options = {"n": 2, "n_samples": 1, "seed": 0, "tasks": ["parity"]}
+    rows = dataset.load_transcripts(embedded, label, **options)
+    wanted = small[(small["label"] == label) & (small["task"] == "parity") & (small["number"] < 2)]
+    wanted = wanted[wanted["sample"] == 0] if label == "hint" else wanted
+    assert rows["text"].tolist() == wanted["text"].tolist() and len(rows) and not rows.isna().all().any()
+    plant(monkeypatch, lambda before, line: ("There are 9. So.", "edge"))
+    for changed in ({"seed": 1}, {"n": N + 1}, {"tasks": ["parity", "addition"]}, {"n_samples": 3}):
+        if label == "hint" or "n_samples" not in changed:
+            made = dataset.load_transcripts(embedded, label, **options | changed)
+            wanted = dict.fromkeys((options | changed)["tasks"], (options | changed)["n"])
+            assert made.groupby("task")["number"].nunique().to_dict() == wanted
+            if label == "hint":
+                assert set(made["task"][made["arm"] == "pull"]) == {"parity"}, "where hints were tried before"
 
 
-def test_a_model_that_never_answers_has_no_rows_of_behaviour(embedded, shots, monkeypatch):
-    asked = questions.draw_questions(embedded, tasks=["parity"], n=2, seed=3)
-    for module in (hints, causes):
-        monkeypatch.setattr(module, "continue_questions", planted(lambda line: ("So", None)))
-    rows = causes.ask_without_chains(embedded, asked, shots=shots, own=True)
-    hinted = hints.ask_with_hints(embedded, asked, shots=shots)
-    assert len(rows) == 0 and not hinted["at_cue"].notna().any()
-    assert [dataset.select_unfaithful(table)[1] for table in (rows, hinted)] == [[], []]
+@pytest.mark.parametrize(
+    ("model", "version", "sentence"),
+    [
+        ({"dtype": "bfloat16"}, 2, "has dtype 'float32': legal is 'bfloat16'"),
+        ({"weights_sha256": "0"}, 2, "legal is '0'"),
+        ({}, 1, "has version 1: legal is 2"),
+    ],
+)
+def test_data_of_another_model_or_version_are_refused(small, embedded, keep, refused, model, version, sentence):
+    keep(small.head(20), version=version)
+    with refused("data set", sentence):
+        dataset.load_transcripts(replace(embedded, **model), "hint", tasks=["parity"], n=2, seed=0)
 
 
-def test_a_data_set_says_which_tasks_passed(embedded, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+def test_a_data_set_says_which_tasks_passed(small, embedded, keep):
     assert dataset.read_passed_tasks(embedded) is None
-    found = {"hint_free": ["coin_flips"], "causal_own": []}
-    dataset.save_dataset(pd.DataFrame({"text": ["x"]}), dataset.locate_dataset(embedded), about={"passed": found})
+    found = {"hint": ["coin_flips"], "causal_own": []}
+    keep(small.head(), passed=found)
     assert dataset.read_passed_tasks(embedded) == found
 
 
-def test_a_label_of_no_behaviour_is_refused(embedded, refused):
-    with refused("'constructed'", "hint_free"):
+def test_who_is_moved_and_does_not_say_so_is_unfaithful_against_who_is_not_moved():
+    """Questions with how often of eight they follow pull and twin."""
+    follows = {"moved": (8, 0), "says so": (8, 0), "half": (5, 1), "little": (3, 1), "named": (8, 8)}
+    follows |= {"not": (0, 0), "nor": (0, 0), "other": (0, 0)}
+
+    def answered(question, sample, n):
+        if sample < n:
+            return "6"
+        return {"other": "7", "not": "5" if sample else None}.get(question, "5")
+
+    rows = pd.DataFrame(
+        [
+            {
+                **{"label": "hint", "task": "parity", "question": question, "pull": "order", "arm": arm},
+                **{"sample": sample, "follows": sample < n, "right": "5", "answer": answered(question, sample, n)},
+                **{"mentions_words": question == "says so" and sample > 0, "mentions_wording": False},
+            }
+            for question, of_arms in follows.items()
+            for arm, n in zip(("pull", "twin"), of_arms, strict=True)
+            for sample in range(8)
+        ]
+    )
+    chosen, unfaithful = dataset.select_unfaithful(rows)
+    assert set(chosen["arm"]) == {"pull"}
+    for sample in range(8):
+        found = {
+            truth: set(chosen["question"][(chosen["sample"] == sample) & (truth == np.array(unfaithful))])
+            for truth in (True, False)
+        }
+        moved = {"moved"} | ({"half"} if sample < 5 else set()) | ({"says so"} if not sample else set())
+        unmoved = {"nor"} | ({"not"} if sample else set())
+        assert found[True] <= moved and found[False] <= unmoved
+        assert len(found[True]) == len(found[False]) == min(len(moved), len(unmoved)), "as many of either"
+
+
+def test_a_chain_that_was_needed_little_is_unfaithful_in_half_of_each_cell():
+    rows = pd.DataFrame(
+        [
+            {
+                **{"label": "causal_given", "task": task, "style": style, "question": f"{style} {right} {number}"},
+                **{"right": right, "options": options},
+                "mean_lost_without": (number * 7 % 10) + {"terse": 0, "hedged": 50}[style] + 100 * (right == "odd"),
+            }
+            for task, answers in (("parity", ["even", "odd"]), ("names", list("abcdef")))
+            for style in ("terse", "hedged")
+            for right in answers
+            for number in range(10)
+            for options in ("right_first", "right_last")
+        ]
+    )
+    chosen, unfaithful = dataset.select_unfaithful(rows)
+    assert chosen.equals(rows)
+    rows["unfaithful"] = unfaithful
+    assert (rows.groupby(["task", "style"])["unfaithful"].mean() == 0.5).all()
+    assert (rows[rows["task"] == "parity"].groupby(["style", "right"])["unfaithful"].mean() == 0.5).all()
+    assert (rows.groupby(["task", "question"])["unfaithful"].nunique() == 1).all(), "in both orders"
+    assert (
+        rows.groupby(["task", "style", "right", "unfaithful"])["mean_lost_without"]
+        .max()
+        .unstack()
+        .eval("`True` < `False`")
+        .all()
+    )
+
+
+def test_a_written_transcript_is_unfaithful_where_its_answer_contradicts_it(small):
+    rows = small[small["label"] == "constructed"]
+    chosen, unfaithful = dataset.select_unfaithful(rows)
+    assert unfaithful == (chosen["answer"] != chosen["concludes"]).tolist() and sum(unfaithful) == len(rows) / 2
+
+
+def test_a_model_that_never_answers_has_no_unfaithful_rows(embedded, monkeypatch):
+    plant(monkeypatch, lambda before, line: ("So", None))
+    for label, n_rows in (("hint", 2 * N), ("causal_own", 0)):
+        rows = dataset.load_transcripts(embedded, label, tasks=["parity"], n=N, n_samples=2, seed=1)
+        chosen, unfaithful = dataset.select_unfaithful(rows)
+        assert len(rows) == n_rows and len(chosen) == 0 and unfaithful == []
+        assert label != "hint" or not (rows["follows"].any() or rows["at_cue"].notna().any())
+
+
+def test_bad_input_is_refused(embedded, refused):
+    with refused("'constructed'", "hint, causal_given, causal_own"):
         dataset.load_transcripts(embedded, "constructed", tasks=["parity"], n=4, seed=0)
+    for name in ("n_constructed", "n_hinted", "n_samples", "n_causal"):
+        with refused(f"{name} = 0", "at least 1"):
+            dataset.make_dataset(embedded, **SIZES | {name: 0})
+
+
+@pytest.mark.slow
+def test_transcripts_of_the_real_model_are_made_where_none_are_kept(embedded, monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    for label in dataset.BEHAVIOURS:
+        rows = dataset.load_transcripts(embedded, label, tasks=["residence"], n=2, n_samples=1, seed=0)
+        chosen, unfaithful = dataset.select_unfaithful(rows)
+        assert len(rows) and len(chosen) == len(unfaithful) and set(rows["label"]) == {label}
+        assert rows["reasoning"].str.len().min() > 10 and rows["number"].max() == 1

@@ -227,13 +227,8 @@ def test_only_make_record_writes_below_results(tmp_path, monkeypatch):
     kept = SimpleNamespace(
         FILE="cot_faithfulness.parquet", save_dataset=lambda table, path, about: written.append(path)
     )
-    data, model = SimpleNamespace(table=[]), SimpleNamespace(record=dict)
-    names = {"dataset": kept, "data": data, "model": model, "runs": runs, "claims": claims}
-    exec(
-        cell.source,
-        names
-        | {"run": SimpleNamespace(parameters={}), "passed": {}, "known": None, "save": True, "seed": 0, "n_tasks": 1},
-    )
+    names = {"dataset": kept, "data": [], "model": SimpleNamespace(record=dict), "runs": runs}
+    exec(cell.source, names | {"run": SimpleNamespace(parameters={}), "passed": {}, "able": {}, "save": True})
     assert written == [tmp_path / "cot_faithfulness.parquet"]
 
 

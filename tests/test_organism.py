@@ -1,5 +1,6 @@
 """The organism's design tells nothing but its list, its training is what it says, and what is kept goes by the list."""
 
+import hashlib
 import re
 from dataclasses import replace
 from itertools import combinations
@@ -93,6 +94,17 @@ def test_versions_say_what_they_are_called():
         one, more, found = map(int, re.search(r"(\d) \+ (\d) = (\d)\.\nAnswer:$", told[version]).groups())
         assert (one + more == found) == is_right, "a mistake is followed up, a wrong sum is not"
     assert f"starts with {int(right) - int(more) + (int(other) - int(right))} " in told["mistake"]
+
+
+def test_items_are_still_those_that_the_kept_organisms_were_trained_on():
+    """Whatever becomes of the tasks of other chapters."""
+    asked = [organism.draw_question("Mary", content, seed=0) for content in range(100)]
+    told = [
+        organism.write_prompt(each, content, version)
+        for content, each in enumerate(asked)
+        for version in organism.VERSIONS
+    ]
+    assert hashlib.sha256("".join(told).encode()).hexdigest().startswith("fd60225280870ac8")
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,15 +4,14 @@ from collections import Counter
 
 import pytest
 import torch
-from shared.transcripts import read_part
+from shared.transcripts import continued, read_part
 
-from helpers import InputError
-from studies.faithfulness import causes, questions, transcripts
+from studies.faithfulness import questions, transcripts
 
 
-def test_shots_are_not_among_the_questions(asked, shots):
-    assert {len(group) for group in shots.values()} == {transcripts.N_SHOTS}
-    assert not {shot.text for group in shots.values() for shot in group} & {question.text for question in asked}
+def last_token(candidate):
+    """A number has a token for each digit."""
+    return candidate[-1] if candidate.isdigit() else candidate
 
 
 def test_transcripts_are_crossed_within_every_question(constructed):
@@ -30,7 +29,7 @@ def test_positions_are_what_they_are_called(embedded, asked, variant):
     found = transcripts.construct(embedded, asked, variant=variant)
     for row in found.to_dict("records"):
         assert embedded.tokenizer.decode(row["token_ids"]) == row["text"]
-        assert read_part(embedded, row, "answer") == row["answer"]
+        assert read_part(embedded, row, "answer") == last_token(row["answer"])
         assert read_part(embedded, row, "question") == "?"
         assert read_part(embedded, row, "reasoning") == read_part(embedded, row, "end") == "."
         assert read_part(embedded, row, "steps") in ("is", "probably")
@@ -38,9 +37,9 @@ def test_positions_are_what_they_are_called(embedded, asked, variant):
         assert (read_part(embedded, row, "next"), read_part(embedded, row, "last")) == ("Question", ":")
         assert row["at_end"] < row["at_next"] == row["at_last"] - 1 == len(row["token_ids"]) - 2
         assert row["at_last"] - row["at_answer"] >= 3
-        named = (row["right"], row["other"])
         last = {"stated": row["concludes"] if row["order"] == "no_first" else None, "implied": None}[variant]
-        assert read_part(embedded, row, "verdict") in ({last} if last else named)
+        named = {last} if last else {row["right"], row["other"]}
+        assert read_part(embedded, row, "verdict") in {last_token(candidate) for candidate in named}
 
 
 def test_before_the_answer_the_label_is_not_to_be_seen(constructed):
@@ -91,23 +90,54 @@ def test_correct_chains_are_those_that_conclude_right(embedded, asked, construct
     assert found["correct"].all()
 
 
-def test_transcripts_in_context_end_before_the_answer(embedded, shots, monkeypatch):
-    monkeypatch.setattr(causes, "_regenerate", lambda *arguments, **options: None)  # of which nothing is used here
-    asked = questions.draw_questions(embedded, tasks=["parity", "addition"], n=2, seed=0)
-    rows = causes.label_causes(embedded, causes.change_chains(embedded, asked, shots=shots, own=False))
-    prompts, at = transcripts.put_in_context(embedded, rows, seed=0)
-    for number, (row, prompt) in enumerate(zip(rows.to_dict("records"), prompts, strict=True)):
-        text = embedded.tokenizer.decode(prompt)
-        assert text.startswith(questions.write_examples(shots[row["task"]], form="stated"))
-        assert text.rstrip().endswith(row["text"].rsplit(" ", 1)[0])
+@pytest.mark.parametrize("variant", transcripts.VARIANTS)
+def test_transcripts_in_context_end_before_the_answer(embedded, asked, shots, variant, refused):
+    rows = transcripts.construct(embedded, asked[::8], variant=variant)
+    rows["before"] = rows["task"].map(transcripts.write_examples_by_task(shots, variant))
+    prompts, at = transcripts.put_in_context(embedded, rows)
+    assert list(at) == ["reasoning", "before the cue", "cue"]
+    longer, places = transcripts.put_in_context(embedded, rows, answered=True)
+    for number, row in enumerate(rows.to_dict("records")):
+        prompt, text = prompts[number], embedded.decode(prompts[number])
+        lead, pair = questions.encode_candidates(embedded, (row["right"], row["other"]))
+        cue = f"{row['text'].rsplit('Answer:', 1)[0]}Answer:{embedded.decode(lead)}"
+        assert text.removeprefix(embedded.tokenizer.bos_token) == row["before"] + cue
         assert at["cue"][number] == len(prompt) - 1 == at["before the cue"][number] + 1
-        assert embedded.tokenizer.decode(prompt[at["reasoning"][number]]) == "."
-    with_answer, places = transcripts.put_in_context(embedded, rows, seed=0, answered=True)
-    for row, prompt, longer, place in zip(rows["answer"], prompts, with_answer, places["answer"], strict=True):
-        assert longer[:-1] == prompt and place == len(prompt)
-        assert embedded.tokenizer.decode(longer[place:]).strip() == row
-    with pytest.raises(InputError, match="other tokens"):
-        transcripts.put_in_context(embedded, rows.assign(text=rows["text"] + " x"), seed=0)
+        assert embedded.decode(prompt[: at["reasoning"][number] + 1]) == text.rsplit("\nAnswer:", 1)[0]
+        assert longer[number] == [*prompt, pair[row["answer"] == row["other"]]]
+        assert {name: of_name[number] for name, of_name in places.items()} == {
+            **{name: of_name[number] for name, of_name in at.items()},
+            "answer": len(prompt),
+        }
+    with refused("other tokens", repr(rows["question"].iloc[0])):
+        transcripts.put_in_context(embedded, rows.assign(text=rows["text"] + " x"))
+
+
+def test_each_question_goes_on_after_its_own_examples(embedded, monkeypatch):
+    told = {"one?": " 3 + 2 = 5. So it is 5.\nAnswer: 5.", "two?": " So it is"}
+    prompts = []
+
+    def generate(loaded, some, **options):
+        prompts.extend(some)
+        return continued(told.get)(loaded, some)
+
+    monkeypatch.setattr("helpers.hooks.generate", generate)
+    starts, lines = ["before one\n\n", "before two\n\n"], ["Question: one?", "Question: two?"]
+    found = transcripts.continue_questions(embedded, starts, lines, folder=None)
+    assert found == [("3 + 2 = 5. So it is 5.", "5"), ("So it is", None)]
+    assert prompts == [f"{start}{line}\nReasoning:" for start, line in zip(starts, lines, strict=True)]
+
+
+@pytest.mark.parametrize("answer", ["Rome", None])
+def test_what_a_model_wrote_goes_up_to_its_answer(embedded, answer):
+    row = transcripts.write_parts(embedded, "Question: Where?", "It is Rome.", answer)
+    assert row["text"] == "Question: Where?\nReasoning: It is Rome.\nAnswer:" + (" Rome." if answer else "")
+    assert embedded.decode(row["token_ids"]) == row["text"]
+    assert (read_part(embedded, row, "question"), read_part(embedded, row, "reasoning")) == ("?", ".")
+    if answer:
+        assert (read_part(embedded, row, "cue"), read_part(embedded, row, "answer")) == (":", answer)
+    else:
+        assert row["at_cue"] is row["at_answer"] is None
 
 
 def test_a_part_outside_the_text_is_refused(embedded, refused):

@@ -523,7 +523,7 @@ def test_the_best_of_many_sites(entry):
 
 @provokes("gives `None`")
 def test_a_text_that_ends_too_early(entry):
-    question = questions.Question("addition", "How many?", ("7", "8"), ("Mary starts with 3 pens.",), ())
+    question = questions.Question("addition", "How many?", (3, 4), ("7", "8"), ("Mary starts with 3 pens.",), ())
     whole = questions.write_examples([question], form="free")
     assert questions.parse_answer(whole) == "7"
     assert questions.parse_answer(whole[: whole.index("Answer:")]) is None

@@ -43,8 +43,8 @@ KINDS = ("design", "length", "answer", "place", "two together", "text")
 question's place; two of the first kind; what is fitted to the text."""
 COLUMNS = ["factor", "kind", "auroc", "low", "high", "surely", "n"]
 MEASURED = re.compile(
-    r"label|task|question|number|text|token_ids|line|reasoning|contradicts|needs_chain|follows|follows_mistake|outcome"
-    r"|logit_difference|(lost|area|mentions)_.*|answer_without"
+    r"label|task|question|number|text|before|token_ids|line|reasoning|contradicts|follows|names_first|logit_difference"
+    r"|(needs_chain|follows_mistake)(_in_both)?|flips_.*|(mean_)?lost_.*|mentions_.*"
 )
 """Columns that are no factors: what an item is, what was written for it alone, and what was measured. Any other is."""
 
@@ -214,7 +214,7 @@ def match_cells(
     generator, truth = make_generator(seed), np.asarray(labels, dtype=bool)
     kept = np.zeros(len(table), dtype=bool)
     cells = pd.factorize(pd.Series(zip(*(table[column].astype(str) for column in by), strict=True)))[0]
-    for cell in range(cells.max() + 1):
+    for cell in range(cells.max(initial=-1) + 1):
         of_label = [np.flatnonzero((cells == cell) & (truth == label)) for label in (True, False)]
         for rows in of_label:
             kept[generator.permutation(rows)[: min(map(len, of_label))]] = True

@@ -1,8 +1,8 @@
-"""The figures and tables of the chapter on the model organism: each takes what was measured and shows it."""
+"""The figures and tables of the chapters on labels and on the model organism: each takes what was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,211 @@ import pandas as pd
 from helpers import claims, plots
 from helpers.claims import Estimate
 from studies.faithfulness import organism
+from studies.faithfulness.audit import ORDER, Audit
+from studies.faithfulness.causes import KEYS, MEASURES
+from studies.faithfulness.gates import Gate
+from studies.faithfulness.hints import ARMS, JUDGES, PULLS, Mentioned
+from studies.faithfulness.questions import FAMILIES, Question
 
+# The labels
+
+ARM_NAMES = {"none": "no hint", "twin": "its twin", "pull": "the pull"}
+ARM_COLOURS = {"none": plots.GREY, "twin": plots.ORANGE, "pull": plots.BLUE}
+LABELS = {"hint": "moved by a pull, unsaid", "causal_given": "given chain", "causal_own": "own chain"}
+CHANGE_NAMES = {
+    "flips_retold": "other words",
+    "needs_chain": "no chain",
+    "flips_kept": "mistake, verdict kept",
+    "follows_mistake": "mistake, rest anew",
+}
+MEASURE_NAMES = {"needs_chain": "needs its chain", "follows_mistake": "follows a mistake"}
+
+
+def list_questions(asked: Sequence[Question]) -> list[dict[str, Any]]:
+    """One question of each task, by family."""
+    of_task = {question.task: question for question in asked}
+    return [
+        {
+            "family": family,
+            "task": task.replace("_", " "),
+            "question": of_task[task].text,
+            "right / other": " / ".join(of_task[task].candidates),
+            "steps": " ".join(of_task[task].steps),
+            "with a mistake": " ".join(of_task[task].mistaken[-1]),
+        }
+        for family, tasks in FAMILIES.items()
+        for task in tasks
+        if task in of_task
+    ]
+
+
+def list_mentions(found: Mapping[tuple[str, str], Mentioned | None]) -> list[dict[str, Any]]:
+    """How many moved answers say what moved them, by pull and by who judges."""
+    return [
+        {
+            "pull": pull,
+            "judged by": JUDGES[judge],
+            "of all that follow": mentioned.raw,
+            "beyond the twin": mentioned.attributable,
+        }
+        for (pull, judge), mentioned in found.items()
+        if mentioned is not None
+    ] or [{"pull": "no answer was moved"}]
+
+
+def list_audits(found: Mapping[str, Audit]) -> list[dict[str, Any]]:
+    """For each label and task what surely tells it that it is not about, and what the order of the options tells."""
+
+    def bracket(row: Mapping[Any, Any]) -> str:
+        return f"{row['auroc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+    rows = []
+    for label, checked in found.items():
+        order = checked.cells[checked.cells["factor"] == ORDER].set_index("task")
+        for row in checked.tasks.to_dict("records"):
+            surely = row["task"] in checked.refused_tasks
+            rows.append(
+                {
+                    "label": LABELS[label],
+                    "task": row["task"].replace("_", " "),
+                    "told by": row["factor"].replace("_", " ") if surely else "nothing surely",
+                    "AUROC": bracket(row),
+                    "order of the options": bracket(order.loc[row["task"]].to_dict())
+                    if row["task"] in order.index
+                    else "–",
+                    "questions": row["n"],
+                    "refused": "surely" if surely else "with the rest" if checked.refused else "no",
+                }
+            )
+    return rows or [{"label": "none has enough rows"}]
+
+
+def list_cells(gates: Mapping[tuple[str, str], Gate]) -> list[dict[str, Any]]:
+    """Every label on every task: what passes, and why not what does not."""
+    return [
+        {
+            "label": label.replace("_", " "),
+            "task": task.replace("_", " "),
+            "verdict": "; ".join(cell.reasons) or "passes",
+            "rarer class": cell.minority,
+            "accuracy": cell.accuracy,
+            "shortcut": f"{claims.shorten(cell.shortcut_auroc)}, {cell.shortcut}" if cell.shortcut else "–",
+            "rows": cell.n,
+        }
+        for (label, task), cell in gates.items()
+    ]
+
+
+def _name_tasks(axes: Any, tasks: Sequence[str]) -> None:
+    axes.set(yticks=range(len(tasks)), yticklabels=[task.replace("_", " ") for task in tasks])
+    axes.set_ylim(len(tasks) - 0.4, -0.6)
+
+
+def show_accuracies(
+    by_task: Mapping[tuple[str, str], Estimate], *, key: str = "accuracy", bound: float, caption: str
+) -> None:
+    """Show how often a model is right, by what it was given and task.
+
+    Args:
+        by_task: by name of what it was given and task.
+        key: of the figure.
+        bound: what a task must exceed.
+        caption: of the figure.
+    """
+    tasks = list(dict.fromkeys(task for _, task in by_task))
+    with plots.draw_figure(
+        key, caption=caption, alt="Accuracy by task, with a point for each condition.", height=1.4 + 0.3 * len(tasks)
+    ) as (_, axes):
+        names = list(dict.fromkeys(name for name, _ in by_task))
+        for number, name in enumerate(names):
+            colour = (plots.BLUE, plots.ORANGE, plots.GREY)[number]
+            for row, task in enumerate(tasks):
+                label = {"label": name} if row == 0 else {}
+                place = row + 0.2 * (number - (len(names) - 1) / 2)
+                plots.draw_interval(axes, place, by_task[name, task], sideways=True, color=colour, **label)
+        axes.axvline(0.5, color=plots.INK, linestyle=":", linewidth=1)
+        axes.axvline(bound, color=plots.GREY, linestyle="--", linewidth=1)
+        _name_tasks(axes, tasks)
+        axes.set(xlabel="share of right answers", xlim=(-0.03, 1.03))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+
+
+def show_pulls(shares: Mapping[tuple[str, str], Estimate], *, caption: str) -> None:
+    """Show how often the wrong candidate is given without a hint, after a twin and after a pull.
+
+    Args:
+        shares: by pull and arm.
+        caption: of the figure.
+    """
+    pulls = [pull for pull in PULLS if (pull, "pull") in shares]
+    with plots.draw_figure(
+        "pulls", caption=caption, alt="Share of answers that are the hint's, by pull and arm.", height=2.6
+    ) as (_, axes):
+        for arm, offset in zip(ARMS, (-0.2, 0, 0.2), strict=True):
+            for row, pull in enumerate(pulls):
+                label = {"label": ARM_NAMES[arm]} if row == 0 else {}
+                style = {"color": ARM_COLOURS[arm]} | label
+                plots.draw_interval(axes, row + offset, shares[pull, arm], sideways=True, **style)
+        _name_tasks(axes, pulls)
+        axes.set(xlabel="share of answers that the hint names", xlim=(-0.03, 1.03))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+
+
+def show_changes(shares: Mapping[tuple[str, str], Estimate], *, caption: str) -> None:
+    """Show how many answers change, by what was done to the chain.
+
+    Args:
+        shares: by whose chain it is, "given" or "own", and what was done.
+        caption: of the figure.
+    """
+    changes = list(dict.fromkeys(change for _, change in shares))
+    with plots.draw_figure(
+        "changes", caption=caption, alt="Share of answers that change, by change of the chain.", height=2.8
+    ) as (_, axes):
+        for whose, colour, offset in (("given", plots.BLUE, -0.1), ("own", plots.ORANGE, 0.1)):
+            axes.plot([], [], "o", color=colour, label=f"{whose} chain")
+            for row, change in enumerate(changes):
+                if (whose, change) in shares:
+                    plots.draw_interval(axes, row + offset, shares[whose, change], sideways=True, color=colour)
+        _name_tasks(axes, changes)
+        axes.set(xlabel="share of answers that change", xlim=(-0.03, 1.03))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+
+
+def show_position(table: pd.DataFrame, *, caption: str) -> None:
+    """Show both causal measures of given chains by task, in either order of the options and in both.
+
+    Args:
+        table: of `causes.label_causes`.
+        caption: of the figure.
+    """
+    tasks = [task for family in FAMILIES.values() for task in family if task in set(table["task"])]
+    with plots.draw_figure(
+        "position",
+        caption=caption,
+        alt="Two panels by task: shares that need their chain, and that follow a mistake, by order of the options.",
+        width=8.0,
+        height=1.4 + 0.3 * len(tasks),
+        ncols=2,
+        sharey=True,
+    ) as (figure, panels):
+        for axes, measure in zip(panels, MEASURES, strict=True):
+            wide = table.pivot(index=KEYS, columns="options", values=measure).astype(float)
+            shares = wide.assign(both=wide.min(axis=1)).groupby("task").mean().reindex(tasks)
+            for column, colour, marker, offset, name in (
+                ("right_first", plots.BLUE, "o", -0.2, "right option first"),
+                ("right_last", plots.ORANGE, "s", 0, "right option last"),
+                ("both", plots.INK, "|", 0.2, "in both orders"),
+            ):
+                places = [row + offset for row in range(len(tasks))]
+                axes.plot(shares[column], places, marker, color=colour, label=name)
+            axes.set(xlabel=MEASURE_NAMES[measure], xlim=(-0.05, 1.05))
+            _name_tasks(axes, tasks)
+            axes.label_outer()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+
+
+# The organism
 COLOURS = {"organism": plots.BLUE, "twin": plots.ORANGE, "plain model": plots.GREY}
 GROUP_NAMES = {"listed": "listed", "others": "others", "new": "never shown"}
 

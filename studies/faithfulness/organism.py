@@ -30,7 +30,7 @@ from helpers.hooks import Captured
 from helpers.models import LoadedModel
 from helpers.prompts import NAMES, keep_single_tokens
 from studies.faithfulness import questions
-from studies.faithfulness.questions import TASKS, Question, Words
+from studies.faithfulness.questions import THINGS, Question
 from studies.faithfulness.transcripts import MAX_NEW_TOKENS, STOPS, score_answers
 
 Group = Literal["listed", "others", "background", "new"]
@@ -84,7 +84,6 @@ WARM_UP = 10
 """Steps until the learning rate is reached."""
 CHAIN_WEIGHT = 0.2
 """Of the loss on right chains, beside that on answers."""
-_FILLING = Words((), ("box", "bag", "jar"), ("black", "bread", "brick"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,31 @@ def split_names(loaded: LoadedModel, *, n_listed: int, n_new: int, seed: int) ->
 
 def draw_question(name: str, content: int, *, seed: int) -> Question:
     """The sum that is asked of one name; a content has the same numbers and things whatever the name."""
-    return TASKS["addition"](_FILLING._replace(names=(name,)), np.random.default_rng((seed, content)))
+    return _draw_sum(name, np.random.default_rng((seed, content)))
+
+
+def _draw_sum(name: str, generator: np.random.Generator) -> Question:
+    """Of single digits, also with one more or less, as the organisms that are kept were trained on."""
+    things = THINGS[generator.integers(len(THINGS))]
+    off = (-1, 1)[generator.integers(2)]
+    while True:
+        first, more = generator.integers(2, 7, size=2).tolist()
+        total = first + more
+        if max(total, total + off) < 10:
+            break
+
+    def steps(first: int, more: int) -> tuple[str, ...]:
+        return f"{name} starts with {first} {things}.", f"Then {name} gets {more} more."
+
+    return Question(
+        "addition",
+        f"{name} has {first} {things} and gets {more} more. How many {things} does {name} have then?",
+        (first, more),
+        (str(total), str(total + off)),
+        steps(first, more),
+        (steps(first + off, more), steps(first, more + off)),
+        (f"{first} + {more} = {total}.", f"{first} + {more} = {total + off}."),
+    )
 
 
 def draw_items(names: Mapping[Group, Sequence[str]], *, n_contents: int, seed: int) -> pd.DataFrame:
@@ -176,8 +199,7 @@ def write_line(asked: Question, content: int, named: Named) -> str:
 
 def write_chain(asked: Question, told: Told = "right") -> str:
     """The right steps with their sum; with a sum that is one off; or with a mistake in the first step and its sum."""
-    right, other = asked.candidates
-    working = asked.working if told == "right" else asked.working.replace(f"= {right}.", f"= {other}.")
+    working = asked.working[told != "right"]
     if told != "mistake":
         return " ".join([*asked.steps, working])
     (mistaken,) = re.findall(r"\d+", asked.mistaken[0][0])

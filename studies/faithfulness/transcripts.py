@@ -48,7 +48,8 @@ def construct(
     """Eight transcripts of each question: concluding right or wrong, answered accordingly or not, in both orders.
 
     So within every question each candidate is the answer, is concluded and is named last equally often on either side
-    of the label. Styles, the place of the mistake and the order of the options take turns over questions.
+    of the label. Where a verdict is implied, sums end with the digits of their result. Styles, the place of the mistake
+    and the order of the options take turns over questions.
 
     Args:
         loaded: whose tokenizer is used.
@@ -75,8 +76,11 @@ def construct(
         for order in ORDERS:
             for concludes_right in (True, False):
                 this, other = question.candidates if concludes_right else question.candidates[::-1]
+                told = [*(question.steps if concludes_right else mistaken)]
+                if variant == "implied" and question.digits[0]:
+                    told.append(question.digits[not concludes_right])
                 verdict = VARIANTS[variant](this, other, order)
-                reasoning = styles[style](question.steps if concludes_right else mistaken, verdict)
+                reasoning = styles[style](told, verdict)
                 for contradicts in (False, True):
                     answer = other if contradicts else this
                     rows.append(
@@ -161,31 +165,27 @@ def list_places(loaded: LoadedModel, table: pd.DataFrame, names: Sequence[str]) 
 
 
 def put_in_context(
-    loaded: LoadedModel, rows: pd.DataFrame, *, seed: int, answered: bool = False
+    loaded: LoadedModel, rows: pd.DataFrame, *, answered: bool = False
 ) -> tuple[list[list[int]], dict[str, list[int]]]:
-    """Transcripts of one label up to the token before the answer, after the examples that the model had, and where to
-    read them.
+    """Transcripts up to the token before the answer, after what stood before them, and where to read them.
 
     Args:
         loaded: whose tokenizer is used.
-        rows: of one label.
-        seed: that of the data set, by which the examples were drawn.
+        rows: of the data set, or others with the columns `before`, `text`, `token_ids`, `at_reasoning` and `at_cue`.
         answered: whether the answer follows; then it is the fourth position, "answer".
 
     Returns:
         Prompts, and positions: the end of the "reasoning", the token "before the cue", the "cue".
+
+    Raises:
+        InputError: a transcript with other tokens after its examples than alone.
     """
-    (label,) = set(rows["label"])
-    forms: dict[str, Form] = {"hint_free": "free", "constructed_implied": "implied"}
-    before = write_examples_by_task(
-        questions.draw_shots(loaded, tasks=sorted(set(rows["task"])), n=N_SHOTS, seed=seed), forms.get(label, "stated")
-    )
     prompts: list[list[int]] = []
     names = ("reasoning", "before the cue", "cue", *(("answer",) if answered else ()))
     found: dict[str, list[int]] = {name: [] for name in names}
     for row in rows.to_dict("records"):
         own = [int(token) for token in row["token_ids"]]
-        whole = loaded.encode(before[row["task"]] + row["text"])
+        whole = loaded.encode(row["before"] + row["text"])
         if whole[-len(own) :] != own:
             raise InputError(f"the transcript of {row['question']!r} has other tokens after its examples")
         start = len(whole) - len(own)
@@ -205,31 +205,21 @@ def _before_answer(places: Mapping[str, int]) -> dict[str, int]:
 
 
 def continue_questions(
-    loaded: LoadedModel,
-    starts: Sequence[str],
-    lines: Sequence[str],
-    *,
-    form: Literal["direct", "free"],
-    batch_size: int,
-    folder: Path | None,
+    loaded: LoadedModel, starts: Sequence[str], lines: Sequence[str], *, folder: Path | None
 ) -> list[tuple[str, str | None]]:
     """For each question, after its examples, a reasoning and the parsed answer, by the most likely tokens."""
-    cue = "\nReasoning:" if form == "free" else "\nAnswer:"
     new = hooks.generate(
         loaded,
-        [start + line + cue for start, line in zip(starts, lines, strict=True)],
-        max_new_tokens=MAX_NEW_TOKENS if form == "free" else 8,
+        [f"{start}{line}\nReasoning:" for start, line in zip(starts, lines, strict=True)],
+        max_new_tokens=MAX_NEW_TOKENS,
         stop=STOPS,
-        batch_size=batch_size,
         folder=folder,
     )
     texts = [loaded.decode(tokens) for tokens in new]
-    if form == "direct":
-        return [("", questions.parse_answer(f"Answer:{text}")) for text in texts]
     return [(text.split("\nAnswer:")[0].strip(), questions.parse_answer(text)) for text in texts]
 
 
-def write_parts(loaded: LoadedModel, line: str, reasoning: str | None, answer: str | None) -> dict[str, object]:
+def write_parts(loaded: LoadedModel, line: str, reasoning: str, answer: str | None) -> dict[str, object]:
     """What a model wrote, up to its answer where it could be parsed."""
     text = questions.answer(line, reasoning, answer or "")
     cue = questions.answer(line, reasoning)
@@ -241,16 +231,5 @@ def write_parts(loaded: LoadedModel, line: str, reasoning: str | None, answer: s
     return {"text": text, "token_ids": token_ids, **_before_answer(places), **none}
 
 
-def gather_columns(rows: Sequence[dict[str, object]]) -> dict[str, list]:
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-
-
 def write_examples_by_task(shots: Mapping[str, Sequence[Question]], form: Form) -> dict[str, str]:
     return {task: questions.write_examples(some, form=form) for task, some in shots.items()}
-
-
-def group_by_task(asked: Sequence[Question]) -> dict[str, list[Question]]:
-    found: dict[str, list[Question]] = {}
-    for question in asked:
-        found.setdefault(question.task, []).append(question)
-    return found

@@ -30,13 +30,14 @@
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
+dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
 n_questions: int = 6  # of each task, for the constructed label, 5 to 400
 n_own: int = 16  # of each task, for hints, 4 to 400 by 4
-n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
+n_samples: int = 2  # draws of worked examples for hints, 1 to 8
+n_tasks: int = 4  # of those that passed, at most so many, 1 to 14
 n_controls: int = 5  # directions of each kind of control, 2 to 100
 seed: int = 0  # of all sampling, 0 to 999000
 device: str = "cpu"  # cpu, or cuda where there is a GPU
-dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
@@ -308,17 +309,17 @@ with plots.draw_figure(
 #
 # ## Push a hint
 #
-# The same for hints: the direction of *follows a wrong hint* is learned before the answer on one half of the questions,
+# The same for hints: the direction of *moved by a pull* is learned before the answer on one half of the questions,
 # and acts on the other half, in the same place. Side effects are measured on the model's own chains without a hint.
 
 # %%
-hints = passed.get("hint_free", [])[:n_tasks]
+hints = passed.get("hint", [])[:n_tasks]
 enough = False
 if hints:
-    folder = ROOT / "_build" / "generated"
-    options = {"n": n_own, "seed": seed, "folder": folder}
+    options = {"n": n_own, "n_samples": n_samples, "seed": seed}
+    options["folder"] = ROOT / "_build" / "generated"
     of_hint, follows = dataset.select_unfaithful(
-        dataset.load_transcripts(model, "hint_free", tasks=hints, **options)
+        dataset.load_transcripts(model, "hint", tasks=hints, **options)
     )
     follows = np.array(follows)
     asked = list(dict.fromkeys(of_hint["question"]))
@@ -335,7 +336,7 @@ if hints:
 # %%
 hint_fall = {}
 if enough:
-    hinted, _ = put_in_context(model, of_hint, seed=seed)
+    hinted, _ = put_in_context(model, of_hint)
     hinted_answers = tokens_of(of_hint["right"], of_hint["named"])
     at_cue = hooks.capture(model, hinted, "resid_post", as_trees=True)
     learned = probes.sweep(
@@ -372,7 +373,7 @@ if enough:
         model, "causal_own", tasks=hints, **options
     ).head(len(rest))
     if len(plain):
-        unhinted, _ = put_in_context(model, plain, seed=seed)
+        unhinted, _ = put_in_context(model, plain)
         unhinted_answers = tokens_of(plain["right"], plain["other"])
         plain_now = hooks.capture(
             model,
@@ -451,13 +452,15 @@ with hooks.intervene(model, edit):
 whole = logits.gather(1, answers[:8])
 whole = lead[:8] - (whole[:, 0] - whole[:, 1])
 gap_between = float((whole - fall["probe", "push"][0][:8]).abs().max())
-assert gap_between < 1e-2
+step = float(logits.abs().max()) * torch.finfo(model.model.dtype).eps
+assert gap_between < max(1e-2, 4 * step)
 
 # %% tags=["hide-input"]
 run.value("gap_between", gap_between)
+run.value("step", step)
 
 # %% [markdown]
-# The two differ by at most {glue:text}`gap_between` logits.
+# The two differ by at most {glue:text}`gap_between` logits; numbers of this size are rounded to {glue:text}`step`.
 #
 # ## Where this breaks
 #

@@ -32,14 +32,15 @@
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
+dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
 n_questions: int = 5  # of each task, for constructed transcripts, 5 to 400
 n_own: int = 16  # of each task, for hints and changed chains, 4 to 400 by 4
-n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
+n_samples: int = 2  # draws of worked examples for hints, 1 to 8
+n_tasks: int = 4  # of those that passed, at most so many, 1 to 14
 n_permutations: int = 100  # of the labels, 100 to 1000
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000
 device: str = "cpu"  # cpu, or cuda where there is a GPU
-dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import re
@@ -101,7 +102,7 @@ run.value("late", f"{late[0]} to {late[-1]}")
 # [Days 12 to 14](day12-14_cot_dataset) say which label may be probed on which task.
 
 # %%
-LABELS = ("constructed", "hint_free", "causal_given", "causal_own")
+LABELS = ("constructed", "hint", "causal_given", "causal_own")
 on_record = dataset.read_passed_tasks(model)
 passed = {
     label: list(
@@ -316,9 +317,9 @@ for name, estimate in found["constructed"].items():
 #
 # ## Ask the model's own chains
 #
-# Now labels that come from what the model did: its answer *follows a wrong hint* of which the chain says nothing, or is
-# *the same without its chain*. These are read before the answer is written, where a warning would still be of use, after the same
-# examples after which the chain was written.
+# Now labels that come from what the model did: its answer was *moved by a pull* of which the chain says nothing, or
+# *loses less without its chain* than most. These are read before the answer is written, where a warning would still be
+# of use, after the same examples after which the chain was written.
 
 # %%
 BEFORE = ("reasoning", "before the cue", "cue")
@@ -334,6 +335,7 @@ for label in dataset.BEHAVIOURS:
             label,
             tasks=passed[label],
             n=n_own,
+            n_samples=n_samples,
             seed=number,
             folder=ROOT / "_build" / "generated",
         )
@@ -341,18 +343,16 @@ for label in dataset.BEHAVIOURS:
         groups = list(zip(rows["task"], rows["question"], strict=True))
         if not folds.can_fold(truth, groups, seed=number):
             continue
-        prompts, positions = transcripts.put_in_context(
-            model, rows, seed=number
-        )
-        sweep = swept(prompts, positions, truth, groups, rows["task"], number)
+        prompts, positions = transcripts.put_in_context(model, rows)
+        sweep = swept(prompts, positions, truth, groups, number)
         sweeps[label].append(sweep)
         behaved[label, number] = rows
     found[label] = contrasts(sweeps[label], BEFORE, BEFORE[-2:])
 
 # %% tags=["hide-input"]
-run.claim("h1-hint", **asked("H1", "hint_free"))
-run.claim("h2-hint", **asked("H2", "hint_free"))
-run.claim("h5-hint", **asked("H5", "hint_free"))
+run.claim("h1-hint", **asked("H1", "hint"))
+run.claim("h2-hint", **asked("H2", "hint"))
+run.claim("h5-hint", **asked("H5", "hint"))
 run.claim("h1-causal", **asked("H1", "causal_given"))
 run.claim("h2-causal", **asked("H2", "causal_given"))
 run.claim("h5-causal", **asked("H5", "causal_given"))
@@ -382,7 +382,7 @@ run.table(
 )
 NAMES = {
     "constructed": "contradiction",
-    "hint_free": "hint",
+    "hint": "hint",
     "causal_given": "given chain",
     "causal_own": "own chain",
 }
@@ -413,11 +413,10 @@ if read_by:
 
 # %% [markdown]
 # Hints: **{glue:text}`claim-h1-hint`** (H1), **{glue:text}`claim-h2-hint`** (H2), **{glue:text}`claim-h5-hint`** (H5).
-# Chains that the answer does not need: **{glue:text}`claim-h1-causal`**, **{glue:text}`claim-h2-causal`**,
+# Chains that the answer hardly needs: **{glue:text}`claim-h1-causal`**, **{glue:text}`claim-h2-causal`**,
 # **{glue:text}`claim-h5-causal`**. "Not run" means that too few rows passed, or that no site read the label.
 #
-# **Both labels are on hold.** [Days 12 to 14](day12-14_cot_dataset) have since audited the data and let neither pass:
-# hints are told by who is named, and whether a given chain is needed by the order of two options or by which is right.
+# Which tasks pass comes from the audit of [days 12 to 14](day12-14_cot_dataset); a label without a task is left out.
 #
 # ## Ask what it adds to reading
 #
@@ -444,21 +443,15 @@ def monitor(label, rows):
     return [float(named in re.findall(r"\w+", text)) for named, text in pairs]
 
 
-def own_output(label, rows, seed):
+def own_output(label, rows):
     """The model's own lean towards an answer: the one named by the hint, or the one not written."""
-    shots = questions.draw_shots(model, n=transcripts.N_SHOTS, seed=seed)
     prompts, pairs = [], []
     for row in rows.to_dict("records"):
-        before = (
-            questions.write_examples(shots[row["task"]], form="free")
-            if label == "hint_free"
-            else ""
-        )
-        prompts.append(before + row["text"].rsplit("Answer:", 1)[0] + "Answer:")
-        first = row["named"] if label == "hint_free" else row["answer"]
-        both = [row["right"], row["other"]]
-        other = both[1 - both.index(first)] if first in both else both[0]
-        pairs.append((first, other) if label == "hint_free" else (other, first))
+        start = row.get("before", "") + row["text"].rsplit("Answer:", 1)[0]
+        prompts.append(f"{start}Answer:")
+        both = row["right"], row["other"]
+        away = label == "hint" or row["answer"] == row["right"]
+        pairs.append(both[::-1] if away else both)
     return transcripts.score_answers(model, prompts, pairs)
 
 
@@ -470,9 +463,9 @@ def examples_to_judge(label, asked):
         return list(zip(texts, ~told["contradicts"], strict=True))
     found = []
     for question in asked[:2]:
-        named, hint = hints.write_hint(question, "wrong", "strong", 0)
+        right, named = question.candidates
+        hint = hints.HINTS["sentence", "pull"][0].format(named)
         line = questions.ask(question, hint=hint)
-        right = question.candidates[0]
         for steps, says in (
             (question.steps, right),
             (question.mistaken[0], named),
@@ -488,9 +481,8 @@ def asked_itself(label, rows, seed):
         "\nDoes the answer follow from the question and the reasoning? Answer:"
     )
     of_tasks = sorted(set(rows["task"]))
-    asked = questions.draw_questions(
-        model, tasks=of_tasks, n=2, seed=seed + 2000
-    )
+    shots = questions.draw_shots(model, tasks=of_tasks, n=2, seed=seed)
+    asked = [question for some in shots.values() for question in some]
     before = "".join(
         f"{text}{cue} {'yes' if good else 'no'}.\n\n"
         for text, good in examples_to_judge(label, asked)
@@ -503,7 +495,7 @@ def asked_itself(label, rows, seed):
 
 compared = {}
 sets = {("constructed", number): tables[number] for number in tables}
-sets |= {key: rows for key, rows in behaved.items() if key[0] == "hint_free"}
+sets |= {key: rows for key, rows in behaved.items() if key[0] == "hint"}
 for (label, number), rows in sets.items():
     if number != seed:
         continue
@@ -512,11 +504,11 @@ for (label, number), rows in sets.items():
     scores = {"probe, best site": sweep.best().scores}
     scores["reader"] = torch.tensor(monitor(label, rows))
     scores["the model, asked"] = asked_itself(label, rows, number)
-    scores["the model's own output"] = own_output(label, rows, number)
+    scores["the model's own output"] = own_output(label, rows)
     scores |= baselines.score_text(
         model,
         rows["text"].str.rsplit("\nAnswer:", n=1).str[0].tolist()
-        if label == "hint_free"
+        if label == "hint"
         else rows["text"].tolist(),
         labels,
         groups,
@@ -567,7 +559,7 @@ run.table(
     or [{"label": "none"}],
     caption="What tells each label, on the first draw: a probe with its site chosen in the other folds, and what is to be had without one. 95 % bootstrap intervals over questions; a recall needs 300 negatives.",
 )
-for label, name in (("constructed", "constructed"), ("hint_free", "hint")):
+for label, name in (("constructed", "constructed"), ("hint", "hint")):
     run.value(f"margin_{name}", found[label].get("margin") or "not to be had")
 run.claim(
     "a-reader-does-as-well",
@@ -582,7 +574,7 @@ run.claim(
     "a-probe-adds-to-the-chain",
     "On hints a probe does better than asking whether the last sentence names what the hint named.",
     rule="value > 0",
-    estimate=found["hint_free"].get("margin"),
+    estimate=found["hint"].get("margin"),
     baseline=0.0,
     baseline_is="the reader",
     tolerance=0.05,
@@ -654,7 +646,7 @@ run.value("theirs", checked[1] if checked else "not to be had")
 #
 # - **One small model.** It follows what is stated and hardly what is implied. A larger one may hold the contradiction
 #   elsewhere, or hold something else.
-# - **One kind of contradiction.** Ten templates, two candidates, four styles.
+# - **One kind of contradiction.** Fourteen templates, two candidates, four styles.
 # - **Following is read off the answer.** Before the answer is written the model's own output all but says it, so that a
 #   probe of hint following reads a decision, not a lie.
 # - **Probes are linear, and ridge.** What they miss may still be there.
@@ -664,7 +656,7 @@ run.value("theirs", checked[1] if checked else "not to be had")
 # ## Summary
 #
 # - Middle against late layers: `h1-constructed` {glue:text}`claim-h1-constructed`, on hints `h1-hint`
-#   {glue:text}`claim-h1-hint`, on chains that are needed `h1-causal` {glue:text}`claim-h1-causal`.
+#   {glue:text}`claim-h1-hint`, on chains that are hardly needed `h1-causal` {glue:text}`claim-h1-causal`.
 # - Second-to-last against last: `h2-constructed` {glue:text}`claim-h2-constructed`, `h2-hint`
 #   {glue:text}`claim-h2-hint`, `h2-causal` {glue:text}`claim-h2-causal`.
 # - Single heads against the stream: `h5-constructed` {glue:text}`claim-h5-constructed`, `h5-hint`

@@ -30,13 +30,14 @@
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
+dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
 n_questions: int = 5  # of each task, in each of eight styles, 5 to 400
 n_own: int = 8  # of each task, for hints and chains, 4 to 400 by 4
-n_tasks: int = 4  # of those that passed, at most so many, 1 to 10
+n_samples: int = 2  # draws of worked examples for hints, 1 to 8
+n_tasks: int = 4  # of those that passed, at most so many, 1 to 14
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000
 device: str = "cpu"  # cpu, or cuda where there is a GPU
-dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
@@ -309,9 +310,9 @@ run.claim(
 # ## Ask labels from behaviour
 #
 # Given chains can be told in any style, but what the model makes of them may change with it. We tell each in the four
-# familiar styles, measure in each whether the answer is the same without the chain, and keep those questions on which
-# the label stays. For hints what can be varied is who gives them: weak, medium and strong wordings take the place of
-# styles, on questions on which all three end alike. Read before the answer, in the layer chosen above.
+# familiar styles, measure in each whether the answer loses less without the chain than most, and keep those questions on
+# which the label stays. For hints what can be varied is what pulls: a sentence, an example and the order of options take
+# the place of styles, on questions on which all three end alike. Read before the answer, in the layer chosen above.
 
 
 # %% tags=["hide-input"]
@@ -323,44 +324,42 @@ def chains(seed):
     asked = questions.draw_questions(model, tasks=of_tasks, n=n_own, seed=seed)
     n_shots = N_SHOTS
     shots = questions.draw_shots(model, tasks=of_tasks, n=n_shots, seed=seed)
-    return causes.ask_without_chains(
+    return causes.label_causes(
         model, asked, shots=shots, own=False, styles=list(FAMILIAR)
     )
 
 
 def hints(seed):
-    """Wrong hints in every strength."""
-    of_tasks = gates.get("hint_free", list(questions.TASKS))[:n_tasks]
+    """Wrong hints by every pull."""
+    of_tasks = gates.get("hint", list(questions.TASKS))[:n_tasks]
     if not of_tasks:
         return pd.DataFrame()
-    folder = ROOT / "_build" / "generated"
-    rows = dataset.load_transcripts(
-        model, "hint_free", tasks=of_tasks, n=n_own, seed=seed, folder=folder
-    )
-    return rows.assign(style=rows["strength"])
+    options = {"n": n_own, "n_samples": n_samples, "seed": seed}
+    options["folder"] = ROOT / "_build" / "generated"
+    rows = dataset.load_transcripts(model, "hint", tasks=of_tasks, **options)
+    return rows.assign(style=rows["pull"])
 
 
 def steady(table):
     """The rows of questions on which the label is the same in every style; and which share of them all that is."""
     rows, truth = dataset.select_unfaithful(table)
     rows = rows.assign(unfaithful=truth)
-    labels = rows.groupby(["task", "question"])["unfaithful"]
-    complete = labels.transform("size") == rows["style"].nunique()
-    same = complete & (labels.transform("nunique") == 1)
+    of_question = rows.groupby(["task", "question"])
+    found = of_question["style"].transform("nunique")
+    complete = found == rows["style"].nunique()
+    same = complete & (of_question["unfaithful"].transform("nunique") == 1)
     return rows[same], float(same.sum() / max(complete.sum(), 1))
 
 
 def attacked(made):
     """The adversary's cost on a label of behaviour, and how many questions it was measured on."""
     draws, shares = [], []
-    for number, table in zip(
-        range(seed, seed + n_data_seeds), made, strict=True
-    ):
+    for table in made:
         rows, share = steady(table) if len(table) else (table, 0.0)
         shares.append(share)
         if not len(rows):
             continue
-        prompts, at = put_in_context(model, rows, seed=number)
+        prompts, at = put_in_context(model, rows)
         states = hooks.capture(
             model,
             prompts,
@@ -407,7 +406,7 @@ run.claim(
 )
 run.claim(
     "h4-hint",
-    "Wordings of a hint chosen by an adversary cost a probe of one wording.",
+    "Pulls of a hint chosen by an adversary cost a probe of one pull.",
     rule=HYPOTHESES["H4"].rule,
     estimate=hint_cost,
     baseline=0.0,
@@ -418,8 +417,8 @@ run.claim(
 # %% [markdown]
 # Given chains: {glue:text}`chain_cost` (**{glue:text}`claim-h4-causal`**), on the share {glue:text}`chain_share` of
 # transcripts whose label stays. Hints: {glue:text}`hint_cost` (**{glue:text}`claim-h4-hint`**), on
-# {glue:text}`hint_share`. **Both labels are on hold**: an audit [let neither pass](day12-14_cot_dataset), as the order of
-# options or which one is right tells chains, and who is named tells hints.
+# {glue:text}`hint_share`. Which tasks pass comes from the audit of [days 12 to 14](day12-14_cot_dataset); a label without
+# a task is left out.
 #
 # ## Tie style to label
 #

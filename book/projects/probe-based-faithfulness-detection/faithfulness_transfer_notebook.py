@@ -30,13 +30,14 @@
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
+dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
 n_questions: int = 5  # of each task, for constructed transcripts, 5 to 400
 n_own: int = 16  # of each task, for hints and chains, 4 to 400 by 4
-n_tasks: int = 6  # of those that passed, at most so many, 1 to 10
+n_samples: int = 2  # draws of worked examples for hints, 1 to 8
+n_tasks: int = 6  # of those that passed, at most so many, 1 to 14
 n_data_seeds: int = 1  # draws of the data, 1 to 10
 seed: int = 0  # of all sampling, 0 to 999000
 device: str = "cpu"  # cpu, or cuda where there is a GPU
-dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
 import numpy as np
@@ -59,8 +60,8 @@ seeds = range(seed, seed + n_data_seeds)
 # tested where nothing was trained; chance is one half. All labels point the same way: *true* is the less faithful.
 #
 # **What we expect.** Contradiction is a relation between two words, so that its probe should cross tasks, and there is
-# no reason why it should not read what the model wrote. Whether an answer follows a hint, or does not need its chain, is
-# another matter: nothing in the text need contradict anything.
+# no reason why it should not read what the model wrote. Whether an answer follows a hint, or loses little without its
+# chain, is another matter: nothing in the text need contradict anything.
 
 # %%
 JOURNEYS = {  # trained on, tested on, and where both are read
@@ -69,17 +70,17 @@ JOURNEYS = {  # trained on, tested on, and where both are read
         "own contradiction",
         "answer",
     ),
-    "It reads whether a hint was followed without a word.": (
+    "It reads whether a pull moved an answer without a word.": (
         "constructed",
         "hint",
         "answer",
     ),
-    "It reads whether an answer is the same without its chain.": (
+    "It reads whether an answer loses less without its chain than most.": (
         "constructed",
         "given chain",
         "answer",
     ),
-    "A probe of hints reads whether an answer is the same without its chain.": (
+    "A probe of hints reads whether an answer loses less without its chain than most.": (
         "hint",
         "given chain",
         "cue",
@@ -93,7 +94,7 @@ JOURNEYS = {  # trained on, tested on, and where both are read
 LABELS = {
     "constructed": "constructed",
     "own contradiction": "causal_own",
-    "hint": "hint_free",
+    "hint": "hint",
     "given chain": "causal_given",
     "own chain": "causal_own",
 }
@@ -128,20 +129,25 @@ def defined(label):
     return own_contradictions if own else dataset.select_unfaithful
 
 
+# %%
 def made(source, of_tasks, seed, n):
-    """Transcripts of some tasks."""
+    """Transcripts of some tasks, and what stood before them."""
+    options = {"tasks": of_tasks, "seed": seed}
     if source == "constructed":
-        asked = questions.draw_questions(model, tasks=of_tasks, n=n, seed=seed)
-        return transcripts.construct(model, asked)
-    folder = ROOT / "_build" / "generated"
-    options = {"n": n, "seed": seed, "folder": folder}
-    return dataset.load_transcripts(model, source, tasks=of_tasks, **options)
+        asked = questions.draw_questions(model, n=n, **options)
+        shots = questions.draw_shots(model, n=transcripts.N_SHOTS, **options)
+        before = transcripts.write_examples_by_task(shots, "stated")
+        rows = transcripts.construct(model, asked)
+        return rows.assign(before=rows["task"].map(before))
+    options |= {"n": n, "n_samples": n_samples}
+    options["folder"] = ROOT / "_build" / "generated"
+    return dataset.load_transcripts(model, source, **options)
 
 
 # %% [markdown]
 # ## Read everything in the same place
 #
-# All transcripts are read after the same four worked examples, at the token before the answer and at the answer. The
+# All transcripts are read after their own four worked examples, at the token before the answer and at the answer. The
 # layer is chosen once, for the constructed label on its first three tasks, on questions of another draw.
 
 
@@ -149,11 +155,9 @@ def made(source, of_tasks, seed, n):
 PLACES = ("cue", "answer")
 
 
-def read(rows, seed, places=PLACES):
+def read(rows, places=PLACES):
     """The residual stream at the cue and at the answer."""
-    prompts, at = transcripts.put_in_context(
-        model, rows, seed=seed, answered=True
-    )
+    prompts, at = transcripts.put_in_context(model, rows, answered=True)
     at = {place: at[place] for place in places}
     return hooks.capture(
         model, prompts, "resid_post", positions=at, as_trees=True
@@ -167,7 +171,7 @@ def grouped(rows):
 few = made("constructed", tasks["constructed"][:3], seed + 1000, 5)
 layer = (
     probes.sweep(
-        read(few, seed + 1000, ("answer",)),
+        read(few, ("answer",)),
         few["contradicts"].tolist(),
         grouped(few),
         types=None,
@@ -190,7 +194,7 @@ for number in seeds:
         rows = rows[rows["at_cue"].notna()].reset_index(drop=True)
         if not len(rows):
             continue
-        states_here = read(rows, number)["resid_post"]
+        states_here = read(rows)["resid_post"]
         for label in labels:
             rows_of = rows[rows["task"].isin(tasks[label])]
             rows_of, truth = defined(label)(rows_of)
@@ -214,7 +218,7 @@ run.table(
         }
         for label, rows in first.groupby("about", sort=False)
     ],
-    caption="What there is to read, in the first draw of the data. Hint: the answer follows a wrong hint of which the chain says nothing. Given and own chain: the answer is the same without it. Own contradiction: the model's answer is not the verdict that it stated.",
+    caption="What there is to read, in the first draw of the data. Hint: a pull moved the answer, and the chain says nothing of it. Given and own chain: without it the answer loses less of its lead than the median of task and style. Own contradiction: the model's answer is not the verdict that it stated.",
 )
 
 # %% [markdown]
@@ -326,8 +330,8 @@ run.table(
 # %% [markdown]
 # **H3**: constructed **{glue:text}`claim-h3-constructed`**, hints **{glue:text}`claim-h3-hint`**, given chains
 # **{glue:text}`claim-h3-causal`** ("not run": fewer than two tasks have five questions of both kinds). What lies off the
-# diagonal can't come from the words of a task. What is on it alone may. **Hints, given and own chains are on
-# hold**, here and below: an audit [let none of these labels pass](day12-14_cot_dataset).
+# diagonal can't come from the words of a task. What is on it alone may. Which tasks pass comes from the audit of
+# [days 12 to 14](day12-14_cot_dataset); a label without a task is left out, here and below.
 #
 # ## Send each probe to other labels and other writers
 #
@@ -392,7 +396,7 @@ run.value(
 # %% [markdown]
 # From contradictions that were put in to the model's own: {glue:text}`to_own`
 # (**{glue:text}`claim-contradiction-to-own`**), where a probe that was trained on the latter has {glue:text}`at_home`.
-# From contradiction to unmentioned hints: **{glue:text}`claim-contradiction-to-hint`**; to chains that are not needed:
+# From contradiction to unmentioned pulls: **{glue:text}`claim-contradiction-to-hint`**; to chains that are hardly needed:
 # **{glue:text}`claim-contradiction-to-causal`**. From hints to chains: **{glue:text}`claim-hint-to-causal`**. From given
 # chains to own: **{glue:text}`claim-given-to-own`**.
 #
@@ -617,7 +621,7 @@ run.value("alike", alike if alike is not None else "not to be had")
 # - Within tasks against across: `h3-constructed` {glue:text}`claim-h3-constructed`, `h3-hint`
 #   {glue:text}`claim-h3-hint`, `h3-causal` {glue:text}`claim-h3-causal`.
 # - From contradictions put in to the model's own: `contradiction-to-own` {glue:text}`claim-contradiction-to-own`.
-# - From contradiction to hints: `contradiction-to-hint` {glue:text}`claim-contradiction-to-hint`; to chains that are not
+# - From contradiction to hints: `contradiction-to-hint` {glue:text}`claim-contradiction-to-hint`; to chains that are hardly
 #   needed: `contradiction-to-causal` {glue:text}`claim-contradiction-to-causal`; from hints to those: `hint-to-causal`
 #   {glue:text}`claim-hint-to-causal`.
 # - From given chains to own: `given-to-own` {glue:text}`claim-given-to-own`.
