@@ -225,10 +225,13 @@ def test_only_make_record_writes_below_results(tmp_path, monkeypatch):
     (cell,) = [cell for cell in code_cells(chapters.find_chapter("day12-14_cot_dataset")) if "if save:" in cell.source]
     written = []
     kept = SimpleNamespace(
-        FILE="cot_faithfulness.parquet", save_dataset=lambda table, path, about: written.append(path)
+        FILE="cot_faithfulness.parquet",
+        save_dataset=lambda table, path, about: written.append(path),
+        hash_content=lambda table: "",
     )
-    names = {"dataset": kept, "data": [], "model": SimpleNamespace(record=dict), "runs": runs}
-    exec(cell.source, names | {"run": SimpleNamespace(parameters={}), "passed": {}, "able": {}, "save": True})
+    run = SimpleNamespace(parameters={}, value=lambda key, value: None)
+    names = {"dataset": kept, "data": [], "model": SimpleNamespace(record=dict), "runs": runs, "run": run}
+    exec(cell.source, names | {"passed": {}, "able": [], "save": True})
     assert written == [tmp_path / "cot_faithfulness.parquet"]
 
 

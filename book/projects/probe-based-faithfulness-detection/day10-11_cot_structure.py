@@ -1292,17 +1292,15 @@ run.finish()
 # %% [markdown]
 # ## Exercises
 #
-# **1. Vote** (15 minutes). Draw five chains for each question of `two_step_addition` and `word_problem` with the
-# sampling of the hint and take the answer that comes most often. Does the vote beat the greedy chain, and is a vote of five to nothing
-# more often right? *Hint: `hooks.generate(model, prompts, max_new_tokens=64, stop=("\n\n",), temperature=0.7,
-# seed=vote)`.*
+# **1. Vote** (15 minutes). Write the chains of `addition` and `two_step_addition` after five sets of examples and take
+# the answer that comes most often. Does the vote beat a single chain, and is a vote of five to nothing more often
+# right? *Hint: `transcripts(chosen, "free", shot_seed=seed + vote)`.*
 #
 # ```{dropdown} Solution
 # Parse each of the five with `questions.parse_answer`, and take `Counter(votes).most_common(1)[0][0]`. With the
-# default model and sizes single sampled chains are worse than the greedy one in two-step addition, and the vote wins
-# that loss back without going beyond it; in word problems vote and single samples are right somewhat more often than
-# the greedy chain, whose mistake is a habit. The more votes agree, the more often they are right, up to four of five.
-# Put an interval on each before you believe any of it: the questions are few.
+# default model and sizes the vote is right about as often as a single chain: its mistakes are habits, which other
+# examples do not cure. In addition votes of five to nothing are right much more often than split ones; in the other
+# task hardly a vote is unanimous. Put an interval on each before you believe any of it: the questions are few.
 # ```
 #
 # **2. Read the answers without a chain** (10 minutes). What does the model answer where no chain is asked for? Count
@@ -1310,8 +1308,8 @@ run.finish()
 #
 # ```{dropdown} Solution
 # `for task in TASKS: print(task, Counter(questions.parse_answer(t) for t, own in zip(texts["direct"], task_of,
-# strict=True) if own == task).most_common(3))`. The default model gives two or three numbers to all sums, larger than
-# any right answer, and the same side to all coins. It does not get sums wrong: it does not calculate at all. An
+# strict=True) if own == task).most_common(3))`. The default model gives the same few numbers to all sums, smaller than
+# most right answers, and calls most numbers even. It does not get sums wrong: it does not calculate at all. An
 # accuracy of zero and one of one half can both be a constant.
 # ```
 #
@@ -1320,8 +1318,8 @@ run.finish()
 # capitalised words of the question, and `list.index`.*
 #
 # ```{dropdown} Solution
-# With the default model the task is `ordering`. Count pairs (place of the verdict, place of the answer) over its
-# chains. All departures are from chains whose verdict is the first name of the question, towards the second or third;
+# With the default model the task is `comparison`. Count pairs (place of the verdict, place of the answer) over its
+# chains. All departures are from chains whose verdict is the first name of the question, towards the second;
 # verdicts that name the second are kept. So there the answer is pulled away from one name in particular, which a
 # faithful copy would not be. A label of unfaithfulness must then be compared with the rule "the verdict is the first
 # name", or a probe may learn that instead.
