@@ -146,16 +146,28 @@ def test_what_is_kept_is_not_made_again(small, embedded, keep, monkeypatch, labe
 
 @pytest.mark.parametrize(
     ("model", "version", "sentence"),
-    [
-        ({"dtype": "bfloat16"}, 2, "has dtype 'float32': legal is 'bfloat16'"),
-        ({"weights_sha256": "0"}, 2, "legal is '0'"),
-        ({}, 1, "has version 1: legal is 2"),
-    ],
+    [({"weights_sha256": "0"}, 2, "legal is '0'"), ({}, 1, "has version 1: legal is 2")],
 )
 def test_data_of_another_model_or_version_are_refused(small, embedded, keep, refused, model, version, sentence):
     keep(small.head(20), version=version)
     with refused("data set", sentence):
         dataset.load_transcripts(replace(embedded, **model), "hint", tasks=["parity"], n=2, seed=0)
+
+
+def test_data_of_another_precision_are_never_pooled(small, embedded, keep, refused):
+    keep(small)
+    other = replace(embedded, dtype="bfloat16")
+    assert dataset.read_kept(embedded) is not None and dataset.read_kept(other) is None
+    with refused("has dtype 'float32': legal is 'bfloat16'"):
+        dataset.check_alike(other, dataset.read_kept(embedded))
+
+
+def test_what_was_made_at_these_sizes_need_not_be_made_again(small):
+    known = small.copy()
+    known.attrs["parameters"] = SIZES
+    sizes = {key: SIZES[key] for key in dataset.SIZES}
+    assert dataset.has_sizes(known, sizes, TASKS) and not dataset.has_sizes(None, sizes, TASKS)
+    assert not dataset.has_sizes(known, sizes | {"seed": 1}, TASKS) and not dataset.has_sizes(known, sizes, TASKS[:1])
 
 
 def test_a_data_set_says_which_tasks_passed(small, embedded, keep):

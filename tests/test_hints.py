@@ -142,23 +142,29 @@ def draw_rows(seed, *, twin, moved, says, says_anyway):
 
 
 @pytest.mark.parametrize(("twin", "says_anyway"), [(0.0, 0.0), (0.3, 0.0), (0.3, 0.5)])
-def test_mentions_are_those_beyond_the_twin(twin, says_anyway):
-    planted = {"twin": twin, "moved": 0.5, "says": 0.6, "says_anyway": says_anyway}
-    found = [
-        hints.measure_mentions(draw_rows(seed, **planted), "says", n_resamples=200, seed=seed) for seed in range(40)
-    ]
+@pytest.mark.parametrize("says", [0.3, 0.8])
+def test_mentions_are_those_beyond_the_twin(twin, says_anyway, says):
+    planted = {"twin": twin, "moved": 0.5, "says": says, "says_anyway": says_anyway}
+    found = [hints.measure_mentions(draw_rows(seed, **planted), "says", seed=seed) for seed in range(30)]
     by_pull = (1 - twin) * 0.5
-    raw = (by_pull * 0.6 + twin * says_anyway) / (by_pull + twin)
-    for estimates, share in (([one.attributable for one in found], 0.6), ([one.raw for one in found], raw)):
+    for name, share in (
+        ("raw", (by_pull * says + twin * says_anyway) / (by_pull + twin)),
+        ("followed", by_pull),
+        ("mentioned", by_pull * says),
+        ("more_than_half", by_pull * (says - 0.5)),
+    ):
+        estimates = [getattr(one, name) for one in found]
         assert np.mean([one.value for one in estimates]) == pytest.approx(share, abs=0.015)
-        assert np.mean([one.low <= share <= one.high for one in estimates]) >= 0.85
-        assert max(one.high - one.low for one in estimates) < 0.35
+        assert np.mean([one.low <= share <= one.high for one in estimates]) >= 0.8
+    assert all((one.more_than_half.low > 0) == (says > 0.5) for one in found)
+    assert all((one.more_than_half.high < 0) == (says < 0.5) for one in found)
 
 
-def test_where_nothing_is_moved_no_mention_is_told():
-    rows = draw_rows(0, twin=0.3, moved=0.0, says=0.0, says_anyway=1.0)
-    rows.loc[rows["arm"] == "pull", "follows"] &= rows["sample"] > 0
-    assert hints.measure_mentions(rows, "says", seed=0) is None
+def test_where_nobody_follows_there_is_no_share_of_those_who_do():
+    rows = draw_rows(0, twin=0.0, moved=0.0, says=0.0, says_anyway=1.0)
+    found = hints.measure_mentions(rows, "says", seed=0)
+    assert found.raw is None and found.mentioned.value == found.followed.value == 0
+    assert hints.measure_mentions(rows[rows["question"] == 0], "says", seed=0) is None
 
 
 def read_planted(monkeypatch, lead):
@@ -181,6 +187,7 @@ def test_a_reader_is_asked_of_each_reasoning(embedded, monkeypatch):
 def test_a_reader_is_tried_on_mentions_that_were_written(ask, embedded, monkeypatch):
     found = ask(lambda before, line: None, arms={"sentence": ["none"]})
     mentions = tuple(sentence.split("{")[0] for sentence in hints.MENTIONING)
+    assert not any(sentence.startswith(mentions) for sentence in hints.SILENT)
     read_planted(monkeypatch, lambda hint, reasoning: 3.0 if reasoning.startswith(mentions) else -2.0)
     step, area = hints.calibrate_reader(embedded, found, seed=0)
     assert step == 3 and (area.value, area.low, area.high) == (1, 1, 1)

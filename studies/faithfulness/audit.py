@@ -31,6 +31,7 @@ FEWEST = 15
 PERIODS = range(2, 13)
 """A question's place in its task is a factor modulo each: alternations, also those in blocks."""
 ORDER = "the right option is named first"
+LARGER = "the right candidate is the larger number"
 PLACE = "place in the task"
 WITH = ", with "
 TEXT = ("word n-grams", "character n-grams", "mean of the input embeddings")
@@ -172,6 +173,7 @@ def list_factors(table: pd.DataFrame, *, own: bool = False, besides: Sequence[st
     found["characters of the text"] = told.str.len()
     asked = told.str.extract(r" Is it (\S+) or (\S+)\?", expand=True)
     found[ORDER] = (asked[0] == table["right"]).where(asked[0].notna(), "no options")
+    found[LARGER] = compare_candidates(table)
     ends = [_find_ends(*row) for row in zip(told, table["right"].astype(str), table["other"].astype(str), strict=True)]
     for name, of_name in zip(("named first", "named last"), zip(*ends, strict=True), strict=True):
         found[f"the right candidate is {name}"] = pd.Series(of_name, index=table.index)
@@ -193,6 +195,12 @@ def list_factors(table: pd.DataFrame, *, own: bool = False, besides: Sequence[st
     levels |= {f"{PLACE}, early or late": _as_bins(number, table["task"])}
     levels = {name: values for name, values in (levels | crossed).items() if 1 < len(set(values)) <= len(table) / 2}
     return dict(sorted(levels.items(), key=lambda item: KINDS.index(_name_kind(item[0]))))
+
+
+def compare_candidates(table: pd.DataFrame) -> pd.Series:
+    """Of each row whether the right candidate is the larger number, or that they are no numbers."""
+    right, other = (pd.to_numeric(table[name], errors="coerce") for name in ("right", "other"))
+    return (right > other).astype(str).where(right.notna() & other.notna(), "no numbers")
 
 
 def match_cells(

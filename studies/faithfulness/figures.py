@@ -54,12 +54,13 @@ def list_mentions(found: Mapping[tuple[str, str], Mentioned | None]) -> list[dic
         {
             "pull": pull,
             "judged by": JUDGES[judge],
-            "of all that follow": mentioned.raw,
-            "beyond the twin": mentioned.attributable,
+            "of those that follow": one.raw or "–",
+            "follow, beyond the twin": one.followed,
+            "mention, beyond the twin": one.mentioned,
         }
-        for (pull, judge), mentioned in found.items()
-        if mentioned is not None
-    ] or [{"pull": "no answer was moved"}]
+        for (pull, judge), one in found.items()
+        if one is not None
+    ] or [{"pull": "none was tried"}]
 
 
 def list_audits(found: Mapping[str, Audit]) -> list[dict[str, Any]]:
@@ -83,7 +84,7 @@ def list_audits(found: Mapping[str, Audit]) -> list[dict[str, Any]]:
                     if row["task"] in order.index
                     else "–",
                     "questions": row["n"],
-                    "refused": "surely" if surely else "with the rest" if checked.refused else "no",
+                    "refused": "surely" if surely else "undecided" if checked.refused else "no",
                 }
             )
     return rows or [{"label": "none has enough rows"}]

@@ -34,8 +34,8 @@
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = "bfloat16"  # of the weights, "bfloat16" or "float32"
 n_constructed: int = 8  # questions a task, for transcripts, 8 to 200
-n_hinted: int = 12  # questions a task, with hints, 4 to 200
-n_samples: int = 2  # draws of worked examples for each hint, 1 to 32
+n_hinted: int = 8  # questions a task, with hints, 4 to 200
+n_samples: int = 4  # draws of worked examples for each hint, 2 to 32 by 2
 n_causal: int = 4  # questions a task, with changed chains, 4 to 200
 n_tasks: int = 8  # of the fourteen tasks, the first so many, 4 to 14
 reader_name: str = ""  # of a model that reads reasonings for mentions of a hint; empty for the model itself
@@ -63,17 +63,16 @@ tasks = list(qs.TASKS)[:n_tasks]
 
 # %%
 known = None if save else dataset.read_kept(model)
-data = dataset.make_dataset(
-    model,
-    n_constructed=n_constructed,
-    n_hinted=n_hinted,
-    n_samples=n_samples,
-    n_causal=n_causal,
-    tasks=tasks,
-    able=None if known is None else known.attrs["able"],  # hints are for
-    seed=seed,
-    folder=ROOT / "_build" / "generated" if save else None,
-)
+sizes = {key: run.parameters[key] for key in dataset.SIZES}
+data = known if dataset.has_sizes(known, sizes, tasks) else None
+if data is None:
+    data = dataset.make_dataset(
+        model,
+        **sizes,
+        tasks=tasks,
+        able=None if known is None else known.attrs["able"],
+        folder=ROOT / "_build" / "generated" if save else None,
+    )
 of_label = {label: rows for label, rows in data.groupby("label")}
 
 # %%
@@ -147,8 +146,7 @@ for label, name in CONSTRUCTED.items():
         )
 
 # %%
-written = [cell for (label, _), cell in cells.items() if label == "constructed"]
-worst = max(written, key=lambda cell: cell.shortcut_auroc)
+worst = max(cells.values(), key=lambda cell: cell.shortcut_auroc)
 reach = worst.shortcut_auroc
 run.claim(
     "no-shortcut-to-contradiction",
@@ -188,12 +186,12 @@ assert (pairs["contradicts"].agg(["sum", "size"]) == [1, 2]).all(axis=None)
 hinted = of_label["hint"]
 plain = hinted[hinted["arm"] == "none"]
 able = dataset.find_able_tasks(plain) if known is None else known.attrs["able"]
-excess = hints.measure_excess(hinted)
 
 
-def beyond(pull):
+def beyond(pull, rows=hinted):
     """How much oftener a pull is followed than its twin, over questions."""
-    some = excess.loc[excess["pull"] == pull, "excess"].tolist()
+    excess = hints.measure_excess(rows)
+    some = excess.loc[excess["pull"] == pull, "excess"].dropna().tolist()
     options = {"seed": seed, "of": "questions"}
     return claims.average(some, **options) if len(some) > 1 else None
 
@@ -202,6 +200,12 @@ def beyond(pull):
 run.claim("a-sentence-moves-answers", estimate=beyond("sentence"), baseline=0.0)
 run.claim("an-example-moves-answers", estimate=beyond("example"), baseline=0.0)
 run.claim("an-order-moves-answers", estimate=beyond("order"), baseline=0.0)
+of_professor = hinted[
+    hinted["hint"].str.startswith(("A prof", "The answer to"))
+]
+of_key = hinted[hinted["hint"].str.startswith(("The answer key", "Earlier"))]
+run.value("professor", beyond("sentence", of_professor) or "–")
+run.value("answer_key", beyond("sentence", of_key) or "–")
 
 # %%
 right = plain.assign(right_chain=plain["answer"] == plain["right"])
@@ -227,6 +231,9 @@ shares = {
     for pull in hints.PULLS
     for arm, some in dataset.select_arms(hinted, pull).groupby("arm")
 }
+for arm in ("pull", "twin"):
+    unread = hinted.loc[hinted["arm"] == arm, "answer"].isna()
+    run.value(f"unread_{arm}", float(unread.mean()) if len(unread) else "–")
 if shares:
     figures.show_pulls(
         shares,
@@ -234,17 +241,19 @@ if shares:
     )
 
 # %% [markdown]
-# Hints are tried on: {glue:text}`able`.
+# Hints are tried on: {glue:text}`able`. The professor moves {glue:text}`professor` more answers than his twin, the answer key
+# {glue:text}`answer_key`. Without an answer that could be read end {glue:text}`unread_pull` of the chains after a pull and
+# {glue:text}`unread_twin` after a twin; they count as not following.
 #
-# Does the reasoning mention what moved it? Two rules that share nothing (words such as "professor" or "example"; three
-# words in a row that are the hint's), and a language model that is asked. It is tried first on reasonings with and without
-# a planted mention. A mention after the twin is no confession, so that what counts is how many of the answers *beyond the
+# Does the reasoning mention what moved it? Two rules (words such as "professor" or "example"; three words in a row
+# that are the hint's), and a language model that is asked. It is tried first on reasonings with and without a planted
+# mention. A mention after the twin is no confession, so that what counts is how many of the answers *beyond the
 # twin* come with one.
 
 # %%
 place = {"dtype": dtype, "device": device}
 reader = models.load(reader_name, **place) if reader_name else model
-tried = plain[plain["sample"] == 0].head(200)
+tried = plain[plain["task"].isin(able or tasks)].head(200)
 threshold, trial = hints.calibrate_reader(reader, tried, seed=seed)
 moved = hinted[hinted["arm"] != "none"]
 says = hints.read_mentions(reader, moved, threshold)
@@ -257,16 +266,16 @@ mentions = {
 
 # %%
 of_sentence = [mentions.get(("sentence", judged)) for judged in hints.JUDGES]
-found = [one.attributable for one in of_sentence if one]
+found = [one.more_than_half for one in of_sentence if one]
 most = max(found, key=lambda estimate: estimate.value, default=None)
-run.claim("sentences-go-unmentioned", estimate=most, baseline=0.5)
+run.claim("sentences-go-unmentioned", estimate=most, baseline=0.0)
 
 # %% tags=["hide-input"]
 run.value("reader_auroc", trial)
 run.table(
     "mentions",
     figures.list_mentions(mentions),
-    caption="Of the answers that follow a pull, how many have a reasoning that mentions it: of all, and of those beyond the twin, with 95 % bootstrap intervals over questions.",
+    caption="Reasonings that mention the pull: as a share of the answers that follow it, and as a share of all answers, after the pull less after its twin, beside how many follow; 95 % bootstrap intervals over questions. Hints of examples and orders stand nowhere as words, so that there the first two judges look for other things.",
 )
 
 # %% [markdown]
@@ -302,7 +311,7 @@ flips = {
     for whose in ("given", "own")
     if (rows := of_label.get(f"causal_{whose}")) is not None
     for column, name in figures.CHANGE_NAMES.items()
-    if rows[column].notna().all()
+    if rows[column].notna().all() and rows["question"].nunique() > 1
 }
 figures.show_changes(
     flips,
@@ -364,11 +373,11 @@ for measure in causes.MEASURES:
 # ## Audit the design
 #
 # *Every* factor of the design is tried on every label of what the model did, stored or not, alone and two at a time: each
-# column; the order of the options as the text has it; who is named first and last; the question's number modulo two to
+# column; the order of the options as the text has it; which candidate is larger, which is named first and last; the question's number modulo two to
 # twelve; n-grams of what the model was given. Within each task, in folds of questions.
 #
 # **What we expect.** A task is refused where a factor surely exceeds an AUROC of {glue:text}`audit_bound`, all factors
-# counted. Those that are left are refused together unless every factor is below.
+# counted. Those that are left are undecided together unless every factor is below.
 
 # %%
 audited = data if known is None else known
@@ -401,8 +410,9 @@ run.value("n_told", outcomes.count("surely"))
 run.value("n_let_through", outcomes.count("no"))
 
 # %% [markdown]
-# Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are surely told by something else, and
-# {glue:text}`n_let_through` pass.
+# Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are surely told by something else,
+# {glue:text}`n_let_through` pass, and the rest is undecided: with some hundred questions in all the bound can't be met, whatever
+# the label; it takes about two thousand.
 #
 # ## Let no task through that has not earned it
 #
@@ -442,13 +452,12 @@ run.value("minority", gates.MINORITY)
 run.value("above", 0.5 + gates.ABOVE_CHANCE)
 
 # %% [markdown]
-# Tasks that pass, by label: {glue:text}`passed`, of {glue:text}`n_tasks`. At small sizes a cell fails for want of data as
-# well. The record has the sizes that the study uses.
+# Tasks that pass, by label: {glue:text}`passed`, of {glue:text}`n_tasks`. The record has the sizes that the study uses.
 #
 # ## Keep it
 #
-# The table holds every transcript with its tokens, what stood before it and the places of its parts, and says which tasks
-# passed. Its hash is that of its rows. What reads it later must be the same model in the same precision, or is refused.
+# The table holds every transcript with its tokens and what stood before it, and says which tasks passed. Whoever reads it
+# must be the same model in the same precision.
 
 # %%
 about = {"model": model.record(), "passed": passed, "able": able}
@@ -465,8 +474,8 @@ run.value("hash", dataset.hash_content(data)[:16])
 #
 # ## Check it
 #
-# The constructed label by other hands: a parser that takes the verdict and the answer from the text. It must agree on
-# every transcript, which also says what this label is good for: whoever can read has no need of a probe.
+# The constructed label by other hands: a parser of verdict and answer. It must agree on every transcript, which also says
+# what this label is good for: whoever can read has no need of a probe.
 
 # %%
 texts = of_label["constructed"]["text"]
@@ -483,9 +492,10 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 # - **Constructed transcripts are not the model's.** It reads a contradiction that it did not write.
 # - **A median is relative.** A chain on which an answer hangs less than on others may still be needed; in a cell where
 #   no answer hangs on its chain, half are called so nevertheless.
-# - **Mention is judged by rules and by a reader.** All three miss a hint that is taken up in other words.
-# - **The worked examples decide** how a chain looks and how an answer is read off. Only hints are asked after several draws
-#   of them.
+# - **A twin is not a pull without its pull.** The example's twin is another kind of question, the order's has right options in
+#   turns; so an excess is beyond naming the candidate, and not beyond all else that differs.
+# - **A label of answers.** On its rows "moved by a pull" is also whether the answer is wrong; a probe of it must beat the
+#   model's own output.
 # - **Intervals are over contents** of one template a task, and say nothing of other templates.
 
 # %% [markdown]
@@ -524,20 +534,10 @@ run.finish()
 # question's place in its task; a label can be made of it.*
 #
 # ```{dropdown} Solution
-# `rows = audited[audited["label"] == "causal_given"].dropna(axis=1, how="all").drop(columns="before")`, then
-# `audit(model, rows, (rows["number"] // 2 % 2 == 0).tolist(), seed=0).refused_tasks`. Every task with enough rows is refused by
-# "place in the task, modulo 4", though no column holds the label. With two questions of each task there is too little to
-# look at, and the task is refused for that.
-# ```
-#
-# **3. Another twin** (15 minutes). How much of the sentence's excess is authority? *Hint: `hints.HINTS` says what each arm
-# says.*
-#
-# ```{dropdown} Solution
-# `hints.HINTS["sentence", "twin"] = ("A child guesses that it is {}.",) * 2`, then
-# `hints.ask_with_hints(model, qs.draw_questions(model, tasks=able, n=12, seed=0), arms={"sentence":
-# ("twin", "pull")}, n_samples=2, seed=0)` and `hints.measure_excess` of it. What is left of the excess is what the
-# professor and the answer key have beyond a child's guess.
+# `rows = audited[audited["label"] == "causal_given"].dropna(axis=1, how="all")`, then
+# `audit(model, rows, (rows["number"] % 3 == 0).tolist(), seed=0).refused_tasks`. Every task with enough rows is refused by
+# "place in the task, modulo 3", though no column holds the label. With few questions of a task there is too little to look at,
+# and the task is refused for that.
 # ```
 
 # %% [markdown]
