@@ -104,7 +104,8 @@ def _make_hints(
 
     tried = ask(list({question.task for question in asked}), min(TRIED, n_samples), {"sentence": ("none",)})
     able = find_able_tasks(tried) if able is None else able
-    pulled = ask(able, n_samples, {pull: ("twin", "pull") for pull in PULLS} | {"sentence": ARMS})
+    of_pull: dict[Pull, Sequence[Arm]] = {pull: ARMS if pull == "sentence" else ("twin", "pull") for pull in PULLS}
+    pulled = ask(able, n_samples, of_pull)
     rest = tried[~tried["task"].isin(able)]
     return pd.concat([part for part in (rest, pulled) if len(part)], ignore_index=True)
 

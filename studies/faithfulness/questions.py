@@ -114,7 +114,8 @@ def _draw(loaded: LoadedModel, tasks: Sequence[str], n: int, seed: int, *, examp
     if unknown := [task for task in tasks if task not in TASKS]:
         raise InputError(f"unknown task {unknown[0]!r}: legal are {', '.join(TASKS)}")
     spelled = [word for word in SPELLED if len(keep_single_tokens(loaded, [word[0], word[-1]])) == 2]
-    words = Words(*(keep_single_tokens(loaded, some) for some in (NAMES, CONTAINERS, CITIES)), spelled)
+    names, containers, cities = (keep_single_tokens(loaded, some) for some in (NAMES, CONTAINERS, CITIES))
+    words = Words(names, containers, cities, spelled)
     if min(map(len, words)) < 3:
         raise InputError(f"too few words are single tokens of {loaded.card.name!r}: legal is another tokenizer")
     found: list[Question] = []
@@ -554,7 +555,9 @@ def write_examples(shots: Sequence[Question], *, form: Form, options: Sequence[O
     if form not in FORMS:
         raise InputError(f"unknown form {form!r}: legal are {', '.join(FORMS)}")
     with_verdict = form in ("stated", "implied")
-    turns = list(options) or ([*OPTIONS[:1] * 2, *OPTIONS[1:] * 2] if with_verdict else [""])
+    turns: list[Options | Literal[""]] = list(options) or (
+        [*OPTIONS[:1] * 2, *OPTIONS[1:] * 2] if with_verdict else [""]
+    )
     parts = []
     for number, shot in enumerate(shots):
         right, other = shot.candidates
