@@ -62,9 +62,10 @@ tasks = list(qs.TASKS)[:n_tasks]
 # answer depends on, and none shares it with a worked example: intervals below are over contents.
 
 # %%
-known = None if save else dataset.read_kept(model)
+known = dataset.read_kept(model)
 sizes = {key: run.parameters[key] for key in dataset.SIZES}
 data = known if dataset.has_sizes(known, sizes, tasks) else None
+known = data if save else known  # of other sizes: made anew
 if data is None:
     data = dataset.make_dataset(
         model,
