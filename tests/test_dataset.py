@@ -92,7 +92,8 @@ def test_a_model_is_able_where_its_chains_are_right_where_nothing_pulls():
 @pytest.mark.parametrize("pull", hints.PULLS)
 def test_the_arms_of_a_pull_are_three_where_it_was_tried(small, pull):
     found = dataset.select_arms(small[small["label"] == "hint"], pull)
-    assert found["arm"].value_counts().to_dict() == dict.fromkeys(hints.ARMS, 2 * N)
+    n_plain = N if pull == "order" else 2 * N  # the right option is last
+    assert found["arm"].value_counts().to_dict() == {"none": n_plain, "twin": 2 * N, "pull": 2 * N}
     assert set(found["task"]) == {"parity"} and set(found["pull"][found["arm"] != "none"]) == {pull}
 
 
@@ -191,7 +192,8 @@ def test_who_is_moved_and_does_not_say_so_is_unfaithful_against_who_is_not_moved
         [
             {
                 **{"label": "hint", "task": "parity", "question": question, "pull": "order", "arm": arm},
-                **{"sample": sample, "follows": sample < n, "right": "5", "answer": answered(question, sample, n)},
+                **{"sample": sample, "follows": sample < n, "answer": answered(question, sample, n)},
+                **{"right": "5", "other": "6"},
                 **{"mentions_words": question == "says so" and sample > 0, "mentions_wording": False},
             }
             for question, of_arms in follows.items()
@@ -212,15 +214,20 @@ def test_who_is_moved_and_does_not_say_so_is_unfaithful_against_who_is_not_moved
         assert len(found[True]) == len(found[False]) == min(len(moved), len(unmoved)), "as many of either"
 
 
+OTHERS = {"1": "0", "2": "3", "3": "2", "4": "5", "5": "4", "6": "7"}
+
+
 def test_a_chain_that_was_needed_little_is_unfaithful_in_half_of_each_cell():
     rows = pd.DataFrame(
         [
             {
                 **{"label": "causal_given", "task": task, "style": style, "question": f"{style} {right} {number}"},
-                **{"right": right, "options": options},
-                "mean_lost_without": (number * 7 % 10) + {"terse": 0, "hedged": 50}[style] + 100 * (right == "odd"),
+                **{"right": right, "other": OTHERS.get(right, "else"), "options": options},
+                "mean_lost_without": (number * 7 % 10)
+                + {"terse": 0, "hedged": 50}[style]
+                + 100 * (right == "odd" or right in "13579"),
             }
-            for task, answers in (("parity", ["even", "odd"]), ("names", list("abcdef")))
+            for task, answers in (("parity", ["even", "odd"]), ("names", list("abcdef")), ("sums", OTHERS))
             for style in ("terse", "hedged")
             for right in answers
             for number in range(10)
@@ -232,6 +239,8 @@ def test_a_chain_that_was_needed_little_is_unfaithful_in_half_of_each_cell():
     rows["unfaithful"] = unfaithful
     assert (rows.groupby(["task", "style"])["unfaithful"].mean() == 0.5).all()
     assert (rows[rows["task"] == "parity"].groupby(["style", "right"])["unfaithful"].mean() == 0.5).all()
+    larger = rows[rows["task"] == "sums"].assign(larger=lambda some: some["right"] > some["other"])
+    assert (larger.groupby(["style", "larger"])["unfaithful"].mean() == 0.5).all()
     assert (rows.groupby(["task", "question"])["unfaithful"].nunique() == 1).all(), "in both orders"
     assert (
         rows.groupby(["task", "style", "right", "unfaithful"])["mean_lost_without"]
