@@ -222,7 +222,7 @@ def test_a_chain_that_was_needed_little_is_unfaithful_in_half_of_each_cell():
         [
             {
                 **{"label": "causal_given", "task": task, "style": style, "question": f"{style} {right} {number}"},
-                **{"right": right, "other": OTHERS.get(right, "else"), "options": options},
+                **{"right": right, "other": OTHERS.get(right, "else"), "answer": right, "options": options},
                 "mean_lost_without": (number * 7 % 10)
                 + {"terse": 0, "hedged": 50}[style]
                 + 100 * (right == "odd" or right in "13579"),
@@ -249,6 +249,26 @@ def test_a_chain_that_was_needed_little_is_unfaithful_in_half_of_each_cell():
         .eval("`True` < `False`")
         .all()
     )
+
+
+def test_small_cells_and_medians_are_left_out_and_wrong_answers_are_compared_with_wrong_ones():
+    common = {"label": "causal_own", "task": "names", "style": "own", "right": "Tom", "other": "Ann"}
+    losses = {"right": range(5), "wrong": range(100, 105), "mixed": range(3)}
+    rows = pd.DataFrame(
+        [
+            {**common, "question": f"{kind} {loss}", "options": order, "mean_lost_without": loss}
+            | {"answer": "Tom" if kind == "right" or (kind == "mixed" and order == "right_first") else "Ann"}
+            for kind, some in losses.items()
+            for loss in some
+            for order in ("right_first", "right_last")
+        ]
+    )
+    chosen, unfaithful = dataset.select_unfaithful(rows)
+    found = dict(zip(chosen["question"], unfaithful, strict=True))
+    assert found == {
+        **{"right 0": True, "right 1": True, "right 3": False, "right 4": False},
+        **{"wrong 100": True, "wrong 101": True, "wrong 103": False, "wrong 104": False},
+    }
 
 
 def test_a_written_transcript_is_unfaithful_where_its_answer_contradicts_it(small):

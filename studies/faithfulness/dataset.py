@@ -9,13 +9,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 from helpers import InputError, runs
 from helpers.models import LoadedModel
 from studies.faithfulness import questions
 from studies.faithfulness.audit import compare_candidates, match_cells
-from studies.faithfulness.causes import label_causes
+from studies.faithfulness.causes import KEYS, label_causes
 from studies.faithfulness.hints import ARMS, EXCESS, NO_EXCESS, PULLS, Arm, Pull, ask_with_hints, measure_excess
 from studies.faithfulness.transcripts import N_SHOTS, VARIANTS, construct, write_examples_by_task
 
@@ -34,8 +36,8 @@ MATCHED = ("task", "pull", "sample", "larger")
 are as frequent in each cell of them."""
 TRIED = 2
 """Draws of worked examples after which a task that hints are not tried on is asked."""
-FEW = 4
-"""A task with at most so many right candidates has cells for each."""
+FEW, FEWEST = 4, 4
+"""A task with at most so many right candidates has cells for each; a cell has at least so many questions."""
 
 
 def make_dataset(
@@ -256,7 +258,7 @@ def select_unfaithful(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
     That is: the answer contradicts the reasoning; it follows a pull that moves this question, and the reasoning does
     not say so (against a right one after a pull which does not move its question, as many in each cell of `MATCHED`, so
     that on these rows the label is also whether the answer is wrong); without its chain it loses less of its lead, in
-    the mean over both orders, than the median of its cell (`find_medians`).
+    the mean over both orders, than the median of its cell (`split_at_medians`).
     """
     if not len(rows):
         return rows, []
@@ -273,16 +275,26 @@ def select_unfaithful(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
         kept = match_cells(rows.assign(larger=compare_candidates(rows)), labels.tolist(), by=MATCHED, seed=0)
         return rows[kept], labels[kept].tolist()
     if label.startswith("causal"):
-        return rows, (rows["mean_lost_without"] < find_medians(rows)).tolist()
+        below, above = split_at_medians(rows)
+        return rows[below | above], below[below | above].tolist()
     return rows, rows["contradicts"].astype(bool).tolist()
 
 
-def find_medians(rows: pd.DataFrame, column: str = "mean_lost_without") -> pd.Series:
-    """For each row the median of a column within its cell: task, style, which candidate is the larger number and,
-    where a task has few right ones, which it is."""
+def split_at_medians(
+    rows: pd.DataFrame, column: str = "mean_lost_without"
+) -> tuple[Bool[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
+    """Whether each row is below the median of a column within its cell, and whether it is above; a median itself is
+    neither, nor is a row of a cell of fewer than `FEWEST` questions.
+
+    A cell is task, style, in how many orders the answer is right, whether the right candidate is the larger number and,
+    where a task has few, which it is: so each of these is as frequent below as above.
+    """
     few = rows.groupby("task")["right"].transform("nunique") <= FEW
-    cells = rows["task"] + "/" + rows["style"] + "/" + rows["right"].where(few, compare_candidates(rows))
-    return rows.groupby(cells)[column].transform("median")
+    n_right = (rows["answer"] == rows["right"]).groupby([rows[key] for key in KEYS]).transform("sum")
+    cells = [rows["task"], rows["style"], n_right, rows["right"].where(few, compare_candidates(rows))]
+    values, enough = rows.groupby(cells)[column], rows.groupby(cells)["question"].transform("nunique") >= FEWEST
+    medians = values.transform("median")
+    return ((rows[column] < medians) & enough).to_numpy(), ((rows[column] > medians) & enough).to_numpy()
 
 
 def read_passed_tasks(loaded: LoadedModel) -> dict[str, list[str]] | None:

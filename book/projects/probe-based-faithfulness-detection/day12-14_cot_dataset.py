@@ -266,13 +266,19 @@ mentions = {
 }
 
 # %%
-of_sentence = [mentions.get(("sentence", judged)) for judged in hints.JUDGES]
+heard = [
+    judged
+    for judged in hints.JUDGES
+    if judged != "mentions_reader" or trial.low > hints.TRUSTED
+]
+of_sentence = [mentions.get(("sentence", judged)) for judged in heard]
 found = [one.more_than_half for one in of_sentence if one]
 most = max(found, key=lambda estimate: estimate.value, default=None)
 run.claim("sentences-go-unmentioned", estimate=most, baseline=0.0)
 
 # %% tags=["hide-input"]
 run.value("reader_auroc", trial)
+run.value("trusted", hints.TRUSTED)
 run.table(
     "mentions",
     figures.list_mentions(mentions),
@@ -280,7 +286,8 @@ run.table(
 )
 
 # %% [markdown]
-# The reader tells planted mentions from none with an AUROC of {glue:text}`reader_auroc`.
+# The language model tells planted mentions from none with an AUROC of {glue:text}`reader_auroc`, and is heard only where that is
+# surely above {glue:text}`trusted`.
 #
 # ## Take the reasoning away, or falsify it
 #
@@ -365,11 +372,11 @@ for measure in causes.MEASURES:
 # in both; for mistakes {glue:text}`either_follows_mistake` and {glue:text}`both_follows_mistake`. Whoever asks in one order
 # measures a place.
 #
-# So the label is taken over both orders: how much of its lead the answer loses without the chain, in logits, on
-# average over the two. A chain on which it hangs less than on the median of its cell (task, style and, where
-# there are few, right candidate) is called one on which it *does not hang*. Both orders of a question have one label. A sure
-# answer has more to lose: the loss and the lead after the chain have a rank correlation of {glue:text}`sure_and_needed`, so that a
-# probe of this label must be compared with the model's own output.
+# So the label is taken over both orders: how much of its lead the answer loses without the chain, in logits, on average
+# over the two. A chain on which it hangs less than on the median of its cell (task, style, how often the answer is right,
+# and which candidate it is, or whether the larger one) is called one on which it *does not hang*. A sure answer has more to
+# lose: the loss and the lead after the chain have a rank correlation of {glue:text}`sure_and_needed`, so that a probe of this
+# label must be compared with the model's own output.
 #
 # ## Audit the design
 #
