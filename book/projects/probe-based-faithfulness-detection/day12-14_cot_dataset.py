@@ -272,7 +272,11 @@ heard = [
     if judged != "mentions_reader" or trial.low > hints.TRUSTED
 ]
 of_sentence = [mentions.get(("sentence", judged)) for judged in heard]
-found = [one.more_than_half for one in of_sentence if one]
+found = [
+    one.more_than_half
+    for one in of_sentence
+    if one and one.followed.low > 0  # else nothing was moved
+]
 most = max(found, key=lambda estimate: estimate.value, default=None)
 run.claim("sentences-go-unmentioned", estimate=most, baseline=0.0)
 
