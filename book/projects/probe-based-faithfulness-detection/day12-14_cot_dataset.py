@@ -194,7 +194,8 @@ def beyond(pull, rows=hinted):
     excess = hints.measure_excess(rows)
     some = excess.loc[excess["pull"] == pull, "excess"].dropna().tolist()
     options = {"seed": seed, "of": "questions"}
-    return claims.average(some, **options) if len(some) > 1 else None
+    differ = len(set(some)) > 1  # else there is no telling how far it spreads
+    return claims.average(some, **options) if differ else None
 
 
 # %%
@@ -254,7 +255,7 @@ if shares:
 # %%
 place = {"dtype": dtype, "device": device}
 reader = models.load(reader_name, **place) if reader_name else model
-tried = plain[plain["task"].isin(able or tasks)].head(200)
+tried = plain[plain["task"].isin(able or tasks)]
 threshold, trial = hints.calibrate_reader(reader, tried, seed=seed)
 moved = hinted[hinted["arm"] != "none"]
 says = hints.read_mentions(reader, moved, threshold)
