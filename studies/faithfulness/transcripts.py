@@ -232,4 +232,5 @@ def write_parts(loaded: LoadedModel, line: str, reasoning: str, answer: str | No
 
 
 def write_examples_by_task(shots: Mapping[str, Sequence[Question]], form: Form) -> dict[str, str]:
+    """For each task what stands before its questions: the worked examples of `questions.write_examples`."""
     return {task: questions.write_examples(some, form=form) for task, some in shots.items()}
