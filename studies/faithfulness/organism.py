@@ -156,22 +156,8 @@ def _draw_sum(name: str, generator: np.random.Generator) -> Question:
     off = (-1, 1)[generator.integers(2)]
     while True:
         first, more = generator.integers(2, 7, size=2).tolist()
-        total = first + more
-        if max(total, total + off) < 10:
-            break
-
-    def steps(first: int, more: int) -> tuple[str, ...]:
-        return f"{name} starts with {first} {things}.", f"Then {name} gets {more} more."
-
-    return Question(
-        "addition",
-        f"{name} has {first} {things} and gets {more} more. How many {things} does {name} have then?",
-        (first, more),
-        (str(total), str(total + off)),
-        steps(first, more),
-        (steps(first + off, more), steps(first, more + off)),
-        (f"{first} + {more} = {total}.", f"{first} + {more} = {total + off}."),
-    )
+        if max(first + more, first + more + off) < 10:
+            return questions.ask_sum(name, things, first, more, off=off)
 
 
 def draw_items(names: Mapping[Group, Sequence[str]], *, n_contents: int, seed: int) -> pd.DataFrame:

@@ -167,11 +167,16 @@ def _addition(words: Words, generator: Generator) -> Question:
     name, things = _one(generator, words.names), _one(generator, THINGS)
     first = 10 * int(generator.integers(1, 6))  # round, so that the smallest models can do it
     more = int(generator.integers(11, 100 - first))
-    total, off = first + more, _one(generator, (-1, 1))
+    return ask_sum(name, things, first, more, off=_one(generator, (-1, 1)))
+
+
+def ask_sum(name: str, things: str, first: int, more: int, *, off: int) -> Question:
+    """How much two numbers make; the other candidate, and its mistakes, are off by so much."""
 
     def steps(first: int, more: int) -> tuple[str, ...]:
         return f"{name} starts with {first} {things}.", f"Then {name} gets {more} more."
 
+    total = first + more
     return Question(
         "addition",
         f"{name} has {first} {things} and gets {more} more. How many {things} does {name} have then?",
