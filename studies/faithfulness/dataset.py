@@ -122,11 +122,8 @@ def _make_causes(
 def _number(loaded: LoadedModel, table: pd.DataFrame, tasks: Sequence[str], seed: int) -> pd.DataFrame:
     """Each row's question by its place in its task, a factor of the design."""
     n = int(table.groupby("task")["question"].nunique().max())
-    of_task: dict[str, int] = {}
-    numbers = {}
-    for question in _ask(loaded, tasks, n, seed):
-        numbers[question.task, question.text] = of_task.get(question.task, 0)
-        of_task[question.task] = of_task.get(question.task, 0) + 1
+    asked = _ask(loaded, tasks, n, seed)  # so many of each task, one task after the other
+    numbers = {(question.task, question.text): place % n for place, question in enumerate(asked)}
     return table.assign(number=[numbers[key] for key in zip(table["task"], table["question"], strict=True)])
 
 
@@ -194,7 +191,7 @@ def load_transcripts(
         folder: of `hooks.generate`.
 
     Raises:
-        InputError: another label, or a data set of other weights, precision or version than the model's.
+        InputError: another label, or a data set of other weights or another version than the model's.
     """
     if label not in BEHAVIOURS:
         raise InputError(f"transcripts of {label!r}: legal are {', '.join(BEHAVIOURS)}")
