@@ -48,7 +48,7 @@ from helpers.engine.propagation import (
     read_block,
     run_senders,
 )
-from helpers.engine.sites import Positions, Prompts, check_site, count_heads, locate_positions, tokenize
+from helpers.engine.sites import Captured, Positions, Prompts, check_site, count_heads, locate_positions, tokenize
 from helpers.hooks import SiteName
 from helpers.models import LoadedModel
 
@@ -200,7 +200,7 @@ def ablate(
     sets: Sequence[Sequence[Node]] | None = None,
     *,
     how: Ablation = "mean",
-    reference: Prompts | None = None,
+    reference: Prompts | Captured | None = None,
     groups: Sequence[Hashable] | None = None,
     reference_groups: Sequence[Hashable] | None = None,
     seed: int = 0,
@@ -215,7 +215,8 @@ def ablate(
         sets: nodes that are taken away together; by default each head's `head_z`.
         how: "zero"; "mean" over all tokens of the reference prompts; or "resample", the activations of another prompt
             of the same token length, drawn with `seed`.
-        reference: by default the prompts themselves.
+        reference: by default the prompts themselves. For means of groups also what `hooks.capture` kept of prompts at
+            all layers and positions, so that several calls need them once.
         groups: a name for each prompt, such as its template. The mean is then taken position by position over the
             reference prompts of the same name, as in Wang et al. (2023).
         reference_groups: the same for the reference prompts; by default reference prompt i has the name of prompt i.
@@ -224,7 +225,8 @@ def ablate(
         metric: as for `patch_sets`.
 
     Raises:
-        InputError: unknown kind, a prompt for which there is no other one of its length, groups that do not fit.
+        InputError: unknown kind, a prompt for which there is no other one of its length, groups or activations that do
+            not fit.
     """
     if how not in get_args(Ablation):
         raise InputError(f"unknown ablation {how!r}: legal are {', '.join(get_args(Ablation))}")
@@ -232,13 +234,17 @@ def ablate(
     if sets is None:
         sets = [[Node("head_z", layer, head)] for layer in range(loaded.n_layers) for head in range(loaded.n_heads)]
     prompts = tokenize(loaded, prompts)
-    reference = prompts if reference is None else tokenize(loaded, reference)
+    if not isinstance(reference, Captured):
+        reference = prompts if reference is None else tokenize(loaded, reference)
+    elif groups is None:
+        raise InputError("activations are given without groups: legal are prompts, or groups too")
     groups, reference_groups = (
         None if names is None else as_names(names, "groups") for names in (groups, reference_groups)
     )
     if groups is not None and how != "mean":
         raise InputError(f"groups are given for {how} ablation: legal is mean")
     if how == "resample":
+        assert not isinstance(reference, Captured)  # they come with groups, and groups with means alone
         source = _others(prompts, reference, seed)
     else:
         source = _constants(loaded, reference, sets, how, groups, reference_groups)
@@ -656,7 +662,7 @@ class _Constants:
 
 def _constants(
     loaded: LoadedModel,
-    reference: Prompts,
+    reference: Prompts | Captured,
     sets: Sequence[Sequence[Node]],
     how: Ablation,
     groups: Sequence[Hashable] | None,
@@ -667,10 +673,19 @@ def _constants(
     if any(site == "pattern" for site, _ in keys):
         raise InputError("a pattern has no mean over tokens and is no pattern when zero: legal is resample")
     sites: list[SiteName] = sorted({site for site, _ in keys})
-    depth = max((layer for _, layer in keys), default=0) + 1
-    prompts = reference if how == "mean" else reference[:1]  # of which only the shapes are needed
-    positions = "mean" if groups is None else "all"
-    found = hooks.capture(loaded, prompts, sites or "resid_pre", layers=range(depth), positions=positions)
+    if isinstance(reference, Captured):
+        found = reference
+        whole = found.layers == tuple(range(loaded.n_layers)) and len(found.positions) == int(found.lengths.max())
+        if not set(sites) <= set(found.values) or not whole:
+            raise InputError(
+                f"activations of {list(found.values)} at {len(found.layers)} layers and {len(found.positions)} "
+                f"positions: legal are those of {sites} at all"
+            )
+    else:
+        depth = max((layer for _, layer in keys), default=0) + 1
+        prompts = reference if how == "mean" else reference[:1]  # of which only the shapes are needed
+        positions = "mean" if groups is None else "all"
+        found = hooks.capture(loaded, prompts, sites or "resid_pre", layers=range(depth), positions=positions)
     if groups is None:
         group, members = torch.zeros(1, dtype=torch.long), {}
     else:

@@ -365,7 +365,9 @@ def test_random_models_have_none_either_on_prompts_that_they_happen_to_get_right
 @pytest.mark.parametrize("heads", [[(0, 2)], [(1, 3), (0, 0), (1, 1)]], ids=["one", "several"])
 def test_knocking_out_is_the_ablation_with_the_mean_of_each_form(heads, tiny):
     data = random_prompts(20, 0)
-    with hooks.intervene(tiny, *roles.knock_out(roles.average_by_form(tiny, data, data), heads)):
+    with hooks.intervene(
+        tiny, *roles.knock_out(roles.average_by_form(roles.capture_reference(tiny, data), data, data), heads)
+    ):
         found = difference(tiny, data)
     effects = patching.ablate(
         tiny,
@@ -408,7 +410,7 @@ def test_no_heads_are_no_receivers_and_can_not_be_knocked_out(load_tiny, refused
     loaded, data = load_tiny("llama"), random_prompts(4, 0)
     assert roles.patch_into(loaded, data, "v", (), "S2") is None
     with refused("no heads to knock out", "at least one"):
-        roles.knock_out(roles.average_by_form(loaded, data, data), [])
+        roles.knock_out(roles.average_by_form(roles.capture_reference(loaded, data), data, data), [])
 
 
 # Parts of the data
@@ -436,7 +438,7 @@ def test_prompts_of_one_form_have_their_parts_at_the_same_places(embedded):
 
 def test_the_means_are_those_of_another_sample_of_the_same_forms(load_tiny):
     loaded, data, reference = load_tiny("llama"), random_prompts(6, 0), random_prompts(24, 1)
-    means = roles.average_by_form(loaded, data, reference)
+    means = roles.average_by_form(roles.capture_reference(loaded, reference), data, reference)
     captured = hooks.capture(loaded, reference.corrupted("p_ABC"), "head_z", positions="all")["head_z"]
     for i, form in enumerate(data.forms):
         members = [j for j, other in enumerate(reference.forms) if other == form]
@@ -446,7 +448,7 @@ def test_the_means_are_those_of_another_sample_of_the_same_forms(load_tiny):
 def test_a_form_without_reference_is_refused(load_tiny, refused):
     data = random_prompts(6, 0)
     with refused("no reference prompt", "template"):
-        roles.average_by_form(load_tiny("llama"), data, data.first(1))
+        roles.average_by_form(roles.capture_reference(load_tiny("llama"), data.first(1)), data, data.first(1))
 
 
 def test_prompts_of_one_template_count_as_one():

@@ -316,6 +316,8 @@ def test_the_mean_of_a_group_is_taken_position_by_position(tiny):
     )
     close(turned.values[0], found)
     captured = hooks.capture(tiny, others, ["head_z", "mlp_out"], positions="all")
+    again = patching.ablate(tiny, rows, [nodes], reference=captured, groups=groups, answers=answers).values[0]
+    assert torch.equal(again, found)
     for i, row in enumerate(rows):
         members = [j for j, name in enumerate(groups) if name == groups[i]]
         z = captured["head_z"][members, 0, : len(row), 1].mean(0)
@@ -466,6 +468,16 @@ def test_bad_input_is_refused_in_one_sentence(load_tiny, data, refused):
         patching.ablate(loaded, base, groups=range(5), answers=answers)
     with refused("5 groups for 6"):
         patching.ablate(loaded, base, reference=base[:5], groups=range(5), answers=answers)
+    given = hooks.capture(loaded, base, "head_z", positions="all")
+    with refused("activations are given without groups"):
+        patching.ablate(loaded, base, reference=given, answers=answers)
+    for other in (
+        hooks.capture(loaded, base, "mlp_out", positions="all"),
+        hooks.capture(loaded, base, "head_z", layers=[0], positions="all"),
+        hooks.capture(loaded, base, "head_z"),
+    ):
+        with refused("activations of", "legal are those of ['head_z'] at all"):
+            patching.ablate(loaded, base, reference=other, groups=range(6), answers=answers)
     with refused("group '0' has no reference prompt"):
         patching.ablate(
             loaded, base, groups=range(6), reference=base, reference_groups=[1] * 3 + [2] * 2 + [1], answers=answers

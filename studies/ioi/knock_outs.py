@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from torch import Tensor
 from helpers import baselines, claims, patching
 from helpers.baselines import AgainstControls, Controls
 from helpers.claims import Estimate
-from helpers.hooks import Head
+from helpers.hooks import Captured, Head
 from helpers.models import LoadedModel
-from studies.ioi.roles import ROLES, Search
+from studies.ioi.roles import ROLES, Search, average_by_form, capture_reference
 from studies.ioi.templates import IOI
 
 
@@ -50,13 +51,22 @@ class KnockOuts:
                 self.loaded,
                 self.data.prompts,
                 [list_nodes(sorted(heads)) for heads in new],
-                reference=self.reference.corrupted("p_ABC"),
+                reference=self.captured,
                 groups=self.data.forms,
                 reference_groups=self.reference.forms,
                 answers=self.data.answers,
             )
             self._left.update(zip(new, effects.values.numpy(), strict=True))
         return np.stack([self._left[heads] for heads in wanted])
+
+    @cached_property
+    def captured(self) -> Captured:
+        """The heads' outputs on the reference's p_ABC prompts."""
+        return capture_reference(self.loaded, self.reference)
+
+    def average_by_form(self) -> Float[Tensor, "example layer position head d_head"]:
+        """What takes the place of heads on each prompt (`roles.average_by_form`)."""
+        return average_by_form(self.captured, self.data, self.reference)
 
     def only(self, sets: Iterable[Iterable[Head]]) -> Float[NDArray, "set prompt"]:
         """The logit difference with every head knocked out that is not in the set."""

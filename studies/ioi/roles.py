@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from helpers import InputError, attribution, hooks
-from helpers.hooks import Head, SiteName
+from helpers.hooks import Captured, Head, SiteName
 from helpers.models import LoadedModel
 from helpers.patching import Node, patch_paths
 from studies.ioi.templates import IOI
@@ -134,7 +134,8 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
         reference: prompts of the same forms, from whose p_ABC corruptions the means of a knock-out are taken.
         seed: of the random signs.
     """
-    difference = attribution.attribute_logits(loaded, data.prompts, data.answers).total
+    attributed = attribution.attribute_logits(loaded, data.prompts, data.answers)
+    difference = attributed.total
     found = Search(difference, {}, score_heads(loaded, data), {}, dict.fromkeys(ROLES, ()))
     by_template = average_templates(difference[None], data.template)
     if float(difference.mean()) <= 0 or measure_consistency(by_template[0]) <= bound_consistency(
@@ -159,7 +160,7 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
     look("logits", patch_paths(loaded, data.prompts, data.corrupted("p_ABC"), "logits", answers=data.answers).effect)
     movers = found.roles["name mover"] + found.roles["S-suppressor"]
     if movers:
-        effect, scores = _without(loaded, data, reference, movers)
+        effect, scores = _without(loaded, data, reference, movers, attributed)
         found.scores.update(scores)
         look("backup", effect, movers)
     look("queries", patch_into(loaded, data, "q", movers, "END"))
@@ -300,33 +301,42 @@ def patch_into(
 
 
 def _without(
-    loaded: LoadedModel, data: IOI, reference: IOI, heads: Sequence[Head]
+    loaded: LoadedModel, data: IOI, reference: IOI, heads: Sequence[Head], before: attribution.Attribution
 ) -> tuple[Float[Tensor, "layer head example"], dict[str, Float[Tensor, "layer head"]]]:
     """With `heads` knocked out, how much each head's direct attribution falls (below zero: rises), what it is then, and
     its attention from END to IO. The last norm's scale is held, which else lets more of everything through.
     """
-    before = attribution.attribute_logits(loaded, data.prompts, data.answers)
-    with hooks.intervene(loaded, *knock_out(average_by_form(loaded, data, reference), heads)):
+    means = average_by_form(capture_reference(loaded, reference), data, reference)
+    with hooks.intervene(loaded, *knock_out(means, heads)):
         after = attribution.attribute_logits(loaded, data.prompts, data.answers, scale_of=before.resid).heads
         attention = measure_attention(loaded, data)["END", "IO"]
     return before.heads - after, {"END attends IO without movers": attention, "writes without movers": after.mean(-1)}
 
 
+def capture_reference(loaded: LoadedModel, reference: IOI) -> Captured:
+    """Each head's `head_z` on the p_ABC prompts behind the means of a knock-out."""
+    return hooks.capture(loaded, reference.corrupted("p_ABC"), "head_z", positions="all")
+
+
 def average_by_form(
-    loaded: LoadedModel, data: IOI, reference: IOI
+    captured: Captured, data: IOI, reference: IOI
 ) -> Float[Tensor, "example layer position head d_head"]:
     """For each prompt the mean `head_z`, position by position, over the reference's p_ABC prompts of the same form.
+
+    Args:
+        captured: of `capture_reference`.
+        data: the prompts.
+        reference: the prompts that were captured.
 
     Raises:
         InputError: a form that the reference lacks.
     """
-    captured = hooks.capture(loaded, reference.corrupted("p_ABC"), "head_z", positions="all")["head_z"]
     means = {}
     for form in dict.fromkeys(data.forms):
         members = [one == form for one in reference.forms]
         if not any(members):
             raise InputError(f"no reference prompt has template and order {form}: legal is at least one of each form")
-        means[form] = captured[torch.tensor(members)].mean(0)
+        means[form] = captured["head_z"][torch.tensor(members)].mean(0)
     return torch.stack([means[form] for form in data.forms])
 
 

@@ -33,7 +33,7 @@
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 templates_of: str = ""  # "own" or "paper"; "" for "paper" on gpt2-small alone
 n_prompts: int = 40  # of each sample, for behaviour and attribution, 20 to 2000
-n_patched: int = 40  # of these, searched; half as many are tested, 10 to 2000
+n_patched: int = 30  # of these, searched; half as many are tested, 10 to 2000
 n_reference: int = 120  # prompts behind the means of knock-outs, 40 to 2000
 n_random_sets: int = 10  # random sets to compare with, 10 to 200
 seed: int = 0  # of all sampling, 0 to 999999
@@ -511,7 +511,7 @@ if filled:
 # towards S if it *inhibited* it, as published.
 
 # %%
-means = roles.average_by_form(model, tested, fresh_reference)
+means = out.average_by_form()
 if found.roles["S-inhibition"]:
     blinding = roles.knock_out(means, found.roles["S-inhibition"])
     with hooks.intervene(model, *blinding):
@@ -662,8 +662,8 @@ if circuit:
     several = [circuit, *random_circuits.sets]
     everything = out.complement([])
     plan = knock_outs.plan_tests(found, random_circuits, subsets, seed=seed)
-    # in one go, since the means are taken anew each time
     at_once = [*several, *subsets.values(), everything]
+    # in one go: a few sets at a time keep the processor waiting for the weights
     out.without([*at_once, *map(out.complement, plan)])
     kept, knocked = out.only(several), out.without(several)
     (empty,) = out.without([everything])
