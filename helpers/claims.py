@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -228,19 +228,34 @@ def bound(estimates: Sequence[Estimate]) -> Estimate:
     """The smallest of several estimates, each end of its interval the smallest of theirs.
 
     With a rule "value > 0" the smallest holds where all surely do, and fails where one surely does not, whichever has
-    the smallest value. "Holds" needs no correction for looking at several; "fails" is as likely by chance as the
-    likeliest of them to fail, or more.
+    the smallest value. "Holds" needs no correction for looking at several. "Fails" does: upper ends are those of
+    intervals that hold for all at once (Bonferroni, by Student's quantiles), as by chance one of ten seems to fail.
 
     Args:
-        estimates: at least one, in one unit.
+        estimates: at least one, in one unit, with 95 % intervals.
 
     >>> bound([Estimate(0.5, -0.4, 1.4, 10), Estimate(0.3, 0.2, 0.4, 10)])
-    Estimate(value=0.3, low=-0.4, high=0.4, n=10, of='sequences')
+    Estimate(value=0.3, low=-0.4, high=0.418..., n=10, of='sequences')
     """
     if not estimates:
         raise InputError("no estimates to bound: legal is at least one")
-    value, low, high = (min(getattr(one, name) for one in estimates) for name in ("value", "low", "high"))
+    value, low = (min(getattr(one, name) for one in estimates) for name in ("value", "low"))
+    high = min(widen(one, len(estimates)).high for one in estimates)
     return Estimate(value, low, high, min(one.n for one in estimates), estimates[0].of)
+
+
+def widen(estimate: Estimate, n_looks: int) -> Estimate:
+    """An estimate with an interval that holds though it is one of several that are looked at (Bonferroni).
+
+    Args:
+        estimate: with a 95 % interval.
+        n_looks: how many there are.
+    """
+    from scipy.stats import t
+
+    wider = float(t.ppf(1 - 0.025 / n_looks, estimate.n - 1) / t.ppf(0.975, estimate.n - 1)) if estimate.n > 1 else 1.0
+    low, high = (estimate.value + wider * (end - estimate.value) for end in (estimate.low, estimate.high))
+    return replace(estimate, low=low, high=high)
 
 
 def share(right: Sequence[bool], *, of: str = "prompts") -> Estimate:

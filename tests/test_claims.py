@@ -82,6 +82,20 @@ def test_a_bound_is_decided_as_all_of_its_estimates_are(estimates, verdict):
     assert decide("value > 0", smallest).verdict == verdict
 
 
+def test_one_of_ten_that_seems_to_fail_is_no_failure():
+    generator = np.random.default_rng(0)
+    fails = {"once": 0, "of ten": 0}
+    for seed in range(400):
+        draws = generator.normal(size=(10, 10))
+        each = [claims.average(row, seed=seed, groups=range(10)) for row in draws]
+        fails["once"] += each[0].high < 0
+        fails["of ten"] += claims.bound(each).high < 0
+    assert fails["once"] / 400 < 0.05 and fails["of ten"] / 400 < 0.05
+    ten = [Estimate(-0.3, -0.5, -0.1, 10)] + [Estimate(0.5, 0.3, 0.7, 10)] * 9
+    assert decide("value > 0", claims.bound(ten[:1])).verdict == "fails"
+    assert decide("value > 0", claims.bound(ten)).verdict == "depends"
+
+
 def test_no_estimates_have_no_bound(refused):
     with refused("no estimates"):
         claims.bound([])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from helpers import claims, hooks, plots
-from helpers.attribution import find_largest_heads
+from helpers.attribution import Attribution, find_largest_heads
 from helpers.baselines import AgainstControls, Controls
 from helpers.claims import Estimate
 from helpers.hooks import Head
@@ -401,6 +401,29 @@ def list_split(
             "lowers S by": out.average(torch.stack([lowered[head] for head in heads]).sum(0)),
         }
         for name, heads in groups.items()
+    ]
+
+
+def list_falls(
+    left: Mapping[str, Attribution], before: Attribution, head: Head, average: Average
+) -> list[dict[str, Any]]:
+    """A row for each knock-out: what one head writes then, what all parts do, and how much of either is gone.
+
+    Args:
+        left: by what is knocked out.
+        before: of the intact run.
+        head: whose writing it is.
+        average: over the prompts.
+    """
+    return [
+        {
+            "knocked out": name,
+            "the head writes": average(one.heads[head]),
+            "of all that is written": average(one.total),
+            "the head loses": average((before.heads - one.heads)[head]),
+            "of all that is lost": average(before.total - one.total),
+        }
+        for name, one in {"nothing": before, **left}.items()
     ]
 
 

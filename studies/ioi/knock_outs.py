@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -223,17 +224,25 @@ def add_up(values: Float[Tensor, "layer head prompt"], heads: Iterable[Head]) ->
     return sum((values[head] for head in heads), torch.zeros(values.shape[-1]))
 
 
-def compare_scores(
-    score: Float[Tensor, "sequence layer head"], sets: Sequence[Sequence[Head]], *, seed: int
+def compare_with_rivals(
+    score: Float[Tensor, "sequence layer head"], heads: Sequence[Head], *, avoid: Sequence[Head], seed: int
 ) -> AgainstControls:
-    """The mean score of a set's heads, sequence by sequence, beside those of its controls.
+    """The mean score of some heads, sequence by sequence, beside the best others: of each layer as many.
+
+    The others are the best on these very sequences, so that the comparison is rather too hard than too easy.
 
     Args:
         score: of every head.
-        sets: the set, then its controls.
+        heads: whose score it is.
+        avoid: heads that are no rivals.
         seed: of the intervals.
     """
-    means = [add_up(score.movedim(0, -1), heads) / len(heads) for heads in sets]
+    average, sets = score.mean(0), [list(heads), []]
+    for layer, count in Counter(layer for layer, _ in heads).items():
+        free = [head for head in range(average.shape[1]) if (layer, head) not in {*avoid, *heads}]
+        best = sorted(free, key=lambda head: -float(average[layer, head]))[:count]
+        sets[1] += [(layer, head) for head in best]
+    means = [add_up(score.movedim(0, -1), some) / len(some) for some in sets if some]
     # Student's interval: a bootstrap of a handful is too narrow
     return baselines.compare_with_controls(torch.stack(means), groups=range(len(score)), seed=seed)
 

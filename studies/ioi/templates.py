@@ -73,7 +73,13 @@ PAPER_TEMPLATES = (
     "The{PLACE}{A} and{B} went to had a{OBJECT}.{S} gave it to",
     "Friends{A} and{B} found a{OBJECT} at the{PLACE}.{S} gave it to",
 )
-SENTENCES = {"own": (IOI_TEMPLATES, HELD_OUT_TEMPLATES), "paper": (PAPER_TEMPLATES[::2], PAPER_TEMPLATES[1::2])}
+SENTENCES = {
+    "own": (IOI_TEMPLATES, HELD_OUT_TEMPLATES),
+    "paper": (  # sentences that are nearly the same stand on one side
+        (*PAPER_TEMPLATES[:5], *PAPER_TEMPLATES[6:8], PAPER_TEMPLATES[12]),
+        (PAPER_TEMPLATES[5], *PAPER_TEMPLATES[8:12], *PAPER_TEMPLATES[13:]),
+    ),
+}
 """Whose sentences → those that heads are looked for in, and others to test the circuit on."""
 PLACES = "store school park office garden station hospital library market beach restaurant church museum hotel".split()
 OBJECTS = "ring book letter drink gift key coin ball map flower picture basket phone bottle".split()
