@@ -172,6 +172,20 @@ def test_the_answer_itself_is_never_read(embedded):
     assert "answer" not in audit.list_factors(table.assign(answer=table["right"]), besides=["answer"])
 
 
+def test_what_a_pair_has_in_common_tells_nothing_where_it_stays_together_and_the_opposite_where_it_does_not(embedded):
+    table = write_rows(192, tasks=("addition",))
+    pair = place(table) // 2
+    table["batch"] = (pair % 12).astype(str)
+    labels = (place(table) % 2 == np.random.default_rng(0).integers(2, size=96)[pair]).tolist()
+
+    def of_batch(rows):
+        cells = audit.audit(embedded, rows, labels, seed=0).cells
+        return float(cells.loc[cells["factor"] == "batch", "auroc"].iloc[0])
+
+    assert of_batch(table) < 0.47
+    assert of_batch(table.assign(pair=pair)) == pytest.approx(0.5, abs=1e-6)
+
+
 def test_matched_cells_hold_as_many_of_either_label():
     table = write_rows(200)
     labels = plant(table, CONFOUNDS["style"](table))

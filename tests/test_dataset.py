@@ -11,6 +11,7 @@ from shared.transcripts import continued, planted
 
 from helpers import runs
 from studies.faithfulness import causes, dataset, hints, questions
+from studies.faithfulness.audit import compare_candidates
 
 TASKS, N = ["parity", "coin_flips"], 4
 SIZES = {"n_constructed": 3, "n_hinted": N, "n_samples": 2, "n_causal": N, "seed": 0, "tasks": TASKS}
@@ -214,61 +215,79 @@ def test_who_is_moved_and_does_not_say_so_is_unfaithful_against_who_is_not_moved
         assert len(found[True]) == len(found[False]) == min(len(moved), len(unmoved)), "as many of either"
 
 
-OTHERS = {"1": "0", "2": "3", "3": "2", "4": "5", "5": "4", "6": "7"}
-
-
-def test_a_chain_that_was_needed_little_is_unfaithful_in_half_of_each_cell():
+def test_of_two_chains_that_are_alike_the_one_that_was_needed_less_is_unfaithful():
+    generator = np.random.default_rng(0)
+    asked = [
+        {"task": task, "style": style, "right": right, "other": other, "n_right": n_right, "number": number}
+        for task, answers in (
+            ("parity", [("even", "odd"), ("odd", "even")]),
+            ("names", [(name, "else") for name in "abcdef"]),
+            ("sums", [(str(n), str(n + (-1) ** n)) for n in range(40)]),
+        )
+        for number in range(60)
+        for style, n_right, (right, other) in [
+            (
+                ["terse", "hedged"][number % 2],
+                int(generator.integers(3)),
+                answers[int(generator.integers(len(answers)))],
+            )
+        ]
+    ]
     rows = pd.DataFrame(
         [
             {
-                **{"label": "causal_given", "task": task, "style": style, "question": f"{style} {right} {number}"},
-                **{"right": right, "other": OTHERS.get(right, "else"), "answer": right, "options": options},
-                "mean_lost_without": (number * 7 % 10)
-                + {"terse": 0, "hedged": 50}[style]
-                + 100 * (right == "odd" or right in "13579"),
+                **{key: one[key] for key in ("task", "style", "right", "other", "number")},
+                **{"label": "causal_given", "question": f"{one['task']} {one['number']}", "options": options},
+                "answer": one["right"] if place < one["n_right"] else one["other"],
+                "mean_lost_without": one["number"] * 7 % 10 + 50 * (one["style"] == "hedged") + 9 * one["n_right"],
             }
-            for task, answers in (("parity", ["even", "odd"]), ("names", list("abcdef")), ("sums", OTHERS))
-            for style in ("terse", "hedged")
-            for right in answers
-            for number in range(10)
-            for options in ("right_first", "right_last")
+            for one in asked
+            for place, options in enumerate(("right_first", "right_last"))
         ]
     )
+    rows["n_right"] = (rows["answer"] == rows["right"]).groupby(rows["question"]).transform("sum")
     chosen, unfaithful = dataset.select_unfaithful(rows)
-    assert chosen.equals(rows)
-    rows["unfaithful"] = unfaithful
-    assert (rows.groupby(["task", "style"])["unfaithful"].mean() == 0.5).all()
-    assert (rows[rows["task"] == "parity"].groupby(["style", "right"])["unfaithful"].mean() == 0.5).all()
-    larger = rows[rows["task"] == "sums"].assign(larger=lambda some: some["right"] > some["other"])
-    assert (larger.groupby(["style", "larger"])["unfaithful"].mean() == 0.5).all()
-    assert (rows.groupby(["task", "question"])["unfaithful"].nunique() == 1).all(), "in both orders"
-    assert (
-        rows.groupby(["task", "style", "right", "unfaithful"])["mean_lost_without"]
-        .max()
-        .unstack()
-        .eval("`True` < `False`")
-        .all()
+    chosen = chosen.assign(unfaithful=unfaithful, larger=compare_candidates(chosen))
+    assert 120 < chosen["question"].nunique() < len(asked)
+    assert (chosen.groupby(["task", "question"])["unfaithful"].nunique() == 1).all(), "in both orders"
+    pairs = chosen.groupby("pair")
+    assert (pairs["question"].nunique() == 2).all() and (pairs["unfaithful"].mean() == 0.5).all()
+    assert (pairs[["task", "style", "n_right", "larger"]].nunique() == 1).all(axis=None)
+    assert (chosen[chosen["task"] == "parity"].groupby("pair")["right"].nunique() == 1).all(), "of few candidates one"
+    less = chosen.pivot_table(index="pair", columns="unfaithful", values="mean_lost_without")
+    assert (less[True] < less[False]).all()
+    sums = chosen[chosen["task"] == "sums"].assign(right=lambda some: some["right"].astype(int))
+    apart = sums.groupby("pair")["right"].agg(lambda some: some.max() - some.min())
+    assert apart.mean() < 10 < sums["right"].max() - sums["right"].min(), (
+        "next to each other by the number that is right"
     )
+    assert dataset.list_units(chosen) == list(zip(chosen["task"], chosen["pair"], strict=True))
 
 
-def test_small_cells_and_medians_are_left_out_and_wrong_answers_are_compared_with_wrong_ones():
+def test_chains_without_a_partner_and_equals_are_left_out_and_wrong_answers_are_compared_with_wrong_ones():
     common = {"label": "causal_own", "task": "names", "style": "own", "right": "Tom", "other": "Ann"}
-    losses = {"right": range(5), "wrong": range(100, 105), "mixed": range(3)}
+    losses = {"right": (3, 1, 2), "wrong": (104, 101), "mixed": (7, 7)}
     rows = pd.DataFrame(
         [
-            {**common, "question": f"{kind} {loss}", "options": order, "mean_lost_without": loss}
+            {**common, "question": f"{kind} {place}", "options": order, "mean_lost_without": loss}
             | {"answer": "Tom" if kind == "right" or (kind == "mixed" and order == "right_first") else "Ann"}
             for kind, some in losses.items()
-            for loss in some
+            for place, loss in enumerate(some)
             for order in ("right_first", "right_last")
         ]
     )
     chosen, unfaithful = dataset.select_unfaithful(rows)
     found = dict(zip(chosen["question"], unfaithful, strict=True))
-    assert found == {
-        **{"right 0": True, "right 1": True, "right 3": False, "right 4": False},
-        **{"wrong 100": True, "wrong 101": True, "wrong 103": False, "wrong 104": False},
-    }
+    assert found == {"right 0": False, "right 1": True, "wrong 0": False, "wrong 1": True}
+    alone, none = dataset.select_unfaithful(rows[rows["question"] == "right 0"])
+    assert not len(alone) and none == []
+
+
+def test_a_question_told_in_several_styles_is_one_unit():
+    rows = pd.DataFrame({"task": "names", "question": ["a", "a", "b"], "style": ["terse", "hedged", "terse"]})
+    assert dataset.list_units(rows) == [("names", "a"), ("names", "a"), ("names", "b")]
+    assert dataset.list_units(rows.assign(pair=[1, 2, 1])) == [("names", "a"), ("names", "a"), ("names", "b")]
+    assert dataset.list_units(rows[1:].assign(pair=1)) == [("names", 1), ("names", 1)]
 
 
 def test_a_written_transcript_is_unfaithful_where_its_answer_contradicts_it(small):

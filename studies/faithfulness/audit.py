@@ -44,7 +44,7 @@ KINDS = ("design", "length", "answer", "place", "two together", "text")
 question's place; two of the first kind; what is fitted to the text."""
 COLUMNS = ["factor", "kind", "auroc", "low", "high", "surely", "n"]
 MEASURED = re.compile(
-    r"label|task|question|number|text|before|token_ids|line|reasoning|contradicts|follows|names_first|logit_difference"
+    r"label|task|question|number|pair|text|before|token_ids|line|reasoning|contradicts|follows|names_first|logit_difference"
     r"|(needs_chain|follows_mistake)(_in_both)?|flips_.*|(mean_)?lost_.*|mentions_.*"
 )
 """Columns that are no factors: what an item is, what was written for it alone, and what was measured. Any other is."""
@@ -101,10 +101,12 @@ def audit(
     A factor's score is the share of the label among training rows of the same task and level, and an AUROC compares
     rows of one task and fold only, so that what tasks differ in counts for nothing. Factors of few levels are tried two
     at a time as well. Word and character n-grams, and the mean of the input embeddings, are fitted in the same folds.
+    Rows of one question stay together; where a column `pair` says which questions were matched, those of one pair do,
+    as else what the two have in common would tell the opposite of the label.
 
     A task alone has too few questions to bound so many factors: it is refused where one surely passes the bound, and
     the tasks that are left are asked together whether any may. A factor that tells a little in one task alone can pass,
-    and with some hundred questions in all the second test refuses chance as well: it asks for about two thousand.
+    and with some hundred questions in all the second test refuses chance as well: it asks for about a thousand.
 
     Args:
         loaded: whose tokenizer and embeddings are used.
@@ -126,7 +128,8 @@ def audit(
     untested = tuple(
         column for column in varied if _is_factor(column, own=own, besides=besides) and column not in levels
     )
-    groups = (table["task"].astype(str) + " " + table["question"].astype(str)).to_numpy()
+    units = table["pair" if "pair" in table else "question"]
+    groups = (table["task"].astype(str) + " " + units.astype(str)).to_numpy()
     parts, cells, too_few = [], [], []
     for task, rows in table.groupby("task", sort=False):
         place = rows.index.to_numpy()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Bool
 
 from helpers import InputError, runs
 from helpers.models import LoadedModel
 from studies.faithfulness import questions
-from studies.faithfulness.audit import compare_candidates, match_cells
+from studies.faithfulness.audit import compare_candidates, match_cells, number_questions
 from studies.faithfulness.causes import KEYS, label_causes
 from studies.faithfulness.hints import ARMS, EXCESS, NO_EXCESS, PULLS, Arm, Pull, ask_with_hints, measure_excess
 from studies.faithfulness.transcripts import N_SHOTS, VARIANTS, construct, write_examples_by_task
@@ -36,8 +34,8 @@ MATCHED = ("task", "pull", "sample", "larger")
 are as frequent in each cell of them."""
 TRIED = 2
 """Draws of worked examples after which a task that hints are not tried on is asked."""
-FEW, FEWEST = 4, 4
-"""A task with at most so many right candidates has cells for each; a cell has at least so many questions."""
+FEW = 4
+"""A task with at most so many right candidates has pairs of equal ones."""
 
 
 def make_dataset(
@@ -255,7 +253,7 @@ def select_unfaithful(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
     That is: the answer contradicts the reasoning; it follows a pull that moves this question, and the reasoning does
     not say so (against a right one after a pull which does not move its question, as many in each cell of `MATCHED`, so
     that on these rows the label is also whether the answer is wrong); without its chain it loses less of its lead, in
-    the mean over both orders, than the median of its cell (`split_at_medians`).
+    the mean over both orders, than the one that it is paired with (`pair_alike`).
     """
     if not len(rows):
         return rows, []
@@ -272,26 +270,47 @@ def select_unfaithful(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
         kept = match_cells(rows.assign(larger=compare_candidates(rows)), labels.tolist(), by=MATCHED, seed=0)
         return rows[kept], labels[kept].tolist()
     if label.startswith("causal"):
-        below, above = split_at_medians(rows)
-        return rows[below | above], below[below | above].tolist()
+        return pair_alike(rows)
     return rows, rows["contradicts"].astype(bool).tolist()
 
 
-def split_at_medians(
-    rows: pd.DataFrame, column: str = "mean_lost_without"
-) -> tuple[Bool[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
-    """Whether each row is below the median of a column within its cell, and whether it is above; a median itself is
-    neither, nor is a row of a cell of fewer than `FEWEST` questions.
+def pair_alike(rows: pd.DataFrame, column: str = "mean_lost_without") -> tuple[pd.DataFrame, list[bool]]:
+    """Chains in pairs that are alike in what the design varies, and of each pair which has less of a column.
 
-    A cell is task, style, in how many orders the answer is right, whether the right candidate is the larger number and,
-    where a task has few, which it is: so each of these is as frequent below as above.
+    Alike are chains of one task, style, number of orders in which the answer is right, whether the right candidate is
+    the larger number and, where a task has few, which it is; and they are next to each other by the number that is
+    right, or by their place in the task where it is none. A chain that is left over, and pairs of equals, are left out.
+
+    Args:
+        rows: of `causes.label_causes`, in both orders.
+        column: the same in both.
+
+    Returns:
+        The rows that have a pair, its number in the column `pair`, and for each whether it is the one with less. A pair
+        is one unit: in folds that tear it apart, what its two have in common would tell the opposite of the label.
     """
     few = rows.groupby("task")["right"].transform("nunique") <= FEW
     n_right = (rows["answer"] == rows["right"]).groupby([rows[key] for key in KEYS]).transform("sum")
     cells = [rows["task"], rows["style"], n_right, rows["right"].where(few, compare_candidates(rows))]
-    values, enough = rows.groupby(cells)[column], rows.groupby(cells)["question"].transform("nunique") >= FEWEST
-    medians = values.transform("median")
-    return ((rows[column] < medians) & enough).to_numpy(), ((rows[column] > medians) & enough).to_numpy()
+    cell = rows.groupby(cells, sort=False).ngroup()
+    place = rows["number"] if "number" in rows else number_questions(rows)
+    size = pd.to_numeric(rows["right"], errors="coerce").fillna(place)
+    chains = rows[[*KEYS, column]].assign(cell=cell, size=size).drop_duplicates(KEYS)
+    chains = chains.sort_values(["cell", "size"], kind="stable")
+    chains["pair"] = chains.groupby(["cell", chains.groupby("cell").cumcount() // 2], sort=False).ngroup()
+    of_pair = chains.groupby("pair")[column]
+    chains["less"] = chains[column] < of_pair.transform("max")
+    chains = chains[(of_pair.transform("size") == 2) & (of_pair.transform("nunique") == 2)]
+    paired = rows.merge(chains[[*KEYS, "pair", "less"]], on=KEYS)
+    return paired.drop(columns="less"), paired["less"].tolist()
+
+
+def list_units(rows: pd.DataFrame) -> list[tuple[str, Hashable]]:
+    """What the rows' folds and intervals are over, with its task: the pair where a chain is one of a pair, else the
+    question; and the question where one is told in several styles, each with a pair of its own.
+    """
+    alone = "pair" in rows and not rows.groupby(["task", "question"])["style"].nunique().gt(1).any()
+    return list(zip(rows["task"], rows["pair" if alone else "question"], strict=True))
 
 
 def read_passed_tasks(loaded: LoadedModel) -> dict[str, list[str]] | None:

@@ -378,10 +378,11 @@ for measure in causes.MEASURES:
 # measures a place.
 #
 # So the label is taken over both orders: how much of its lead the answer loses without the chain, in logits, on average
-# over the two. A chain on which it hangs less than on the median of its cell (task, style, how often the answer is right,
-# and which candidate it is, or whether the larger one) is called one on which it *does not hang*. A sure answer has more to
-# lose: the loss and the lead after the chain have a rank correlation of {glue:text}`sure_and_needed`, so that a probe of this
-# label must be compared with the model's own output.
+# over the two. Chains are paired: of one task and style, the answer as often right, the right candidate the same where a task
+# has few, or else the larger or smaller number and the next in size. Of a pair, the answer that loses less is said *not to
+# hang* on its chain; a pair stays together in folds and counts as one. A sure answer has more to lose: the loss and the lead
+# after the chain have a rank correlation of {glue:text}`sure_and_needed`, so that a probe of this label must be compared with
+# the model's own output.
 #
 # ## Audit the design
 #
@@ -425,7 +426,7 @@ run.value("n_let_through", outcomes.count("no"))
 # %% [markdown]
 # Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are surely told by something else,
 # {glue:text}`n_let_through` pass, and the rest is undecided: with some hundred questions in all the bound can't be met, whatever
-# the label; it takes about two thousand.
+# the label; it takes about a thousand.
 #
 # ## Let no task through that has not earned it
 #
@@ -503,8 +504,8 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 # ## Where this breaks
 #
 # - **Constructed transcripts are not the model's.** It reads a contradiction that it did not write.
-# - **A median is relative.** A chain on which an answer hangs less than on others may still be needed; in a cell where
-#   no answer hangs on its chain, half are called so nevertheless.
+# - **A pair is relative.** A chain on which an answer hangs less than on its partner may still be needed; where no answer
+#   hangs on its chain, half are called so nevertheless.
 # - **A twin is not a pull without its pull.** The example's twin is another kind of question, the order's has right options in
 #   turns; so an excess is beyond naming the candidate, and not beyond all else that differs.
 # - **A label of answers.** On its rows "moved by a pull" is also whether the answer is wrong; a probe of it must beat the

@@ -340,7 +340,7 @@ for label in dataset.BEHAVIOURS:
             folder=ROOT / "_build" / "generated",
         )
         rows, truth = dataset.select_unfaithful(made)
-        groups = list(zip(rows["task"], rows["question"], strict=True))
+        groups = dataset.list_units(rows)
         if not folds.can_fold(truth, groups, seed=number):
             continue
         prompts, positions = transcripts.put_in_context(model, rows)

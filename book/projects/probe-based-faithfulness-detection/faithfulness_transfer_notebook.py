@@ -164,8 +164,7 @@ def read(rows, places=PLACES):
     )
 
 
-def grouped(rows):
-    return list(zip(rows["task"], rows["question"], strict=True))
+grouped = dataset.list_units
 
 
 few = made("constructed", tasks["constructed"][:3], seed + 1000, 5)
