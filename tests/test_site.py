@@ -99,6 +99,18 @@ def test_the_scoreboard_holds_every_claim_and_filters_them(open_page):
     assert problems == []
 
 
+def test_claims_on_record_have_a_row_for_every_model(open_page, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    chapter = "projects/probe-based-faithfulness-detection/day12-14_cot_dataset"
+    records = importlib.import_module("from_runs").records_of(chapter)
+    page, _ = open_page(page_of(chapter))
+    rows = page.locator("table.on-record tbody tr").all_inner_texts()
+    assert len(rows) == len(records)
+    for row, record in zip(rows, records.values(), strict=True):
+        (found,) = (claim for claim in record["claims"] if claim["id"] == "early-answering-is-position")
+        assert f"{found['verdict']} {claims.Estimate(**found['estimate']).brief()}" in row
+
+
 def test_a_build_of_the_records_size_is_told_to_be_the_same(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
     from_runs = importlib.import_module("from_runs")

@@ -3,6 +3,7 @@
     {run-output} CHAPTER#ID       a figure or a table of a chapter of this build, by its anchor
     {last-run}                    which chapters this build ran, on what, with the time and memory they took
     {scoreboard} [summary]        every claim of the book: on record, in this build, as published
+    {on-record} CHAPTER CLAIM …   some claims of a chapter on every model that has a record of it
 
 The record is what `results/` holds; this build is what its pages show (see `executed_pages`). A model without
 a record was not run: nothing is invented for it.
@@ -157,6 +158,21 @@ class LastRun(RunDirective):
         return [self.paragraph(text), self.table(head, rows, classes=["last-run"])]
 
 
+class OnRecord(RunDirective):
+    """A row for each model with a record of the chapter, a column for each claim."""
+
+    required_arguments = 2
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        chapter, ids = self.arguments[0], self.arguments[1].split()
+        rows = []
+        for model, record in records_of(chapter).items():
+            known = {claim["id"]: told(claim) for claim in record["claims"]}
+            rows.append(self.row([[model_title(model)], *(known.get(id, ["not run"]) for id in ids)]))
+        return [self.table(["model", *(id.replace("-", " ") for id in ids)], rows, classes=["on-record"])]
+
+
 class Scoreboard(RunDirective):
     optional_arguments = 1
 
@@ -305,5 +321,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("run-output", RunOutput)
     app.add_directive("last-run", LastRun)
     app.add_directive("scoreboard", Scoreboard)
+    app.add_directive("on-record", OnRecord)
     app.connect("html-page-context", add_filters)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

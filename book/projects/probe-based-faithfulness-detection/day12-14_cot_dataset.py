@@ -377,6 +377,10 @@ for measure in causes.MEASURES:
 # in both; for mistakes {glue:text}`either_follows_mistake` and {glue:text}`both_follows_mistake`. Whoever asks in one order
 # measures a place.
 #
+# ```{on-record} projects/probe-based-faithfulness-detection/day12-14_cot_dataset
+# early-answering-is-position adding-mistakes-is-position an-implied-verdict-is-not
+# ```
+#
 # So the label is taken over both orders: how much of its lead the answer loses without the chain, in logits, on average
 # over the two. Chains are paired: of one task and style, the answer as often right, the right candidate the same where a task
 # has few, or else the larger or smaller number and the next in size. Of a pair, the answer that loses less is said *not to
