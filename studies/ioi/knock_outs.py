@@ -225,7 +225,7 @@ def add_up(values: Float[Tensor, "layer head prompt"], heads: Iterable[Head]) ->
 
 
 def compare_with_rivals(
-    score: Float[Tensor, "sequence layer head"], heads: Sequence[Head], *, avoid: Sequence[Head], seed: int
+    score: Float[Tensor, "sequence layer head"], heads: Sequence[Head], avoid: Sequence[Head] = (), *, seed: int
 ) -> AgainstControls:
     """The mean score of some heads, sequence by sequence, beside the best others: of each layer as many.
 

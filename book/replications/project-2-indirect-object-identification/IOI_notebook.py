@@ -773,8 +773,6 @@ if knock_outs.list_additions(found):
     beyond = [out.average(one - 0.01 * whole) for one in adds]
     needed = claims.bound(beyond)
     least, added = out.find_extreme(-adds)
-run.claim("circuit-is-complete", estimate=short, baseline=gap)
-run.claim("circuit-is-minimal", estimate=needed, baseline=added and -added)
 
 # %% tags=["hide-input"]
 if circuit:
@@ -784,6 +782,7 @@ if circuit:
     run.value("least_needed", figures.name_heads([role_of[least][1]]))
     one_of = [claims.widen(one, len(beyond)) for one in beyond]
     idle = [i for i, one in enumerate(one_of) if one.high < 0]
+    whose_role = [f"{figures.name_heads([at])}, {role}" for role, at in role_of]
     run.value("idle_heads", figures.name_heads([role_of[i][1] for i in idle]))
     reactions = {"model": in_model, "circuit": in_circuit, "apart": gaps}
     run.table(
@@ -793,16 +792,11 @@ if circuit:
     )
     run.table(
         "minimality",
-        figures.list_sets(
-            [
-                f"{figures.name_heads([place])}, {role}"
-                for role, place in role_of
-            ],
-            {"adds": adds},
-            out.average,
-        ),
+        figures.list_sets(whose_role, {"adds": adds}, out.average),
         caption="Minimality: what a head adds to the circuit without the rest of its role, in logits (negative heads are there to take away, and are not asked); same prompts, 95 % interval over templates in brackets.",
     )
+run.claim("circuit-is-complete", estimate=short, baseline=gap)
+run.claim("circuit-is-minimal", estimate=needed, baseline=added and -added)
 
 # %% [markdown]
 # ## Compare with GPT-2 small
@@ -846,25 +840,18 @@ copying = (copying + 1) / 2  # a share, as in the induction chapter
 scores = {"induction": repeats["induction"], "name mover": copying}
 
 # %%
-twofold = {
-    name: knock_outs.compare_with_rivals(
-        score, filled[name], avoid=circuit, seed=seed
-    )
-    for name, score in scores.items()
-    if name in filled
-}
-
-# %%
 run.value("by_chance", 1 / tokens.shape[1])
 run.value("feeders", figures.name_heads(found.roles["previous token"]))
 for id, name in {
     "induction-heads-serve-two-tasks": "induction",
     "name-movers-copy-elsewhere": "name mover",
 }.items():
-    key, evidence = name.replace(" ", "_"), {"estimate": None}
-    if name in twofold:
-        run.value(f"score_{key}", twofold[name].own)
-        evidence = twofold[name].evidence
+    evidence = {"estimate": None}
+    if name in filled:
+        some = scores[name], filled[name]
+        against = knock_outs.compare_with_rivals(*some, circuit, seed=seed)
+        run.value(f"score_{name.replace(' ', '_')}", against.own)
+        evidence = against.evidence
     run.claim(id, **evidence)
 
 # %% [markdown]
