@@ -24,7 +24,7 @@ from helpers import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-Verdict = Literal["holds", "fails", "depends", "not comparable", "not run"]
+Verdict = Literal["holds", "fails", "depends", "out of reach", "not comparable", "not run"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 NO_SIZE = {"device", "dtype", "save"}
 """Parameters that say where a run takes place or what it keeps; of the precision counts what was loaded."""
@@ -94,6 +94,8 @@ class Claim:
     """How far a re-run of the same size may lie from the record and still count as the same. None where only
     the verdict must be the same, as for models trained in the chapter: processors differ."""
     published: Published | None
+    reach: tuple[float, float] | None = None
+    """The least and the greatest value that there could have been."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,7 @@ def decide(
     tolerance: float | None = 0.0,
     published: Published | None = None,
     model_name: str = "",
+    reach: tuple[float, float] | None = None,
 ) -> Claim:
     """Make a claim and let its rule decide it.
 
@@ -303,16 +306,23 @@ def decide(
             same.
         published: a figure from the literature.
         model_name: the registry's name of the model at hand, to compare with `published.model`.
+        reach: the least and the greatest value that there could have been, such as -b and 1 - b of an AUROC less
+            another of b. A rule with one outcome all over them is decided by no data: the verdict is "out of reach".
 
     Raises:
-        InputError: a rule that can't be read or that names something else.
+        InputError: a rule that can't be read or that names something else, a value out of its reach.
     """
-    verdict, reason = _verdict(rule, estimate, baseline, published, model_name)
-    return Claim(id, sentence, rule, verdict, reason, estimate, baseline, baseline_is, tolerance, published)
+    verdict, reason = _verdict(rule, estimate, baseline, published, model_name, reach)
+    return Claim(id, sentence, rule, verdict, reason, estimate, baseline, baseline_is, tolerance, published, reach)
 
 
 def _verdict(
-    rule: str, estimate: Estimate | None, baseline: float | None, published: Published | None, model_name: str
+    rule: str,
+    estimate: Estimate | None,
+    baseline: float | None,
+    published: Published | None,
+    model_name: str,
+    reach: tuple[float, float] | None,
 ) -> tuple[Verdict, str]:
     comparisons = _compile(rule)
     used = {name for code in comparisons for name in code.co_names}
@@ -324,12 +334,18 @@ def _verdict(
     for name in sorted(used):
         if name != "value" and not callable(names[name]) and (names[name] is None or not math.isfinite(names[name])):
             raise InputError(f"rule {rule!r} needs a finite {name}, not {names[name]}")
+    if reach and not reach[0] - 1e-6 <= estimate.value <= reach[1] + 1e-6:  # sums round
+        raise InputError(f"value {estimate.value} is out of its reach: legal are {reach[0]} to {reach[1]}")
     try:
         turns, outcome = _turns(comparisons, names, estimate)
+        could_turn = reach is None or _turns(comparisons, names, replace(estimate, low=reach[0], high=reach[1]))[0]
     except (ArithmeticError, TypeError) as error:
         raise InputError(f"rule {rule!r} can't be decided ({error})") from None
     if turns is None:
         raise InputError(f"rule {rule!r} can't be decided over an interval: legal is a simpler one")
+    if could_turn is False:
+        ends = " to ".join(map(shorten, reach or ()))
+        return "out of reach", f"from {ends}, all that there could have been, the rule has one outcome"
     if turns:
         return "depends", "on the sample: the interval straddles the bound"
     return ("holds" if outcome else "fails"), ""
