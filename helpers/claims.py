@@ -49,6 +49,8 @@ class Estimate:
     """What is counted in `n`."""
     bracket: str = field(default="95 % interval", repr=False)
     """What lies between low and high."""
+    reach: tuple[float, float] | None = field(default=None, repr=False)
+    """The least and the greatest value that there could have been: for an AUROC less another of b, -b and 1 - b."""
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(number) for number in (self.value, self.low, self.high)):
@@ -94,8 +96,6 @@ class Claim:
     """How far a re-run of the same size may lie from the record and still count as the same. None where only
     the verdict must be the same, as for models trained in the chapter: processors differ."""
     published: Published | None
-    reach: tuple[float, float] | None = None
-    """The least and the greatest value that there could have been."""
 
 
 @dataclass(frozen=True)
@@ -291,9 +291,9 @@ def decide(
     tolerance: float | None = 0.0,
     published: Published | None = None,
     model_name: str = "",
-    reach: tuple[float, float] | None = None,
 ) -> Claim:
-    """Make a claim and let its rule decide it.
+    """Make a claim and let its rule decide it. Over an estimate's reach a rule must have more than one outcome: else no
+    data could decide it, and it is "out of reach".
 
     Args:
         id: short and unique within the chapter.
@@ -306,23 +306,16 @@ def decide(
             same.
         published: a figure from the literature.
         model_name: the registry's name of the model at hand, to compare with `published.model`.
-        reach: the least and the greatest value that there could have been, such as -b and 1 - b of an AUROC less
-            another of b. A rule with one outcome all over them is decided by no data: the verdict is "out of reach".
 
     Raises:
         InputError: a rule that can't be read or that names something else, a value out of its reach.
     """
-    verdict, reason = _verdict(rule, estimate, baseline, published, model_name, reach)
-    return Claim(id, sentence, rule, verdict, reason, estimate, baseline, baseline_is, tolerance, published, reach)
+    verdict, reason = _verdict(rule, estimate, baseline, published, model_name)
+    return Claim(id, sentence, rule, verdict, reason, estimate, baseline, baseline_is, tolerance, published)
 
 
 def _verdict(
-    rule: str,
-    estimate: Estimate | None,
-    baseline: float | None,
-    published: Published | None,
-    model_name: str,
-    reach: tuple[float, float] | None,
+    rule: str, estimate: Estimate | None, baseline: float | None, published: Published | None, model_name: str
 ) -> tuple[Verdict, str]:
     comparisons = _compile(rule)
     used = {name for code in comparisons for name in code.co_names}
@@ -334,6 +327,7 @@ def _verdict(
     for name in sorted(used):
         if name != "value" and not callable(names[name]) and (names[name] is None or not math.isfinite(names[name])):
             raise InputError(f"rule {rule!r} needs a finite {name}, not {names[name]}")
+    reach = estimate.reach
     if reach and not reach[0] - 1e-6 <= estimate.value <= reach[1] + 1e-6:  # sums round
         raise InputError(f"value {estimate.value} is out of its reach: legal are {reach[0]} to {reach[1]}")
     try:

@@ -73,6 +73,8 @@ def subtract(
 ) -> Estimate:
     """By how much the AUROC of one score exceeds that of another on the same rows: each bootstrap sample has both.
 
+    The other is what is to be beaten: the estimate's reach is from nought to one, less it.
+
     Args:
         one: a score for each row.
         other: another one.
@@ -85,7 +87,12 @@ def subtract(
         InputError: as `evaluate`.
     """
     everywhere = [True] * len(labels)
-    return combine([(1.0, one, everywhere), (-1.0, other, everywhere)], labels, groups, folds=folds, seed=seed)
+    found = combine([(1.0, one, everywhere), (-1.0, other, everywhere)], labels, groups, folds=folds, seed=seed)
+    beaten = as_tensor(other, "scores").double()
+    truth, numbers = _checked_scores(beaten, labels, groups, folds)
+    codes, once = torch.from_numpy(number_groups(groups)), torch.ones(1, len(labels)).double()
+    known = float(_resampled(beaten[None], truth, codes, numbers, once)["auroc"])
+    return replace(found, reach=(-known, 1 - known))
 
 
 def combine(

@@ -23,7 +23,7 @@ def decide(rule, estimate=MIDDLE, **evidence):
 # Means and their intervals
 
 
-OF = {"of": "sequences", "bracket": "95 % interval"}
+OF = {"of": "sequences", "bracket": "95 % interval", "reach": None}
 
 
 def test_the_interval_covers_the_true_mean_about_95_times_in_100():
@@ -102,14 +102,15 @@ def test_one_of_ten_that_seems_to_fail_is_no_failure():
 )
 def test_a_rule_that_no_data_decide_is_out_of_reach(value, other, verdict):
     """The AUROC of one probe less that of another, which leaves it 1 - other at most."""
-    estimate = Estimate(value, max(value - 0.02, -other), min(value + 0.02, 1 - other), 10)
-    assert decide("value > 0.02", estimate, reach=(-other, 1 - other)).verdict == verdict
-    assert decide("value > -2", estimate, reach=(-other, 1 - other)).verdict == "out of reach", "nor what can't fail"
+    ends = max(value - 0.02, -other), min(value + 0.02, 1 - other)
+    estimate = Estimate(value, *ends, 10, reach=(-other, 1 - other))
+    assert decide("value > 0.02", estimate).verdict == verdict
+    assert decide("value > -2", estimate).verdict == "out of reach", "nor what can't fail"
 
 
 def test_a_value_out_of_its_reach_is_refused(refused):
     with refused("value 0.5 is out of its reach", "0.0 to 0.4"):
-        decide("value > 0.02", Estimate(0.5, 0.4, 0.6, 10), reach=(0.0, 0.4))
+        decide("value > 0.02", Estimate(0.5, 0.4, 0.6, 10, reach=(0.0, 0.4)))
 
 
 def test_no_estimates_have_no_bound(refused):

@@ -72,7 +72,7 @@ class Page(HTMLParser):
 # Parameters
 
 
-OF = {"of": "sequences", "bracket": "95 % interval"}
+OF = {"of": "sequences", "bracket": "95 % interval", "reach": None}
 
 
 def test_legal_parameters_come_back_as_they_were_given():

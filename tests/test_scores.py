@@ -98,6 +98,16 @@ def test_a_difference_knows_that_both_scores_are_of_the_same_rows():
     assert (none.value, none.low, none.high) == (0, 0, 0)
 
 
+def test_a_difference_can_be_no_greater_than_what_is_left_of_one():
+    truth, groups = [False, True] * 20, range(40)
+    perfect = torch.tensor([0.0, 1.0] * 20)
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    found = subtract(noise, perfect, truth, groups, seed=0)
+    assert found.reach == pytest.approx((-1.0, 0.0))
+    weak = roc_auc_score(truth, noise)
+    assert subtract(perfect, noise, truth, groups, seed=0).reach == pytest.approx((-weak, 1 - weak))
+
+
 def test_areas_are_combined_on_their_own_rows():
     generator = torch.Generator().manual_seed(0)
     labels, groups = [True, False] * 20, [number // 2 for number in range(40)]
