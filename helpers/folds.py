@@ -109,7 +109,13 @@ def assign_shared_folds(types: Groups, *, n_folds: int = 5, seed: int) -> Int[Te
 
 
 def permute_labels(
-    labels: Labels, groups: Groups, *, n_permutations: int, seed: int, strata: Groups | None = None
+    labels: Labels,
+    groups: Groups,
+    *,
+    n_permutations: int,
+    seed: int,
+    strata: Groups | None = None,
+    blocks: Groups | None = None,
 ) -> Bool[Tensor, "row permutation"]:
     """Labels as they might have been if nothing in a row bore on them but its stratum.
 
@@ -122,11 +128,18 @@ def permute_labels(
         seed: of the permutations.
         strata: such as the task of each row: only groups of one exchange their labels, so that what tasks differ in
             is no finding. By default all do.
+        blocks: rows that have one label whatever it is, such as a question told in two orders: within a group of both
+            labels blocks exchange theirs. By default each row is one.
 
     Raises:
-        InputError: as `check_labels`; a group in two strata.
+        InputError: as `check_labels`; a group in two strata, a block of two labels or in two groups.
     """
     labels, codes = check_labels(labels, groups)
+    block = np.arange(len(codes)) if blocks is None else number_groups(blocks)
+    if len(block) != len(codes) or len(set(zip(block, codes, labels, strict=False))) > block.max() + 1:
+        raise InputError(
+            f"{len(block)} blocks for {len(codes)} rows: legal is one for each, of one label and one group"
+        )
     of_stratum = np.zeros(len(codes), dtype=int) if strata is None else number_groups(strata)
     if len(of_stratum) != len(codes) or len(set(zip(codes, of_stratum, strict=False))) > codes.max() + 1:
         raise InputError(f"{len(of_stratum)} strata for {len(codes)} rows: legal is one for all rows of a group")
@@ -138,7 +151,8 @@ def permute_labels(
     permuted = np.empty((len(labels), n_permutations), dtype=bool)
     for column in permuted.T:
         for rows in mixed:
-            column[rows] = generator.permutation(labels[rows])
+            _, first, of_row = np.unique(block[rows], return_index=True, return_inverse=True)
+            column[rows] = generator.permutation(labels[rows][first])[of_row]
         for exchanging in within:
             order = generator.permutation(len(exchanging))
             for rows, donor in zip(exchanging, order, strict=True):

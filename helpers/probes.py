@@ -221,6 +221,7 @@ def sweep(
     folds: int | Folds = 5,
     n_permutations: int = 100,
     strata: Groups | None = None,
+    blocks: Groups | None = None,
     n_control: int = 10,
     device: str = "cpu",
 ) -> Sweep:
@@ -239,6 +240,7 @@ def sweep(
         folds: how many, at least three, or the number of each row's.
         n_permutations: of the labels, for the null; 0 for none.
         strata: such as the task of each row, within which alone labels are permuted.
+        blocks: rows that have one label whatever it is; see `folds.permute_labels`.
         n_control: draws of the control task; 0 for none.
         device: where the probes are fitted: "cpu", "cuda", …
 
@@ -252,7 +254,7 @@ def sweep(
     labels, _ = check_labels(labels, groups)
     folds = resolve_folds(labels, groups, folds, seed)
     real = torch.from_numpy(labels)[:, None]
-    null = permute_labels(labels, groups, n_permutations=n_permutations, seed=seed, strata=strata)
+    null = permute_labels(labels, groups, n_permutations=n_permutations, seed=seed, strata=strata, blocks=blocks)
     tasks = [(torch.cat([real, null], dim=1), folds)]
     if types is not None and as_count(n_control, "n_control", 0):
         types = as_names(types, "types")
@@ -269,8 +271,8 @@ def sweep(
         z = _standardised(activations, block, len(labels)).to(device)
         return tuple(cross_validate(z, columns, split, method, penalties) for columns, split in tasks)
 
-    blocks = list(_blocks(activations, chosen, len(penalties) * tasks[0][0].shape[1]))
-    found, *control = (_joined(parts) for parts in zip(*_side_by_side(validated, blocks), strict=True))
+    parts = list(_blocks(activations, chosen, len(penalties) * tasks[0][0].shape[1]))
+    found, *control = (_joined(each) for each in zip(*_side_by_side(validated, parts), strict=True))
     return Sweep(
         tuple(chosen),
         method,

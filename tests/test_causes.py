@@ -51,8 +51,8 @@ def test_a_habit_in_want_of_a_chain_is_told_from_a_need_by_both_orders(label, as
     assert (found["lost_without"] == 2.0 * last).all() and (found["mean_lost_without"] == 1).all()
     assert found["follows_mistake_in_both"].all() and (found["mean_lost_by_mistake"] == 2).all()
     assert not found["flips_kept"].any() and not found["flips_retold"].any(), "the verdict stays"
-    assert (causes.compare_orders(found, "needs_chain") == 1).all()
-    assert (causes.compare_orders(found, "follows_mistake") == 0).all()
+    assert (causes.compare_places(found, "needs_chain") == 1).all()
+    assert (causes.compare_places(found, "follows_mistake") == 0).all()
 
 
 def test_who_knows_the_answer_anyway_needs_no_chain(label):
@@ -109,8 +109,35 @@ def test_labels_are_what_the_leads_after_each_change_say(label, embedded, asked)
         for name, lost in causes.MEASURES.items():
             assert set(rows[f"{name}_in_both"]) == {rows[name].all()}
             assert rows[f"mean_{lost}"].tolist() == [pytest.approx(rows[lost].mean())] * 2
-            last, first = (rows.set_index("options")[name][order] for order in ("right_last", "right_first"))
-            assert causes.compare_orders(rows, name).tolist() == [int(last) - int(first)]
+
+
+def test_places_are_those_of_an_answer_that_is_the_same_in_both_orders():
+    def chain(question, answers, needs, lead=1.0):
+        common = {"task": "names", "question": question, "style": "terse", "right": "Tom", "logit_difference": lead}
+        orders = ("right_first", "right_last")
+        return [
+            common | {"options": order, "answer": answer, "needs_chain": need}
+            for order, answer, need in zip(orders, answers, needs, strict=True)
+        ]
+
+    table = pd.DataFrame(
+        [
+            *chain("right, needed as the last", ("Tom", "Tom"), (False, True)),
+            *chain("wrong, needed as the last", ("Ann", "Ann"), (True, False)),
+            *chain("wrong, needed as the first", ("Ann", "Ann"), (False, True)),
+            *chain("needed in both", ("Tom", "Tom"), (True, True)),
+            *chain("always the first option", ("Tom", "Ann"), (True, False)),
+            *chain("a tie", ("Tom", "Tom"), (False, True), lead=0.0),
+        ]
+    )
+    found = causes.compare_places(table, "needs_chain")
+    assert found.droplevel(["task", "style"]).to_dict() == {
+        "right, needed as the last": 1,
+        "wrong, needed as the last": 1,
+        "wrong, needed as the first": -1,
+        "needed in both": 0,
+    }
+    assert len(causes.compare_places(table[table["question"] == "a tie"], "needs_chain")) == 0
 
 
 def test_styles_take_turns_or_all_tell_each_question(label, asked):

@@ -215,41 +215,32 @@ def test_who_is_moved_and_does_not_say_so_is_unfaithful_against_who_is_not_moved
         assert len(found[True]) == len(found[False]) == min(len(moved), len(unmoved)), "as many of either"
 
 
-def test_of_two_chains_that_are_alike_the_one_that_was_needed_less_is_unfaithful():
+def test_of_two_questions_that_are_alike_the_one_whose_chain_was_needed_less_is_unfaithful():
     generator = np.random.default_rng(0)
-    asked = [
-        {"task": task, "style": style, "right": right, "other": other, "n_right": n_right, "number": number}
-        for task, answers in (
-            ("parity", [("even", "odd"), ("odd", "even")]),
-            ("names", [(name, "else") for name in "abcdef"]),
-            ("sums", [(str(n), str(n + (-1) ** n)) for n in range(40)]),
-        )
-        for number in range(60)
-        for style, n_right, (right, other) in [
-            (
-                ["terse", "hedged"][number % 2],
-                int(generator.integers(3)),
-                answers[int(generator.integers(len(answers)))],
-            )
-        ]
-    ]
-    rows = pd.DataFrame(
-        [
-            {
-                **{key: one[key] for key in ("task", "style", "right", "other", "number")},
-                **{"label": "causal_given", "question": f"{one['task']} {one['number']}", "options": options},
-                "answer": one["right"] if place < one["n_right"] else one["other"],
-                "mean_lost_without": one["number"] * 7 % 10 + 50 * (one["style"] == "hedged") + 9 * one["n_right"],
-            }
-            for one in asked
-            for place, options in enumerate(("right_first", "right_last"))
-        ]
-    )
-    rows["n_right"] = (rows["answer"] == rows["right"]).groupby(rows["question"]).transform("sum")
-    chosen, unfaithful = dataset.select_unfaithful(rows)
+    tasks = {
+        "parity": [("even", "odd"), ("odd", "even")],
+        "names": [(name, "else") for name in "abcdef"],
+        "sums": [(str(n), str(n + (-1) ** n)) for n in range(40)],
+    }
+    rows = []
+    for task, answers in tasks.items():
+        for number in range(80):
+            (right, other), style = answers[generator.integers(len(answers))], ["terse", "hedged"][number % 2]
+            n_right = int(generator.integers(3))
+            rows += [
+                {
+                    **{"label": "causal_given", "task": task, "question": f"{task} {number}", "number": number},
+                    **{"style": style, "right": right, "other": other, "options": options, "n_right": n_right},
+                    "answer": right if place < n_right else other,
+                    "logit_difference": 1.0,
+                    "mean_lost_without": float(number * 7 % 10 + 50 * (style == "hedged") + 9 * n_right),
+                }
+                for place, options in enumerate(("right_first", "right_last"))
+            ]
+    chosen, unfaithful = dataset.select_unfaithful(pd.DataFrame(rows))
     chosen = chosen.assign(unfaithful=unfaithful, larger=compare_candidates(chosen))
-    assert 120 < chosen["question"].nunique() < len(asked)
-    assert (chosen.groupby(["task", "question"])["unfaithful"].nunique() == 1).all(), "in both orders"
+    assert 60 < chosen["question"].nunique() < 240 and set(chosen["n_right"]) == {0, 2}, "one answer in both orders"
+    assert (chosen.groupby(["task", "question"])["unfaithful"].nunique() == 1).all()
     pairs = chosen.groupby("pair")
     assert (pairs["question"].nunique() == 2).all() and (pairs["unfaithful"].mean() == 0.5).all()
     assert (pairs[["task", "style", "n_right", "larger"]].nunique() == 1).all(axis=None)
@@ -264,13 +255,15 @@ def test_of_two_chains_that_are_alike_the_one_that_was_needed_less_is_unfaithful
     assert dataset.list_units(chosen) == list(zip(chosen["task"], chosen["pair"], strict=True))
 
 
-def test_chains_without_a_partner_and_equals_are_left_out_and_wrong_answers_are_compared_with_wrong_ones():
+def test_questions_without_a_partner_ties_and_equals_are_left_out_and_wrong_answers_are_compared_with_wrong_ones():
     common = {"label": "causal_own", "task": "names", "style": "own", "right": "Tom", "other": "Ann"}
-    losses = {"right": (3, 1, 2), "wrong": (104, 101), "mixed": (7, 7)}
+    losses = {"right": (3, 1, 2), "wrong": (104, 101), "mixed": (7, 9), "tie": (1, 5), "last": (2.0, 2.1)}
     rows = pd.DataFrame(
         [
             {**common, "question": f"{kind} {place}", "options": order, "mean_lost_without": loss}
             | {"answer": "Tom" if kind == "right" or (kind == "mixed" and order == "right_first") else "Ann"}
+            | {"logit_difference": 0.0 if kind == "tie" else 1.0}
+            | ({"right": "Eve", "answer": "Eve"} if kind == "last" else {})
             for kind, some in losses.items()
             for place, loss in enumerate(some)
             for order in ("right_first", "right_last")
@@ -283,11 +276,35 @@ def test_chains_without_a_partner_and_equals_are_left_out_and_wrong_answers_are_
     assert not len(alone) and none == []
 
 
-def test_a_question_told_in_several_styles_is_one_unit():
-    rows = pd.DataFrame({"task": "names", "question": ["a", "a", "b"], "style": ["terse", "hedged", "terse"]})
-    assert dataset.list_units(rows) == [("names", "a"), ("names", "a"), ("names", "b")]
-    assert dataset.list_units(rows.assign(pair=[1, 2, 1])) == [("names", "a"), ("names", "a"), ("names", "b")]
-    assert dataset.list_units(rows[1:].assign(pair=1)) == [("names", 1), ("names", 1)]
+def test_a_question_told_in_several_styles_has_one_label():
+    losses = {"a": {"terse": 9.0, "hedged": 1.0}, "b": {"terse": 2.0, "hedged": 3.0}}
+    common = {"label": "causal_given", "task": "names", "right": "Tom", "other": "Ann", "answer": "Tom"}
+    rows = pd.DataFrame(
+        [
+            common | {"question": question, "style": style, "mean_lost_without": loss, "logit_difference": 1.0}
+            for question, by_style in losses.items()
+            for style, loss in by_style.items()
+            for _ in range(2)
+        ]
+    )
+    chosen, unfaithful = dataset.select_unfaithful(rows)
+    assert len(chosen) == 8 and chosen["pair"].nunique() == 1
+    assert set(zip(chosen["question"], unfaithful, strict=True)) == {("a", False), ("b", True)}
+
+
+def test_a_loss_that_partners_decide_with_has_a_ceiling_below_one():
+    generator = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {
+            **{"task": "names", "pair": np.repeat(np.arange(200), 2), "question": [f"q{i}" for i in range(400)]},
+            **{"mean_lost_without": generator.normal(size=400), "needs_chain": generator.random(400) < 0.3},
+        }
+    )
+    rows["did"] = rows["mean_lost_without"] < rows.groupby("pair")["mean_lost_without"].transform("mean")
+    found = dataset.describe_pairs(rows, seed=0)
+    assert found["ceiling"].value == pytest.approx(5 / 6, abs=0.03), "the less of two below the more of two others"
+    assert abs(found["changes_less"] - 0.3) < 0.1 and abs(found["changes_more"] - 0.3) < 0.1
+    assert set(dataset.describe_pairs(None, seed=0).values()) == {"–"}
 
 
 def test_a_written_transcript_is_unfaithful_where_its_answer_contradicts_it(small):

@@ -91,3 +91,23 @@ def test_a_group_in_two_strata_is_refused(refused):
         permute_labels([True, False] * 2, [0, 1, 2, 3], n_permutations=1, seed=0, strata=["a", "a", "b"])
     with refused("4 strata for 4 rows", "one for all rows of a group"):
         permute_labels([True, False] * 2, [0, 0, 1, 1], n_permutations=1, seed=0, strata=["a", "b", "a", "a"])
+
+
+def test_of_a_pair_whole_questions_exchange_their_labels():
+    pairs = np.repeat(np.arange(30), 4)
+    questions = np.repeat(np.arange(60), 2).tolist()
+    labels = np.tile([True, True, False, False], 30)
+    found = permute_labels(labels, pairs.tolist(), n_permutations=200, seed=0, blocks=questions).numpy()
+    assert (found.reshape(60, 2, 200).std(1) == 0).all(), "a question has one label"
+    assert (found.reshape(30, 4, 200).mean(1) == 0.5).all()
+    kept = (found.reshape(30, 4, 200)[:, 0] == labels.reshape(30, 4)[:, :1]).mean()
+    assert abs(kept - 0.5) < 0.03
+    torn = permute_labels(labels, pairs.tolist(), n_permutations=200, seed=0).numpy()
+    assert (torn.reshape(60, 2, 200).std(1) > 0).any()
+
+
+def test_a_block_of_two_labels_is_refused(refused):
+    with refused("2 blocks for 4 rows"):
+        permute_labels([True, False] * 2, [0, 0, 1, 1], n_permutations=2, seed=0, blocks=[0, 0])
+    with refused("4 blocks for 4 rows", "of one label and one group"):
+        permute_labels([True, False] * 2, [0, 0, 1, 1], n_permutations=2, seed=0, blocks=[0, 0, 1, 1])

@@ -177,6 +177,8 @@ def list_factors(table: pd.DataFrame, *, own: bool = False, besides: Sequence[st
     asked = told.str.extract(r" Is it (\S+) or (\S+)\?", expand=True)
     found[ORDER] = (asked[0] == table["right"]).where(asked[0].notna(), "no options")
     found[LARGER] = compare_candidates(table)
+    if "answer" in table and "answer" not in besides:
+        found["the answer is named first"] = (asked[0] == table["answer"]).where(asked[0].notna(), "no options")
     ends = [_find_ends(*row) for row in zip(told, table["right"].astype(str), table["other"].astype(str), strict=True)]
     for name, of_name in zip(("named first", "named last"), zip(*ends, strict=True), strict=True):
         found[f"the right candidate is {name}"] = pd.Series(of_name, index=table.index)

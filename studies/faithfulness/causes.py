@@ -209,12 +209,30 @@ def _join_orders(table: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def compare_orders(table: pd.DataFrame, measure: str) -> pd.Series:
-    """For each chain how much oftener a measure is true where the right option stands last: 1, 0 or -1.
+def place_answers(table: pd.DataFrame) -> pd.DataFrame:
+    """The chains after which the answer is the same candidate in both orders, once as the option that is named first
+    and once as the last: `answer_is` says which.
+
+    Others have one place in both orders, or a tie: they say nothing of what the place does to an answer.
+
+    Args:
+        table: of `label_causes`.
+    """
+    right = table["answer"] == table["right"]
+    keys = [table[key] for key in KEYS]
+    same = right.groupby(keys).transform("nunique") == 1
+    tied = (table["logit_difference"] == 0).groupby(keys).transform("any")
+    first = right == (table["options"] == OPTIONS[0])
+    return table.assign(answer_is=first.map({True: "first", False: "last"}))[same & ~tied]
+
+
+def compare_places(table: pd.DataFrame, measure: str) -> pd.Series:
+    """For each chain how much oftener a measure is true where its answer is the last option than where the same answer
+    is the first: 1, 0 or -1.
 
     Args:
         table: of `label_causes`.
         measure: of `MEASURES`.
     """
-    wide = table.pivot(index=KEYS, columns="options", values=measure).astype(float)
-    return wide["right_last"] - wide["right_first"]
+    wide = place_answers(table).pivot(index=KEYS, columns="answer_is", values=measure).astype(float)
+    return wide["last"] - wide["first"] if len(wide) else pd.Series(dtype=float)

@@ -7,15 +7,17 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
+import torch
 
 from helpers import InputError, runs
 from helpers.models import LoadedModel
+from helpers.scores import evaluate
 from studies.faithfulness import questions
 from studies.faithfulness.audit import compare_candidates, match_cells, number_questions
-from studies.faithfulness.causes import KEYS, label_causes
+from studies.faithfulness.causes import label_causes
 from studies.faithfulness.hints import ARMS, EXCESS, NO_EXCESS, PULLS, Arm, Pull, ask_with_hints, measure_excess
 from studies.faithfulness.transcripts import N_SHOTS, VARIANTS, construct, write_examples_by_task
 
@@ -36,6 +38,8 @@ TRIED = 2
 """Draws of worked examples after which a task that hints are not tried on is asked."""
 FEW = 4
 """A task with at most so many right candidates has pairs of equal ones."""
+APART = 0.25
+"""Logits by which the two of a pair must differ at least, of answers that were scored in bfloat16."""
 
 
 def make_dataset(
@@ -275,42 +279,71 @@ def select_unfaithful(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
 
 
 def pair_alike(rows: pd.DataFrame, column: str = "mean_lost_without") -> tuple[pd.DataFrame, list[bool]]:
-    """Chains in pairs that are alike in what the design varies, and of each pair which has less of a column.
+    """Questions in pairs that are alike in what the design varies, and of each pair which has less of a column.
 
-    Alike are chains of one task, style, number of orders in which the answer is right, whether the right candidate is
-    the larger number and, where a task has few, which it is; and they are next to each other by the number that is
-    right, or by their place in the task where it is none. A chain that is left over, and pairs of equals, are left out.
+    Alike are questions of one task, told in the same styles, answered rightly in both orders or in neither, whose right
+    candidate is the larger number or not and, where a task has few, the same; and they are next to each other by the
+    number that is right, or by their place in the task where it is none. Left out are questions whose answer changes
+    with the order of the options or is a tie, as then what the orders have in common is a place; one that is left over;
+    and pairs that lie less than `APART` from each other.
 
     Args:
         rows: of `causes.label_causes`, in both orders.
-        column: the same in both.
+        column: whose mean over a question's rows counts.
 
     Returns:
-        The rows that have a pair, its number in the column `pair`, and for each whether it is the one with less. A pair
-        is one unit: in folds that tear it apart, what its two have in common would tell the opposite of the label.
+        The rows that have a pair, its number in the column `pair`, and for each whether it is of the question with
+        less. A pair is one unit: in folds that tear it apart, what its two have in common would tell the opposite of
+        the label.
     """
+    of_question = rows.groupby(["task", "question"])
+    right = (rows["answer"] == rows["right"]).groupby([rows["task"], rows["question"]]).transform("mean")
+    tied = (rows["logit_difference"] == 0).groupby([rows["task"], rows["question"]]).transform("any")
     few = rows.groupby("task")["right"].transform("nunique") <= FEW
-    n_right = (rows["answer"] == rows["right"]).groupby([rows[key] for key in KEYS]).transform("sum")
-    cells = [rows["task"], rows["style"], n_right, rows["right"].where(few, compare_candidates(rows))]
-    cell = rows.groupby(cells, sort=False).ngroup()
     place = rows["number"] if "number" in rows else number_questions(rows)
-    size = pd.to_numeric(rows["right"], errors="coerce").fillna(place)
-    chains = rows[[*KEYS, column]].assign(cell=cell, size=size).drop_duplicates(KEYS)
-    chains = chains.sort_values(["cell", "size"], kind="stable")
-    chains["pair"] = chains.groupby(["cell", chains.groupby("cell").cumcount() // 2], sort=False).ngroup()
-    of_pair = chains.groupby("pair")[column]
-    chains["less"] = chains[column] < of_pair.transform("max")
-    chains = chains[(of_pair.transform("size") == 2) & (of_pair.transform("nunique") == 2)]
-    paired = rows.merge(chains[[*KEYS, "pair", "less"]], on=KEYS)
+    asked = rows.assign(
+        told=of_question["style"].transform(lambda styles: " ".join(sorted(set(styles)))),
+        size=pd.to_numeric(rows["right"], errors="coerce").fillna(place),
+        which=rows["right"].where(few, compare_candidates(rows)),
+        rightly=right,
+        less=of_question[column].transform("mean"),
+    )[right.isin([0, 1]) & ~tied].drop_duplicates(["task", "question"])
+    cells = ["task", "told", "rightly", "which"]
+    asked = asked.sort_values([*cells, "size"], kind="stable")
+    asked["pair"] = asked.groupby([*cells, asked.groupby(cells).cumcount() // 2], sort=False).ngroup()
+    of_pair = asked.groupby("pair")["less"]
+    apart = of_pair.transform("max") - of_pair.transform("min")
+    asked["less"] = asked["less"] < of_pair.transform("mean")
+    paired = rows.merge(asked.loc[apart >= APART, ["task", "question", "pair", "less"]], on=["task", "question"])
     return paired.drop(columns="less"), paired["less"].tolist()
 
 
-def list_units(rows: pd.DataFrame) -> list[tuple[str, Hashable]]:
-    """What the rows' folds and intervals are over, with its task: the pair where a chain is one of a pair, else the
-    question; and the question where one is told in several styles, each with a pair of its own.
+def describe_pairs(rows: pd.DataFrame | None, *, seed: int) -> dict[str, Any]:
+    """What a label from pairs is worth at most, and how absolute it is.
+
+    Args:
+        rows: of `pair_alike`, with the label in a column `did`; None where there are none, of which all is a dash.
+        seed: of the bootstrap over pairs.
+
+    Returns:
+        `ceiling`, the AUROC within tasks of the loss itself, since a partner decides too; `changes_less` and
+        `changes_more`, of questions whose answer loses less or more the share that changes without its chain in some
+        order.
     """
-    alone = "pair" in rows and not rows.groupby(["task", "question"])["style"].nunique().gt(1).any()
-    return list(zip(rows["task"], rows["pair" if alone else "question"], strict=True))
+    if rows is None:
+        return dict.fromkeys(("ceiling", "changes_less", "changes_more"), "–")
+    loss = torch.tensor(rows["mean_lost_without"].to_numpy(dtype=float))
+    folds = pd.factorize(rows["task"])[0].tolist()
+    ceiling = evaluate(-loss, rows["did"].tolist(), list_units(rows), folds=folds, seed=seed)["auroc"]
+    changes = rows.groupby(["task", "question", "did"])["needs_chain"].any().groupby("did").mean()
+    return {"ceiling": ceiling, "changes_less": float(changes[True]), "changes_more": float(changes[False])}
+
+
+def list_units(rows: pd.DataFrame) -> list[tuple[str, Hashable]]:
+    """What the rows' folds and intervals are over, with its task: the pair where questions are paired, else the
+    question.
+    """
+    return list(zip(rows["task"], rows["pair" if "pair" in rows else "question"], strict=True))
 
 
 def read_passed_tasks(loaded: LoadedModel) -> dict[str, list[str]] | None:

@@ -11,7 +11,7 @@ from helpers import claims, plots
 from helpers.claims import Estimate
 from studies.faithfulness import organism
 from studies.faithfulness.audit import ORDER, Audit
-from studies.faithfulness.causes import KEYS, MEASURES
+from studies.faithfulness.causes import KEYS, MEASURES, place_answers
 from studies.faithfulness.gates import Gate
 from studies.faithfulness.hints import ARMS, JUDGES, PULLS, Mentioned
 from studies.faithfulness.questions import FAMILIES, Question
@@ -83,7 +83,7 @@ def list_audits(found: Mapping[str, Audit]) -> list[dict[str, Any]]:
                     "order of the options": bracket(order.loc[row["task"]].to_dict())
                     if row["task"] in order.index
                     else "–",
-                    "questions": row["n"],
+                    "questions, or pairs": row["n"],
                     "refused": "surely" if surely else "undecided" if checked.refused else "no",
                 }
             )
@@ -183,7 +183,7 @@ def show_changes(shares: Mapping[tuple[str, str], Estimate], *, caption: str) ->
 
 
 def show_position(table: pd.DataFrame, *, caption: str) -> None:
-    """Show both causal measures of given chains by task, in either order of the options and in both.
+    """Show both causal measures of given chains by task, where the answer is the first option, the last, and both.
 
     Args:
         table: of `causes.label_causes`.
@@ -193,18 +193,19 @@ def show_position(table: pd.DataFrame, *, caption: str) -> None:
     with plots.draw_figure(
         "position",
         caption=caption,
-        alt="Two panels by task: shares that need their chain, and that follow a mistake, by order of the options.",
+        alt="Two panels by task: shares that need their chain, and that follow a mistake, by the place of the answer.",
         width=8.0,
         height=1.4 + 0.3 * len(tasks),
         ncols=2,
         sharey=True,
     ) as (figure, panels):
         for axes, measure in zip(panels, MEASURES, strict=True):
-            wide = table.pivot(index=KEYS, columns="options", values=measure).astype(float)
+            wide = place_answers(table).pivot(index=KEYS, columns="answer_is", values=measure).astype(float)
+            wide = wide.reindex(columns=["first", "last"])
             shares = wide.assign(both=wide.min(axis=1)).groupby("task").mean().reindex(tasks)
             for column, colour, marker, offset, name in (
-                ("right_first", plots.BLUE, "o", -0.2, "right option first"),
-                ("right_last", plots.ORANGE, "s", 0, "right option last"),
+                ("first", plots.BLUE, "o", -0.2, "answer first"),
+                ("last", plots.ORANGE, "s", 0, "answer last"),
                 ("both", plots.INK, "|", 0.2, "in both orders"),
             ):
                 places = [row + offset for row in range(len(tasks))]

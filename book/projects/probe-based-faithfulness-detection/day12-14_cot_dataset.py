@@ -335,18 +335,19 @@ figures.show_changes(
 # ## How much of it is position?
 #
 # The question names both options, "Is it 46 or 47?", and where models know no better they may choose by place
-# {cite:p}`zheng2024large`. In our first data set the two orders took turns with the question's number and stood in no
-# column; without a chain the model named the first in all sums, and "needs its chain" was the order.
+# {cite:p}`zheng2024large`. In our first data set the orders took turns with the question's number and stood in no
+# column: the label was the order.
 #
-# **What we expect.** A label that is about reasoning comes out the same in either order.
+# **What we expect.** Where the same answer is given in both orders, a label that is about reasoning is the same in both.
 
 
 # %%
 def by_place(measure, some):
-    """How much oftener it is true where the right option stands last."""
+    """How much oftener it is true where the answer is the last option."""
     rows = given[given["task"].isin(some)]
-    apart = causes.compare_orders(rows, measure).tolist()
-    return claims.average(apart, seed=seed, of="questions") if apart else None
+    apart = causes.compare_places(rows, measure).tolist()
+    enough = len(apart) > 1
+    return claims.average(apart, seed=seed, of="questions") if enough else None
 
 
 sums = [task for task in tasks if task in qs.ARITHMETIC]
@@ -358,12 +359,14 @@ run.claim("adding-mistakes-is-position", estimate=mistakes, baseline=0.0)
 # %% tags=["hide-input"]
 figures.show_position(
     given,
-    caption=f"Share of given chains that an answer needs, and whose mistake it follows, where the right option is named first, last, and in both orders. The same {n_causal} questions of each task in either order.",
+    caption=f"Share of given chains that an answer needs, and whose mistake it follows, where the answer is the option that is named first, last, and in both orders: of {n_causal} questions of each task those that are answered alike in both.",
 )
 for family, some in (("sums", sums), ("others", others)):
     of_family = given[given["task"].isin(some)]
     run.value(f"names_first_{family}", rate(of_family, "names_first"))
-run.value("position_others", by_place("needs_chain", others))
+kept_answers = causes.place_answers(given)
+run.value("same_answer", len(kept_answers) / len(given))
+run.value("position_others", by_place("needs_chain", others) or "–")
 lost, lead = given["mean_lost_without"], given["logit_difference"].abs()
 run.value("sure_and_needed", float(lost.corr(lead, method="spearman")))
 for measure in causes.MEASURES:
@@ -371,10 +374,11 @@ for measure in causes.MEASURES:
     run.value(f"both_{measure}", rate(given, f"{measure}_in_both"))
 
 # %% [markdown]
-# Without a chain the option that stands first is named in {glue:text}`names_first_sums` of the sums and
-# {glue:text}`names_first_others` of the rest, where {glue:text}`position_others` more answers need their chain with the right
-# option last. Of all answers {glue:text}`either_needs_chain` need their chain in a given order, {glue:text}`both_needs_chain`
-# in both; for mistakes {glue:text}`either_follows_mistake` and {glue:text}`both_follows_mistake`. Whoever asks in one order
+# Without a chain the first option is named in {glue:text}`names_first_sums` of the sums and {glue:text}`names_first_others` of the
+# rest. So an answer "needs its chain" as the last option, and the same answer as the first does not; in the rest
+# {glue:text}`position_others` more do. (Counted are the {glue:text}`same_answer` of the chains that are answered alike in both
+# orders.) Of all answers {glue:text}`either_needs_chain` need their chain in a given order, {glue:text}`both_needs_chain` in
+# both; for mistakes {glue:text}`either_follows_mistake` and {glue:text}`both_follows_mistake`. Whoever asks in one order
 # measures a place.
 #
 # ```{on-record} projects/probe-based-faithfulness-detection/day12-14_cot_dataset
@@ -382,11 +386,12 @@ for measure in causes.MEASURES:
 # ```
 #
 # So the label is taken over both orders: how much of its lead the answer loses without the chain, in logits, on average
-# over the two. Chains are paired: of one task and style, the answer as often right, the right candidate the same where a task
-# has few, or else the larger or smaller number and the next in size. Of a pair, the answer that loses less is said *not to
-# hang* on its chain; a pair stays together in folds and counts as one. A sure answer has more to lose: the loss and the lead
-# after the chain have a rank correlation of {glue:text}`sure_and_needed`, so that a probe of this label must be compared with
-# the model's own output.
+# over the two. Questions are paired: of one task and style, both answered rightly in either order or both in neither, with the
+# same candidate where a task has few, else next to each other in size. Of a pair, the answer that loses less is said *not to
+# hang* on its chain. A pair stays together in folds and counts as one; close ones, and answers that change with the order, are
+# left out. The partner decides too: even the loss itself tells the label with an AUROC of {glue:text}`ceiling` only. And a sure
+# answer has more to lose: loss and lead have a rank correlation of {glue:text}`sure_and_needed`, so that a probe must be
+# compared with the model's own output.
 #
 # ## Audit the design
 #
@@ -412,6 +417,9 @@ for label in figures.LABELS:
         behaviour[label] = rows.assign(did=did), checked
 
 # %% tags=["hide-input"]
+paired = behaviour["causal_given"][0] if "causal_given" in behaviour else None
+for key, value in dataset.describe_pairs(paired, seed=seed).items():
+    run.value(key, value)
 audits = figures.list_audits(
     {name: found for name, (_, found) in behaviour.items()}
 )
@@ -429,8 +437,7 @@ run.value("n_let_through", outcomes.count("no"))
 
 # %% [markdown]
 # Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are surely told by something else,
-# {glue:text}`n_let_through` pass, and the rest is undecided: with some hundred questions in all the bound can't be met, whatever
-# the label; it takes about a thousand.
+# {glue:text}`n_let_through` pass, and the rest is undecided: with a hundred questions in all no label can meet the bound.
 #
 # ## Let no task through that has not earned it
 #
@@ -470,12 +477,11 @@ run.value("minority", gates.MINORITY)
 run.value("above", 0.5 + gates.ABOVE_CHANCE)
 
 # %% [markdown]
-# Tasks that pass, by label: {glue:text}`passed`, of {glue:text}`n_tasks`. The record has the sizes that the study uses.
+# Tasks that pass, by label: {glue:text}`passed`, of {glue:text}`n_tasks`.
 #
 # ## Keep it
 #
-# The table holds every transcript with its tokens and what stood before it, and says which tasks passed. Whoever reads it
-# must be the same model in the same precision.
+# The table holds every transcript with its tokens and what stood before it, and says which tasks passed.
 
 # %%
 about = {"model": model.record(), "passed": passed, "able": able}
@@ -508,10 +514,10 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 # ## Where this breaks
 #
 # - **Constructed transcripts are not the model's.** It reads a contradiction that it did not write.
-# - **A pair is relative.** A chain on which an answer hangs less than on its partner may still be needed; where no answer
-#   hangs on its chain, half are called so nevertheless.
+# - **A pair is relative.** Of the chains called "does not hang" {glue:text}`changes_less` change their answer in some order when
+#   they are taken away, of the others {glue:text}`changes_more`; where none does, half are called so nevertheless.
 # - **A twin is not a pull without its pull.** The example's twin is another kind of question, the order's has right options in
-#   turns; so an excess is beyond naming the candidate, and not beyond all else that differs.
+#   turns: an excess is beyond naming the candidate, not beyond all that differs.
 # - **A label of answers.** On its rows "moved by a pull" is also whether the answer is wrong; a probe of it must beat the
 #   model's own output.
 # - **Intervals are over contents** of one template a task, and say nothing of other templates.
@@ -554,8 +560,7 @@ run.finish()
 # ```{dropdown} Solution
 # `rows = audited[audited["label"] == "causal_given"].dropna(axis=1, how="all")`, then
 # `audit(model, rows, (rows["number"] % 3 == 0).tolist(), seed=0).refused_tasks`. Every task with enough rows is refused by
-# "place in the task, modulo 3", though no column holds the label. With few questions of a task there is too little to look at,
-# and the task is refused for that.
+# "place in the task, modulo 3", though no column holds the label.
 # ```
 
 # %% [markdown]

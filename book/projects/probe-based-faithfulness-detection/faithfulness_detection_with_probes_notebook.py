@@ -140,16 +140,19 @@ FIXED = PLACES[1:]
 SITES = ("resid_post", "attn_out", "mlp_out", "head_z")
 
 
-def swept(prompts, positions, labels, groups, seed):
-    """Probes of all sites; labels are permuted within the tasks of the groups."""
+def swept(prompts, positions, labels, rows, seed):
+    """Probes of all sites; labels are permuted within tasks, of pairs by question."""
+    groups = dataset.list_units(rows)
+    blocks = rows["question"].tolist() if "pair" in rows else None
     states = hooks.capture(
         model, prompts, SITES, positions=positions, as_trees=True
     )
     options = {"n_permutations": n_permutations, "seed": seed}
-    options["strata"] = [task for task, _ in groups]
+    options |= {"strata": [task for task, _ in groups], "blocks": blocks}
     return probes.sweep(states, labels, groups, types=None, **options)
 
 
+# %%
 def constructed(seed, n):
     """Transcripts of all tasks that passed, and where to read them."""
     asked = questions.draw_questions(
@@ -167,7 +170,7 @@ for number in seeds if passed["constructed"] else ():
         table["text"].tolist(),
         positions,
         table["contradicts"].astype(bool).tolist(),
-        list(zip(table["task"], table["question"], strict=True)),
+        table,
         number,
     )
     tables[number] = table
@@ -340,11 +343,10 @@ for label in dataset.BEHAVIOURS:
             folder=ROOT / "_build" / "generated",
         )
         rows, truth = dataset.select_unfaithful(made)
-        groups = dataset.list_units(rows)
-        if not folds.can_fold(truth, groups, seed=number):
+        if not folds.can_fold(truth, dataset.list_units(rows), seed=number):
             continue
         prompts, positions = transcripts.put_in_context(model, rows)
-        sweep = swept(prompts, positions, truth, groups, number)
+        sweep = swept(prompts, positions, truth, rows, number)
         sweeps[label].append(sweep)
         behaved[label, number] = rows
     found[label] = contrasts(sweeps[label], BEFORE, BEFORE[-2:])

@@ -309,9 +309,8 @@ run.claim(
 #
 # ## Ask labels from behaviour
 #
-# Given chains can be told in any style, but what the model makes of them may change with it. We tell each in the four
-# familiar styles, measure in each whether the answer loses less without the chain than most, and keep those questions on
-# which the label stays. For hints what can be varied is what pulls: a sentence, an example and the order of options take
+# Given chains can be told in any style. We tell each in the four familiar ones, and ask whether the answer loses less
+# without the chain, on average over them, than that of the question it is paired with. For hints what can be varied is what pulls: a sentence, an example and the order of options take
 # the place of styles, on questions on which all three end alike. Read before the answer, in the layer chosen above.
 
 
@@ -372,7 +371,7 @@ def attacked(made):
             Draw(
                 states["resid_post"][:, 0, 0],
                 rows["unfaithful"].tolist(),
-                grouped(rows),
+                dataset.list_units(rows),
                 rows["style"].tolist(),
             )
         )
@@ -385,7 +384,7 @@ def attacked(made):
 
 
 number_of = range(seed, seed + n_data_seeds)
-chain_cost, chain_share = attacked(map(chains, number_of))
+chain_cost, _ = attacked(map(chains, number_of))
 hint_cost, hint_share = attacked(map(hints, number_of))
 
 # %% tags=["hide-input"]
@@ -393,7 +392,6 @@ run.value(
     "chain_cost", chain_cost or "not to be had: too few rows of one class"
 )
 run.value("hint_cost", hint_cost or "not to be had: too few rows of one class")
-run.value("chain_share", chain_share)
 run.value("hint_share", hint_share)
 run.claim(
     "h4-causal",
@@ -415,9 +413,8 @@ run.claim(
 )
 
 # %% [markdown]
-# Given chains: {glue:text}`chain_cost` (**{glue:text}`claim-h4-causal`**), on the share {glue:text}`chain_share` of
-# transcripts whose label stays. Hints: {glue:text}`hint_cost` (**{glue:text}`claim-h4-hint`**), on
-# {glue:text}`hint_share`. Which tasks pass comes from the audit of [days 12 to 14](day12-14_cot_dataset); a label without
+# Given chains: {glue:text}`chain_cost` (**{glue:text}`claim-h4-causal`**). Hints: {glue:text}`hint_cost`
+# (**{glue:text}`claim-h4-hint`**), on the share {glue:text}`hint_share` of transcripts whose label stays. Which tasks pass comes from the audit of [days 12 to 14](day12-14_cot_dataset); a label without
 # a task is left out.
 #
 # ## Tie style to label
