@@ -429,9 +429,9 @@ run.table(
     caption="What tells each label in each task besides what it is about: the factor that surely tells most, and the order of the options alone, with 95 % bootstrap intervals over questions. "
     + ("Rows of the record." if known is not None else "Rows of this run."),
 )
-outcomes = [row.get("refused") for row in audits]
+outcomes = [row["refused"] for row in audits if "refused" in row]
 run.value("audit_bound", BOUND)
-run.value("n_audited", len(audits))
+run.value("n_audited", len(outcomes))
 run.value("n_told", outcomes.count("surely"))
 run.value("n_let_through", outcomes.count("no"))
 
