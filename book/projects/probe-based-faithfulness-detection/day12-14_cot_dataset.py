@@ -34,7 +34,7 @@
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = "bfloat16"  # of the weights, "bfloat16" or "float32"
 n_constructed: int = 8  # questions a task, for transcripts, 8 to 200
-n_hinted: int = 8  # questions a task, with hints, 4 to 200
+n_hinted: int = 6  # questions a task, with hints, 4 to 200
 n_samples: int = 2  # draws of worked examples for each hint, 2 to 32 by 2
 n_causal: int = 4  # questions a task, with changed chains, 4 to 200
 n_tasks: int = 8  # of the fourteen tasks, the first so many, 4 to 14
