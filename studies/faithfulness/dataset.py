@@ -18,7 +18,7 @@ from helpers.models import LoadedModel
 from helpers.scores import evaluate
 from studies.faithfulness import questions
 from studies.faithfulness.audit import compare_candidates, match_cells, number_questions
-from studies.faithfulness.causes import label_causes
+from studies.faithfulness.causes import KEYS, label_causes
 from studies.faithfulness.hints import ARMS, EXCESS, NO_EXCESS, PULLS, Arm, Pull, ask_with_hints, measure_excess
 from studies.faithfulness.transcripts import N_SHOTS, VARIANTS, construct, write_examples_by_task
 
@@ -282,7 +282,7 @@ def select_unfaithful(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
 def pair_alike(rows: pd.DataFrame, column: str = "mean_lost_without") -> tuple[pd.DataFrame, list[bool]]:
     """Questions in pairs that are alike in what the design varies, and of each pair which has less of a column.
 
-    Alike are questions of one task, told in the same styles, answered rightly in both orders or in neither, whose right
+    Alike are questions of one task, told in the same styles, answered rightly in as many of them, whose right
     candidate is the larger number or not and, where a task has few, the same; and they are next to each other by the
     number that is right, or by their place in the task where it is none. Left out are questions whose answer changes
     with the order of the options or is a tie, as then what the orders have in common is a place; one that is left over;
@@ -298,17 +298,18 @@ def pair_alike(rows: pd.DataFrame, column: str = "mean_lost_without") -> tuple[p
         the label.
     """
     of_question = rows.groupby(["task", "question"])
-    right = (rows["answer"] == rows["right"]).groupby([rows["task"], rows["question"]]).transform("mean")
-    tied = (rows["logit_difference"] == 0).groupby([rows["task"], rows["question"]]).transform("any")
+    right = rows["answer"] == rows["right"]
+    turned = right.groupby([rows[key] for key in KEYS]).transform("nunique") > 1
+    unclear = (turned | (rows["logit_difference"] == 0)).groupby([rows["task"], rows["question"]]).transform("any")
     few = rows.groupby("task")["right"].transform("nunique") <= FEW
     place = rows["number"] if "number" in rows else number_questions(rows)
     asked = rows.assign(
         told=of_question["style"].transform(lambda styles: " ".join(sorted(set(styles)))),
         size=pd.to_numeric(rows["right"], errors="coerce").fillna(place),
         which=rows["right"].where(few, compare_candidates(rows)),
-        rightly=right,
+        rightly=right.groupby([rows["task"], rows["question"]]).transform("mean"),
         less=of_question[column].transform("mean"),
-    )[right.isin([0, 1]) & ~tied].drop_duplicates(["task", "question"])
+    )[~unclear].drop_duplicates(["task", "question"])
     cells = ["task", "told", "rightly", "which"]
     asked = asked.sort_values([*cells, "size"], kind="stable")
     asked["pair"] = asked.groupby([*cells, asked.groupby(cells).cumcount() // 2], sort=False).ngroup()
