@@ -32,7 +32,7 @@
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
 n_questions: int = 5  # of each task, in each of eight styles, 5 to 400
-n_own: int = 8  # of each task, for hints and chains, 4 to 400 by 4
+n_own: int = 4  # of each task, for hints and chains, 4 to 400 by 4
 n_samples: int = 2  # draws of worked examples for hints, 1 to 8
 n_tasks: int = 4  # of those that passed, at most so many, 1 to 14
 n_data_seeds: int = 1  # draws of the data, 1 to 10
