@@ -363,9 +363,8 @@ def render(target: Path, *options: str, **environment: str) -> None:
         output = {"capture_output": True, "text": True, "encoding": "utf-8"}
         result = subprocess.run(command, cwd=ROOT, env=os.environ | environment, **output)
         if result.returncode:
-            lines = [
-                line for line in (result.stdout + result.stderr).splitlines() if "WARNING" in line or "rror" in line
-            ]
+            told = (result.stdout + result.stderr).splitlines()
+            lines = [line for line in told if re.search(r"WARNING|\b(ERROR|CRITICAL)\b|\b[A-Z]\w*Error\b", line)]
             raise InputError("the site could not be built: " + "\n".join(lines or [result.stderr[-500:]]))
         old = work / "old"
         if target.exists():

@@ -3,7 +3,7 @@
     {run-output} CHAPTER#ID       a figure or a table of a chapter of this build, by its anchor
     {last-run}                    which chapters this build ran, on what, with the time and memory they took
     {scoreboard} [summary]        every claim of the book: on record, in this build, as published
-    {on-record} CHAPTER CLAIM …   some claims of a chapter on every model that has a record of it
+    {on-record} CHAPTER           claims of a chapter, by their ids, on every model that has a record of it
 
 The record is what `results/` holds; this build is what its pages show (see `executed_pages`). A model without
 a record was not run: nothing is invented for it.
@@ -161,11 +161,11 @@ class LastRun(RunDirective):
 class OnRecord(RunDirective):
     """A row for each model with a record of the chapter, a column for each claim."""
 
-    required_arguments = 2
-    final_argument_whitespace = True
+    required_arguments = 1
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
-        chapter, ids = self.arguments[0], self.arguments[1].split()
+        chapter, ids = self.arguments[0], " ".join(self.content).split()
         rows = []
         for model, record in records_of(chapter).items():
             known = {claim["id"]: told(claim) for claim in record["claims"]}
