@@ -64,30 +64,36 @@ def list_mentions(found: Mapping[tuple[str, str], Mentioned | None]) -> list[dic
 
 
 def list_audits(found: Mapping[str, Audit]) -> list[dict[str, Any]]:
-    """For each label and task what surely tells it that it is not about, and what the order of the options tells."""
+    """For each label a row for every task that something surely tells, and one for the others together, with what may
+    tell most there and what the order of the options tells.
+    """
 
-    def bracket(row: Mapping[Any, Any]) -> str:
+    def describe(label: str, tasks: Sequence[str], factors: pd.DataFrame, first: pd.Series, refused: str) -> dict:
+        order = factors[factors["factor"] == ORDER]
+        return {
+            "label": LABELS[label],
+            "task": tasks[0].replace("_", " ") if len(tasks) == 1 else f"{len(tasks)} tasks together",
+            "told most by": first["factor"].replace("_", " "),
+            "AUROC": bracket(first),
+            "order of the options": bracket(order.iloc[0]) if len(order) else "–",
+            "questions, or pairs": int(first["n"]),
+            "told": refused,
+            "tasks": len(tasks),
+        }
+
+    def bracket(row: pd.Series) -> str:
         return f"{row['auroc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
     rows = []
     for label, checked in found.items():
-        order = checked.cells[checked.cells["factor"] == ORDER].set_index("task")
-        for row in checked.tasks.to_dict("records"):
-            surely = row["task"] in checked.refused_tasks
-            rows.append(
-                {
-                    "label": LABELS[label],
-                    "task": row["task"].replace("_", " "),
-                    "told by": row["factor"].replace("_", " ") if surely else "nothing surely",
-                    "AUROC": bracket(row),
-                    "order of the options": bracket(order.loc[row["task"]].to_dict())
-                    if row["task"] in order.index
-                    else "–",
-                    "questions, or pairs": row["n"],
-                    "refused": "surely" if surely else "undecided" if checked.refused else "no",
-                }
-            )
-    return rows or [{"label": "none has enough rows"}]
+        tasks = checked.tasks.set_index("task", drop=False)
+        for task in tasks.index.intersection(list(checked.refused_tasks)):
+            factors = checked.cells[checked.cells["task"] == task]
+            rows.append(describe(label, [task], factors, tasks.loc[task], "surely"))
+        if len(left := list(tasks.index.difference(list(checked.refused_tasks), sort=False))):
+            refused = "undecided" if checked.refused else "no"
+            rows.append(describe(label, left, checked.factors, checked.factors.iloc[0], refused))
+    return rows
 
 
 def list_cells(gates: Mapping[tuple[str, str], Gate]) -> list[dict[str, Any]]:

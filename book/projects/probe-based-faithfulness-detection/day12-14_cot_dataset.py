@@ -423,17 +423,21 @@ for key, value in dataset.describe_pairs(paired, seed=seed).items():
 audits = figures.list_audits(
     {name: found for name, (_, found) in behaviour.items()}
 )
+n_tasks_told = {
+    told: sum(row["tasks"] for row in audits if row["told"] == told)
+    for told in ("surely", "undecided", "no")
+}
 run.table(
     "audit",
-    audits,
-    caption="What tells each label in each task besides what it is about: the factor that surely tells most, and the order of the options alone, with 95 % bootstrap intervals over questions. "
+    [{k: v for k, v in row.items() if k != "tasks"} for row in audits]
+    or [{"label": "none has enough rows"}],
+    caption="What tells each label besides what it is about: in each task that something surely tells, and in the others together, the factor that may tell most, and the order of the options alone, with 95 % bootstrap intervals over questions or pairs of them. "
     + ("Rows of the record." if known is not None else "Rows of this run."),
 )
-outcomes = [row["refused"] for row in audits if "refused" in row]
 run.value("audit_bound", BOUND)
-run.value("n_audited", len(outcomes))
-run.value("n_told", outcomes.count("surely"))
-run.value("n_let_through", outcomes.count("no"))
+run.value("n_audited", sum(n_tasks_told.values()))
+run.value("n_told", n_tasks_told["surely"])
+run.value("n_let_through", n_tasks_told["no"])
 
 # %% [markdown]
 # Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are surely told by something else,
