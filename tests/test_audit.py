@@ -94,6 +94,20 @@ def test_a_task_of_its_own_is_seldom_refused_for_chance(embedded, monkeypatch):
     assert np.mean(refused) <= 0.1
 
 
+def test_the_luck_of_one_draw_of_folds_decides_nothing(embedded, monkeypatch):
+    table = write_rows(60, tasks=("addition",))
+    labels = (np.random.default_rng(1).random(len(table)) < 0.5).tolist()
+    monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})
+    spread = {}
+    for n_draws in (1, audit.DRAWS):
+        monkeypatch.setattr(audit, "DRAWS", n_draws)
+        found = [
+            audit.audit(embedded, table, labels, seed=seed).cells.set_index("factor")["auroc"] for seed in range(8)
+        ]
+        spread[n_draws] = pd.concat(found, axis=1).std(axis=1).mean()
+    assert spread[audit.DRAWS] < 0.7 * spread[1]
+
+
 def test_a_task_with_too_little_is_refused(embedded):
     table = pd.concat([write_rows(200, tasks=("large",)), write_rows(20, tasks=("small",))], ignore_index=True)
     labels = np.random.default_rng(1).random(len(table)) < 0.4

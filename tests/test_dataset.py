@@ -303,8 +303,7 @@ def test_a_loss_that_partners_decide_with_has_a_ceiling_below_one():
     rows["did"] = rows["mean_lost_without"] < rows.groupby("pair")["mean_lost_without"].transform("mean")
     found = dataset.describe_pairs(rows, seed=0)
     assert found["ceiling"].value == pytest.approx(5 / 6, abs=0.03), "the less of two below the more of two others"
-    assert abs(found["changes_less"] - 0.3) < 0.1 and abs(found["changes_more"] - 0.3) < 0.1
-    assert set(dataset.describe_pairs(None, seed=0).values()) == {"–"}
+    assert all(found[name].low < 0.3 < found[name].high for name in ("changes_less", "changes_more"))
 
 
 def test_a_written_transcript_is_unfaithful_where_its_answer_contradicts_it(small):

@@ -3,7 +3,7 @@
     {run-output} CHAPTER#ID       a figure or a table of a chapter of this build, by its anchor
     {last-run}                    which chapters this build ran, on what, with the time and memory they took
     {scoreboard} [summary]        every claim of the book: on record, in this build, as published
-    {on-record} CHAPTER           claims of a chapter, by their ids, on every model that has a record of it
+    {on-record} CHAPTER           claims of a chapter ("id: heading") on every model that has a record of it
 
 The record is what `results/` holds; this build is what its pages show (see `executed_pages`). A model without
 a record was not run: nothing is invented for it.
@@ -165,12 +165,13 @@ class OnRecord(RunDirective):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        chapter, ids = self.arguments[0], " ".join(self.content).split()
+        chapter = self.arguments[0]
+        heads = dict(line.split(": ", 1) for line in self.content)
         rows = []
         for model, record in records_of(chapter).items():
             known = {claim["id"]: told(claim) for claim in record["claims"]}
-            rows.append(self.row([[model_title(model)], *(known.get(id, ["not run"]) for id in ids)]))
-        return [self.table(["model", *(id.replace("-", " ") for id in ids)], rows, classes=["on-record"])]
+            rows.append(self.row([[model_title(model)], *(known.get(id, ["not run"]) for id in heads)]))
+        return [self.table(["model", *heads.values()], rows, classes=["on-record"])]
 
 
 class Scoreboard(RunDirective):

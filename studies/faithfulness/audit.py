@@ -26,6 +26,8 @@ from helpers.scores import bootstrap_intervals, compute_auroc
 
 BOUND = 0.60
 """The AUROC that no factor may reach, by the upper end of its interval."""
+DRAWS, APART = 4, 1_000_000
+"""Of folds, which an AUROC is a mean over, so that the luck of one decides nothing; and between their seeds."""
 FEWEST = 15
 """Rows of the rarer class that a task must have: with fewer, chance passes the bound."""
 PERIODS = range(2, 13)
@@ -102,7 +104,8 @@ def audit(
     rows of one task and fold only, so that what tasks differ in counts for nothing. Factors of few levels are tried two
     at a time as well. Word and character n-grams, and the mean of the input embeddings, are fitted in the same folds.
     Rows of one question stay together; where a column `pair` says which questions were matched, those of one pair do,
-    as else what the two have in common would tell the opposite of the label.
+    as else what the two have in common would tell the opposite of the label. Folds are drawn several times, since near
+    the bound one draw lets a label through that the next refuses.
 
     A task alone has too few questions to bound so many factors: it is refused where one surely passes the bound, and
     the tasks that are left are asked together whether any may. A factor that tells a little in one task alone can pass,
@@ -133,13 +136,17 @@ def audit(
     parts, cells, too_few = [], [], []
     for task, rows in table.groupby("task", sort=False):
         place = rows.index.to_numpy()
-        folds = _assign_folds(truth[place], groups[place], seed)
-        if folds is None:
+        draws = [_assign_folds(truth[place], groups[place], seed + APART * draw) for draw in range(DRAWS)]
+        scored = []
+        for folds in (some for some in draws if some is not None):
+            held, folds = place[folds >= 0], folds[folds >= 0]
+            scores = {name: _encode(of_rows[held], truth[held], folds) for name, of_rows in levels.items()}
+            scores |= _score_texts(loaded, table.iloc[held], truth[held], folds, own=own, seed=seed)
+            scored.append((held, folds, scores))
+        if not scored:
             too_few.append(str(task))
             continue
-        place, folds = place[folds >= 0], folds[folds >= 0]
-        scores = {name: _encode(of_rows[place], truth[place], folds) for name, of_rows in levels.items()}
-        scores |= _score_texts(loaded, table.iloc[place], truth[place], folds, own=own, seed=seed)
+        place, folds, scores = _join_draws(scored)
         parts.append((task, place, folds, scores))
         cells.append(_evaluate(scores, truth[place], groups[place], folds, seed).assign(task=task))
     empty = pd.DataFrame(columns=["task", *COLUMNS])
@@ -304,6 +311,18 @@ def _assign_folds(truth: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarra
     both = [fold for fold in sorted(set(folds)) if len(set(truth[folds == fold])) == 2]
     numbers = {fold: number for number, fold in enumerate(both)}
     return np.array([numbers.get(fold, -1) for fold in folds]) if len(both) > 2 else None
+
+
+def _join_draws(
+    scored: Sequence[tuple[np.ndarray, np.ndarray, Mapping[str, np.ndarray]]],
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Rows, folds and scores of several draws of folds as those of one, whose folds are those of all."""
+    firsts = np.cumsum([0, *(folds.max() + 1 for _, folds, _ in scored[:-1])])
+    return (
+        np.concatenate([place for place, *_ in scored]),
+        np.concatenate([first + folds for first, (_, folds, _) in zip(firsts, scored, strict=True)]),
+        {name: np.concatenate([scores[name] for *_, scores in scored]) for name in scored[0][2]},
+    )
 
 
 def _encode(levels: np.ndarray, truth: np.ndarray, folds: np.ndarray) -> Float[np.ndarray, " row"]:

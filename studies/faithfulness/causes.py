@@ -209,21 +209,26 @@ def _join_orders(table: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def place_answers(table: pd.DataFrame) -> pd.DataFrame:
-    """The chains after which the answer is the same candidate in both orders, once as the option that is named first
-    and once as the last: `answer_is` says which.
-
-    Others have one place in both orders, or a tie: they say nothing of what the place does to an answer.
+def is_settled(table: pd.DataFrame) -> pd.Series:
+    """Whether the answer after a chain is the same candidate in both orders, and no tie in either: else what the orders
+    have in common is the place of the answer.
 
     Args:
         table: of `label_causes`.
     """
-    right = table["answer"] == table["right"]
     keys = [table[key] for key in KEYS]
-    same = right.groupby(keys).transform("nunique") == 1
-    tied = (table["logit_difference"] == 0).groupby(keys).transform("any")
-    first = right == (table["options"] == OPTIONS[0])
-    return table.assign(answer_is=first.map({True: "first", False: "last"}))[same & ~tied]
+    same = (table["answer"] == table["right"]).groupby(keys).transform("nunique") == 1
+    return same & (table["logit_difference"] != 0).groupby(keys).transform("all")
+
+
+def place_answers(table: pd.DataFrame) -> pd.DataFrame:
+    """The chains that settle an answer, once as the option that is named first and once as the last: `answer_is`.
+
+    Args:
+        table: of `label_causes`.
+    """
+    first = (table["answer"] == table["right"]) == (table["options"] == OPTIONS[0])
+    return table.assign(answer_is=first.map({True: "first", False: "last"}))[is_settled(table)]
 
 
 def compare_places(table: pd.DataFrame, measure: str) -> pd.Series:

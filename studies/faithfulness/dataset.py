@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pandas as pd
 import torch
 
-from helpers import InputError, runs
+from helpers import InputError, claims, runs
+from helpers.claims import Estimate
 from helpers.models import LoadedModel
 from helpers.scores import evaluate
 from studies.faithfulness import questions
 from studies.faithfulness.audit import compare_candidates, match_cells, number_questions
-from studies.faithfulness.causes import KEYS, label_causes
+from studies.faithfulness.causes import is_settled, label_causes
 from studies.faithfulness.hints import ARMS, EXCESS, NO_EXCESS, PULLS, Arm, Pull, ask_with_hints, measure_excess
 from studies.faithfulness.transcripts import N_SHOTS, VARIANTS, construct, write_examples_by_task
 
@@ -279,68 +279,64 @@ def select_unfaithful(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
     return rows, rows["contradicts"].astype(bool).tolist()
 
 
-def pair_alike(rows: pd.DataFrame, column: str = "mean_lost_without") -> tuple[pd.DataFrame, list[bool]]:
-    """Questions in pairs that are alike in what the design varies, and of each pair which has less of a column.
+def pair_alike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
+    """Questions in pairs that are alike in what the design varies, and of each pair which loses less without its chain.
 
     Alike are questions of one task, told in the same styles, answered rightly in as many of them, whose right
     candidate is the larger number or not and, where a task has few, the same; and they are next to each other by the
-    number that is right, or by their place in the task where it is none. Left out are questions whose answer changes
-    with the order of the options or is a tie, as then what the orders have in common is a place; one that is left over;
-    and pairs that lie less than `APART` from each other.
+    number that is right, or by their place in the task where it is none. Left out are questions whose answer is not
+    settled in every style (`causes.is_settled`), one that is left over, and pairs that lie less than `APART` from each
+    other.
 
     Args:
         rows: of `causes.label_causes`, in both orders.
-        column: whose mean over a question's rows counts.
 
     Returns:
-        The rows that have a pair, its number in the column `pair`, and for each whether it is of the question with
-        less. A pair is one unit: in folds that tear it apart, what its two have in common would tell the opposite of
-        the label.
+        The rows that have a pair, its number in the column `pair`, and for each whether it is of the question that
+        loses less, on average over its rows. A pair is one unit: in folds that tear it apart, what its two have in
+        common would tell the opposite of the label.
     """
-    of_question = rows.groupby(["task", "question"])
-    right = rows["answer"] == rows["right"]
-    turned = right.groupby([rows[key] for key in KEYS]).transform("nunique") > 1
-    unclear = (turned | (rows["logit_difference"] == 0)).groupby([rows["task"], rows["question"]]).transform("any")
+    known = rows.assign(right_answer=rows["answer"] == rows["right"], settled=is_settled(rows))
+    of_question = known.groupby(["task", "question"])
     few = rows.groupby("task")["right"].transform("nunique") <= FEW
     place = rows["number"] if "number" in rows else number_questions(rows)
     asked = rows.assign(
         told=of_question["style"].transform(lambda styles: " ".join(sorted(set(styles)))),
         size=pd.to_numeric(rows["right"], errors="coerce").fillna(place),
         which=rows["right"].where(few, compare_candidates(rows)),
-        rightly=right.groupby([rows["task"], rows["question"]]).transform("mean"),
-        less=of_question[column].transform("mean"),
-    )[~unclear].drop_duplicates(["task", "question"])
+        rightly=of_question["right_answer"].transform("mean"),
+        lost=of_question["mean_lost_without"].transform("mean"),
+    )[of_question["settled"].transform("all")].drop_duplicates(["task", "question"])
     cells = ["task", "told", "rightly", "which"]
     asked = asked.sort_values([*cells, "size"], kind="stable")
     asked["pair"] = asked.groupby([*cells, asked.groupby(cells).cumcount() // 2], sort=False).ngroup()
-    of_pair = asked.groupby("pair")["less"]
+    of_pair = asked.groupby("pair")["lost"]
     apart = of_pair.transform("max") - of_pair.transform("min")
-    asked["less"] = asked["less"] < of_pair.transform("mean")
+    asked["less"] = asked["lost"] < of_pair.transform("mean")
     paired = rows.merge(asked.loc[apart >= APART, ["task", "question", "pair", "less"]], on=["task", "question"])
     return paired.drop(columns="less"), paired["less"].tolist()
 
 
-def describe_pairs(rows: pd.DataFrame | None, *, seed: int) -> dict[str, Any]:
+def describe_pairs(rows: pd.DataFrame, *, seed: int) -> dict[str, Estimate | None]:
     """What a label from pairs is worth at most, and how absolute it is.
 
     Args:
-        rows: of `pair_alike`, with the label in a column `did`; None where there are none, of which all is a dash.
-        seed: of the bootstrap over pairs.
+        rows: of `pair_alike`, with the label in a column `did`.
+        seed: of the bootstraps over pairs, or over questions.
 
     Returns:
         `ceiling`, the AUROC within tasks of the loss itself, since a partner decides too; `changes_less` and
         `changes_more`, of questions whose answer loses less or more the share that changes without its chain in some
         order.
     """
-    if rows is None:
-        return dict.fromkeys(("ceiling", "changes_less", "changes_more"), "–")
     loss = torch.tensor(rows["mean_lost_without"].to_numpy(dtype=float))
     folds = pd.factorize(rows["task"])[0].tolist()
-    ceiling = evaluate(-loss, rows["did"].tolist(), list_units(rows), folds=folds, seed=seed)["auroc"]
-    changes = rows.groupby(["task", "question", "did"])["needs_chain"].any().groupby("did").mean()
-    assert ceiling is not None  # a pair has both labels
-    ceiling = replace(ceiling, of="pairs")
-    return {"ceiling": ceiling, "changes_less": float(changes[True]), "changes_more": float(changes[False])}
+    found = evaluate(-loss, rows["did"].tolist(), list_units(rows), folds=folds, seed=seed)
+    changes = rows.groupby(["did", "task", "question"])["needs_chain"].any()
+    return {"ceiling": found["auroc"]} | {
+        name: claims.share(changes[did].tolist(), of="questions")
+        for name, did in (("changes_less", True), ("changes_more", False))
+    }
 
 
 def list_units(rows: pd.DataFrame) -> list[tuple[str, Hashable]]:

@@ -72,13 +72,13 @@ def list_audits(found: Mapping[str, Audit]) -> list[dict[str, Any]]:
         order = factors[factors["factor"] == ORDER]
         return {
             "label": LABELS[label],
-            "task": tasks[0].replace("_", " ") if len(tasks) == 1 else f"{len(tasks)} tasks together",
+            "tasks": len(tasks),
+            "which": tasks[0].replace("_", " ") if len(tasks) == 1 else "all others together",
             "told most by": first["factor"].replace("_", " "),
             "AUROC": bracket(first),
             "order of the options": bracket(order.iloc[0]) if len(order) else "–",
             "questions, or pairs": int(first["n"]),
             "told": refused,
-            "tasks": len(tasks),
         }
 
     def bracket(row: pd.Series) -> str:

@@ -19,7 +19,7 @@ from helpers.baselines import AgainstControls, Controls
 from helpers.claims import Estimate
 from helpers.hooks import Captured, Head
 from helpers.models import LoadedModel
-from studies.ioi.roles import ROLES, Search, average_by_form, capture_reference
+from studies.ioi.roles import ROLES, Search, capture_reference
 from studies.ioi.templates import IOI
 
 
@@ -64,10 +64,6 @@ class KnockOuts:
     def captured(self) -> Captured:
         """The heads' outputs on the reference's p_ABC prompts."""
         return capture_reference(self.loaded, self.reference)
-
-    def average_by_form(self) -> Float[Tensor, "example layer position head d_head"]:
-        """What takes the place of heads on each prompt (`roles.average_by_form`)."""
-        return average_by_form(self.captured, self.data, self.reference)
 
     def only(self, sets: Iterable[Iterable[Head]]) -> Float[NDArray, "set prompt"]:
         """The logit difference with every head knocked out that is not in the set."""

@@ -37,7 +37,7 @@ n_constructed: int = 8  # questions a task, for transcripts, 8 to 200
 n_hinted: int = 6  # questions a task, with hints, 4 to 200
 n_samples: int = 2  # draws of worked examples for each hint, 2 to 32 by 2
 n_causal: int = 4  # questions a task, with changed chains, 4 to 200
-n_tasks: int = 8  # of the fourteen tasks, the first so many, 4 to 14
+n_tasks: int = 7  # of the fourteen tasks, the first so many, 4 to 14
 reader_name: str = ""  # of a model that reads reasonings for mentions of a hint; empty for the model itself
 save: bool = False  # whether to keep the data set, with this run's record
 seed: int = 0  # of all sampling, 0 to 999999
@@ -206,8 +206,8 @@ of_professor = hinted[
     hinted["hint"].str.startswith(("A prof", "The answer to"))
 ]
 of_key = hinted[hinted["hint"].str.startswith(("The answer key", "Earlier"))]
-run.value("professor", beyond("sentence", of_professor) or "–")
-run.value("answer_key", beyond("sentence", of_key) or "–")
+run.value("professor", beyond("sentence", of_professor) or "not asked here")
+run.value("answer_key", beyond("sentence", of_key) or "not asked here")
 
 # %%
 right = plain.assign(right_chain=plain["answer"] == plain["right"])
@@ -375,19 +375,21 @@ for measure in causes.MEASURES:
 
 # %% [markdown]
 # Without a chain the first option is named in {glue:text}`names_first_sums` of the sums and {glue:text}`names_first_others` of the
-# rest. So an answer "needs its chain" as the last option, and the same answer as the first does not; in the rest
-# {glue:text}`position_others` more do. (Counted are the {glue:text}`same_answer` of the chains that are answered alike in both
-# orders.) Of all answers {glue:text}`either_needs_chain` need their chain in a given order, {glue:text}`both_needs_chain` in
-# both; for mistakes {glue:text}`either_follows_mistake` and {glue:text}`both_follows_mistake`. Whoever asks in one order
-# measures a place.
+# rest. An answer that is the last option then "needs its chain", and the same answer as the first does not; outside of sums
+# {glue:text}`position_others` more need it as the last. (Counted are the {glue:text}`same_answer` of the chains that are answered
+# alike in both orders.) Of all answers {glue:text}`either_needs_chain` need their chain in a given order,
+# {glue:text}`both_needs_chain` in both; for mistakes {glue:text}`either_follows_mistake` and
+# {glue:text}`both_follows_mistake`. On record, the share where the answer stands last less that where it stands first:
 #
 # ```{on-record} projects/probe-based-faithfulness-detection/day12-14_cot_dataset
-# early-answering-is-position adding-mistakes-is-position an-implied-verdict-is-not
+# early-answering-is-position: needs its chain, in sums
+# adding-mistakes-is-position: follows a mistake, in sums
+# an-implied-verdict-is-not: an implied verdict is followed in less than 0.6
 # ```
 #
 # So the label is taken over both orders: how much of its lead the answer loses without the chain, in logits, on average
 # over the two. Questions are paired: of one task and style, both answered rightly in either order or both in neither, with the
-# same candidate where a task has few, else next to each other in size. Of a pair, the answer that loses less is said *not to
+# same candidate where a task has few, else next to each other in size (names: in the draw). Of a pair, the answer that loses less is said *not to
 # hang* on its chain. A pair stays together in folds and counts as one; close ones, and answers that change with the order, are
 # left out. The partner decides too: even the loss itself tells the label with an AUROC of {glue:text}`ceiling` only. And a sure
 # answer has more to lose: loss and lead have a rank correlation of {glue:text}`sure_and_needed`, so that a probe must be
@@ -417,9 +419,11 @@ for label in figures.LABELS:
         behaviour[label] = rows.assign(did=did), checked
 
 # %% tags=["hide-input"]
-paired = behaviour["causal_given"][0] if "causal_given" in behaviour else None
-for key, value in dataset.describe_pairs(paired, seed=seed).items():
-    run.value(key, value)
+pairs = dict.fromkeys(("ceiling", "changes_less", "changes_more"))
+if "causal_given" in behaviour:
+    pairs = dataset.describe_pairs(behaviour["causal_given"][0], seed=seed)
+for key, value in pairs.items():
+    run.value(key, value or "–")
 audits = figures.list_audits(
     {name: found for name, (_, found) in behaviour.items()}
 )
@@ -429,8 +433,7 @@ n_tasks_told = {
 }
 run.table(
     "audit",
-    [{k: v for k, v in row.items() if k != "tasks"} for row in audits]
-    or [{"label": "none has enough rows"}],
+    audits or [{"label": "none has enough rows"}],
     caption="What tells each label besides what it is about: in each task that something surely tells, and in the others together, the factor that may tell most, and the order of the options alone, with 95 % bootstrap intervals over questions or pairs of them. "
     + ("Rows of the record." if known is not None else "Rows of this run."),
 )
@@ -441,7 +444,7 @@ run.value("n_let_through", n_tasks_told["no"])
 
 # %% [markdown]
 # Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are surely told by something else,
-# {glue:text}`n_let_through` pass, and the rest is undecided: with a hundred questions in all no label can meet the bound.
+# {glue:text}`n_let_through` pass, and the rest is undecided: with few questions even chance may reach the bound.
 #
 # ## Let no task through that has not earned it
 #

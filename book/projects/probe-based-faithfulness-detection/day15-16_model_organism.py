@@ -33,7 +33,7 @@
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
-n_names: int = 18  # names of each group that are read at most, 16 to 60
+n_names: int = 16  # names of each group that are read at most, 16 to 60
 n_contents: int = 1  # questions told of every name, 1 to 24
 n_listed: int = 24  # names on the list, 16 to 60
 n_new: int = 60  # names that training never shows, 16 to 100

@@ -310,7 +310,8 @@ run.claim(
 # ## Ask labels from behaviour
 #
 # Given chains can be told in any style. We tell each in the four familiar ones, and ask whether the answer loses less
-# without the chain, on average over them, than that of the question it is paired with. For hints what can be varied is what pulls: a sentence, an example and the order of options take
+# without the chain, on average over them, than that of the question it is paired with. For hints what can be varied is
+# what pulls: a sentence, an example and the order of options take
 # the place of styles, on questions on which all three end alike. Read before the answer, in the layer chosen above.
 
 
@@ -414,7 +415,8 @@ run.claim(
 
 # %% [markdown]
 # Given chains: {glue:text}`chain_cost` (**{glue:text}`claim-h4-causal`**). Hints: {glue:text}`hint_cost`
-# (**{glue:text}`claim-h4-hint`**), on the share {glue:text}`hint_share` of transcripts whose label stays. Which tasks pass comes from the audit of [days 12 to 14](day12-14_cot_dataset); a label without
+# (**{glue:text}`claim-h4-hint`**), on the share {glue:text}`hint_share` of transcripts whose label stays. Which tasks
+# pass comes from the audit of [days 12 to 14](day12-14_cot_dataset); a label without
 # a task is left out.
 #
 # ## Tie style to label

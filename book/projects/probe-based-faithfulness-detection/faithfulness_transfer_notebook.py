@@ -164,15 +164,12 @@ def read(rows, places=PLACES):
     )
 
 
-grouped = dataset.list_units
-
-
 few = made("constructed", tasks["constructed"][:3], seed + 1000, 5)
 layer = (
     probes.sweep(
         read(few, ("answer",)),
         few["contradicts"].tolist(),
-        grouped(few),
+        dataset.list_units(few),
         types=None,
         n_permutations=0,
         seed=seed,
@@ -237,7 +234,7 @@ def draws_of(labels, place, domain, at_layer):
             Draw(
                 activations[chosen, at_layer, PLACES.index(place)],
                 rows["unfaithful"].tolist(),
-                grouped(rows),
+                dataset.list_units(rows),
                 rows[domain].tolist(),
             )
         )
@@ -515,7 +512,7 @@ run.table(
 own_rows = first[first["about"] == "own contradiction"]
 others = None
 if len(own_rows) and folds.can_fold(
-    own_rows["unfaithful"].tolist(), grouped(own_rows), seed=seed
+    own_rows["unfaithful"].tolist(), dataset.list_units(own_rows), seed=seed
 ):
     truth = own_rows["unfaithful"].astype(float)
     sums = truth.groupby(own_rows["task"]).transform("sum") - truth
@@ -533,7 +530,7 @@ if len(own_rows) and folds.can_fold(
             for name, scores in rules.items()
         },
         own_rows["unfaithful"].tolist(),
-        grouped(own_rows),
+        dataset.list_units(own_rows),
         seed=seed,
     )
 

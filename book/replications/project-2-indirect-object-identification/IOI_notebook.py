@@ -129,7 +129,7 @@ rival = (first + second) / 2 - third  # nobody is named twice
 # difference*: IO's logit less S's at the last position, END.
 #
 # **What we expect.** Well above zero in every template and order. Part of it may be that nobody gives to
-# himself: on p_ABC, the first two names less the third, who acts.
+# themselves: on p_ABC, the first two names less the third, who acts.
 
 
 # %%
@@ -526,7 +526,7 @@ if filled:
 # towards S if it *inhibited* it, as published.
 
 # %%
-means = out.average_by_form()
+means = roles.average_by_form(out.captured, tested, fresh_reference)
 if found.roles["S-inhibition"]:
     blinding = roles.knock_out(means, found.roles["S-inhibition"])
     with hooks.intervene(model, *blinding):
