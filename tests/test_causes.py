@@ -215,9 +215,9 @@ def test_a_style_that_there_is_not_is_refused(label, refused, options):
 def test_the_real_model_goes_on_after_a_mistake_and_writes_chains_of_its_own(embedded, shots, monkeypatch):
     told, score = [], causes.score_answers
 
-    def listen(loaded, prompts, pairs):
+    def listen(loaded, prompts, pairs, **options):
         told.extend(prompt.rsplit("Reasoning:", 1)[1].split("\nAnswer:")[0].strip() for prompt in prompts)
-        return score(loaded, prompts, pairs)
+        return score(loaded, prompts, pairs, **options)
 
     monkeypatch.setattr(causes, "score_answers", listen)
     asked = questions.draw_questions(embedded, tasks=["parity"], n=2, seed=3)

@@ -31,7 +31,9 @@ def plant(patch, reply=reply):
         patch.setattr(module, "continue_questions", planted(reply))
     patch.setattr("helpers.hooks.generate", continued(lambda line: " So."))
     leads = torch.Generator().manual_seed(0)
-    patch.setattr(causes, "score_answers", lambda loaded, prompts, pairs: torch.randn(len(prompts), generator=leads))
+    patch.setattr(
+        causes, "score_answers", lambda loaded, prompts, pairs, **_: torch.randn(len(prompts), generator=leads)
+    )
 
 
 @pytest.fixture(scope="module")

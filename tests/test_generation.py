@@ -229,6 +229,30 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_tokens(load_tiny, tmp_pat
     assert not list(tmp_path.rglob(f"*.{generation.os.getpid()}"))
 
 
+def test_interrupted_scores_go_on_and_come_out_the_same(load_tiny, tmp_path, monkeypatch):
+    loaded, tokens = load_tiny("llama"), torch.tensor([[1, 2]] * len(SHARED))
+    monkeypatch.setattr(generation, "TREE_SIZE", 2)  # so that hardly two prompts share a tree
+    whole = hooks.score_next_tokens(loaded, SHARED, tokens)
+    run, calls = generation.backends.forward, []
+
+    def killed(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(generation.backends, "forward", killed)
+    with pytest.raises(KeyboardInterrupt):
+        hooks.score_next_tokens(loaded, SHARED, tokens, folder=tmp_path)
+    assert hooks.score_next_tokens(loaded, SHARED, tokens, folder=tmp_path).equal(whole)
+    n_trees = len(calls) - 1  # the second ran twice, the first once
+    assert n_trees == len(generation._trees(generation.tokenize(loaded, SHARED))) > 2
+    assert hooks.score_next_tokens(loaded, SHARED, tokens, folder=tmp_path).equal(whole)
+    assert len(calls) == n_trees + 1
+    hooks.score_next_tokens(loaded, SHARED, tokens + 1, folder=tmp_path)  # another job
+    assert len(calls) == 2 * n_trees + 1
+
+
 def test_a_job_that_can_not_go_on_from_a_folder_is_refused(load_tiny, tmp_path, refused):
     loaded = load_tiny("llama")
     with refused(tmp_path, "edits are in place", "legal is no folder"), without_sharing(loaded):

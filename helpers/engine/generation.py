@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ TREE_SIZE = 1024
 """Tokens. Larger trees share more, and spend more on attention between branches that don't see one another."""
 PASS = 64
 """Tokens. A beginning runs on its own where this saves more than so many."""
+
+T = TypeVar("T")
 
 
 def explain_unshareable(loaded: LoadedModel, rows: Sequence[list[int]], n_new: int) -> str | None:
@@ -73,16 +75,12 @@ def continue_rows(
     new: list[list[int]] = [[] for _ in rows]
     with tqdm(total=len(rows), desc="generate", delay=2, mininterval=2, leave=False, file=sys.stderr) as bar:
         for number, batch in enumerate(_batches(rows, beginnings, batch_size)):
-            file = None if job is None else job / f"{number:05}.json"
-            if file is not None and file.exists():
-                found = json.loads(file.read_text())
-            else:
+
+            def run(batch: Sequence[int] = batch) -> list[list[int]]:
                 begun = [beginnings[row] for row in batch]
-                some = _Batch(loaded, [rows[row] for row in batch], begun, max_new_tokens)
-                found = _continued(some, *options)
-                if file is not None:
-                    _write(file, json.dumps(found))
-            for row, tokens in zip(batch, found, strict=True):
+                return _continued(_Batch(loaded, [rows[row] for row in batch], begun, max_new_tokens), *options)
+
+            for row, tokens in zip(batch, _run_once(job, number, run), strict=True):
                 new[row] = tokens
             bar.update(len(batch))
     return new
@@ -100,7 +98,11 @@ def cut_at_end(loaded: LoadedModel, tokens: Sequence[int], stop: Sequence[str]) 
 
 
 def score_next_tokens(
-    loaded: LoadedModel, prompts: Sequence[Prompt], tokens: Int[Tensor, "prompt choice"]
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    tokens: Int[Tensor, "prompt choice"],
+    *,
+    folder: str | Path | None = None,
 ) -> Float[Tensor, "prompt choice"]:
     """The logits of some tokens, others for each prompt, after its last token; in float32.
 
@@ -111,6 +113,7 @@ def score_next_tokens(
         loaded: on plain Hugging Face.
         prompts: texts, or token ids of any lengths.
         tokens: ids, a row of choices for each prompt.
+        folder: where each finished tree is written, as by `hooks.generate`.
 
     Raises:
         InputError: as `generate`; not one row of tokens for each prompt.
@@ -118,13 +121,18 @@ def score_next_tokens(
     rows = tokenize(loaded, prompts)
     _check(loaded, rows)
     tokens = _choices(loaded, tokens, len(rows))
+    job = None if folder is None else Path(folder) / _digest(loaded, rows, TREE_SIZE, ("score", tokens.tolist()))
     logits = torch.empty(tokens.shape)
-    for tree in _trees(rows):
+    for number, tree in enumerate(_trees(rows)):
         asked = list(tree.leaves)
-        with redirect(loaded.model, tree.make_attention(loaded.device)):
-            ends = torch.tensor([list(tree.leaves.values())], device=loaded.device)
-            (found,) = backends.forward(loaded, tree.batch(loaded.device), logits_at=ends)
-        logits[asked] = found.gather(1, tokens[asked].to(found.device)).float().cpu()
+
+        def run(tree: _Tree = tree, asked: list[int] = asked) -> list[list[float]]:
+            with redirect(loaded.model, tree.make_attention(loaded.device)):
+                ends = torch.tensor([list(tree.leaves.values())], device=loaded.device)
+                (found,) = backends.forward(loaded, tree.batch(loaded.device), logits_at=ends)
+            return found.gather(1, tokens[asked].to(found.device)).float().tolist()
+
+        logits[asked] = torch.tensor(_run_once(job, number, run))
     return logits
 
 
@@ -562,6 +570,16 @@ def _stops(loaded: LoadedModel, tokens: Sequence[int], stop: Sequence[str]) -> b
 def _digest(loaded: LoadedModel, rows: Sequence[list[int]], batch_size: int, options: tuple) -> str:
     job = [loaded.weights_sha256, loaded.dtype, loaded.device, rows, batch_size, options]
     return hashlib.sha256(json.dumps(job).encode()).hexdigest()[:16]
+
+
+def _run_once(job: Path | None, number: int, run: Callable[[], list[T]]) -> list[T]:
+    """What a part of a job comes to, from the job's folder where it was finished before."""
+    if job is None:
+        return run()
+    file = job / f"{number:05}.json"
+    if not file.exists():
+        _write(file, json.dumps(run()))
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _write(file: Path, text: str) -> None:

@@ -79,6 +79,7 @@ def label_causes(
                 for told in chain["told"].values()
             ],
             [(chain["right"], chain["other"]) for chain in chains for _ in chain["told"]],
+            folder=folder,
         ).tolist()
     )
     rows = [_judge(loaded, chain, {change: next(leads) for change in chain["told"]}) for chain in chains]

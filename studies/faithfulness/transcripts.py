@@ -30,15 +30,22 @@ NEXT = "\n\nQuestion:"
 
 
 def score_answers(
-    loaded: LoadedModel, prompts: Sequence[str], candidates: Sequence[tuple[str, str]]
+    loaded: LoadedModel, prompts: Sequence[str], candidates: Sequence[tuple[str, str]], *, folder: Path | None = None
 ) -> Float[Tensor, " prompt"]:
-    """After prompts that end with the cue for an answer: the first candidate's logit less the second's."""
+    """After prompts that end with the cue for an answer: the first candidate's logit less the second's.
+
+    Args:
+        loaded: on plain Hugging Face.
+        prompts: texts.
+        candidates: two for each prompt.
+        folder: as for `hooks.generate`.
+    """
     rows, pairs = [], []
     for prompt, pair in zip(prompts, candidates, strict=True):
         lead, tokens = questions.encode_candidates(loaded, pair)
         rows.append(loaded.encode(prompt) + lead)
         pairs.append(tokens)
-    logits = hooks.score_next_tokens(loaded, rows, torch.tensor(pairs))
+    logits = hooks.score_next_tokens(loaded, rows, torch.tensor(pairs), folder=folder)
     return logits[:, 0] - logits[:, 1]
 
 

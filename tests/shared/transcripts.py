@@ -18,7 +18,7 @@ def planted(reply):
 def scored(lead):
     """Stands in for `score_answers`: `lead(line, told, right, other)` is what the right candidate has, in logits."""
 
-    def score(loaded, prompts, pairs):
+    def score(loaded, prompts, pairs, **options):
         split = [re.split(r"\nReasoning: ?|\nAnswer:", prompt.rsplit("Question: ", 1)[1]) for prompt in prompts]
         return torch.tensor([lead(*parts[:2], *pair) for parts, pair in zip(split, pairs, strict=True)])
 
