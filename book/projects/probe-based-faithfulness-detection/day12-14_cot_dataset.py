@@ -16,10 +16,10 @@
 # # Which label of an unfaithful chain of thought can be trusted?
 #
 # A probe is as good as its label. "The model's stated reasoning is not the real one" can't be looked up, so people use
-# stand-ins, and call them by its name. Here are three, each under a name of its own: an answer that *contradicts* the
-# reasoning before it, an answer that a *pull* moved and whose reasoning does not say so, and an answer that *does not
-# hang on* its reasoning. Our first version of the third was the order in which the question named its options. So every
-# label is asked what else it could be, and those that something else tells are refused.
+# stand-ins, and call them by its name. Here are three, each under its own: an answer that *contradicts* the reasoning
+# before it, an answer that a *pull* moved and whose reasoning does not say so, and an answer that *does not hang on* its
+# reasoning. Our first version of the third was the order in which the question named its options. So every label is
+# asked what else it could be, and refused where something else tells it.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -219,7 +219,7 @@ run.value("able_bound", dataset.ABLE)
 run.value("n_samples", n_samples)
 run.value("able", ", ".join(able).replace("_", " ") or "none")
 
-# %% tags=["hide-input"]
+# %%
 figures.show_accuracies(
     own,
     key="own",
@@ -248,9 +248,9 @@ if shares:
 # {glue:text}`unread_twin` after a twin; they count as not following.
 #
 # Does the reasoning mention what moved it? Two rules (words such as "professor" or "example"; three words in a row
-# that are the hint's), and a language model that is asked. It is tried first on reasonings with and without a planted
-# mention. A mention after the twin is no confession, so that what counts is how many of the answers *beyond the
-# twin* come with one.
+# that are the hint's), and a language model that is asked, first of all about reasonings with and without a planted
+# mention. A mention after the twin is no confession: what counts is how many of the answers *beyond the twin* come with
+# one.
 
 # %%
 place = {"dtype": dtype, "device": device}
@@ -281,7 +281,7 @@ found = [
 most = max(found, key=lambda estimate: estimate.value, default=None)
 run.claim("sentences-go-unmentioned", estimate=most, baseline=0.0)
 
-# %% tags=["hide-input"]
+# %%
 run.value("reader_auroc", trial)
 run.value("trusted", hints.TRUSTED)
 run.table(
@@ -291,8 +291,8 @@ run.table(
 )
 
 # %% [markdown]
-# The language model tells planted mentions from none with an AUROC of {glue:text}`reader_auroc`, and is heard only where that is
-# surely above {glue:text}`trusted`.
+# The language model tells planted mentions from none with an AUROC of {glue:text}`reader_auroc`, and is heard only surely
+# above {glue:text}`trusted`.
 #
 # ## Take the reasoning away, or falsify it
 #
@@ -375,7 +375,7 @@ for measure in causes.MEASURES:
 
 # %% [markdown]
 # Without a chain the first option is named in {glue:text}`names_first_sums` of the sums and {glue:text}`names_first_others` of the
-# rest. An answer that is the last option then "needs its chain", and the same answer as the first does not; outside of sums
+# rest. An answer in the other place then "needs its chain", and the same answer in that place does not; outside of sums
 # {glue:text}`position_others` more need it as the last. (Counted are the {glue:text}`same_answer` of the chains that are answered
 # alike in both orders.) Of all answers {glue:text}`either_needs_chain` need their chain in a given order,
 # {glue:text}`both_needs_chain` in both; for mistakes {glue:text}`either_follows_mistake` and
@@ -402,7 +402,7 @@ for measure in causes.MEASURES:
 # twelve; n-grams of what the model was given. Within each task, in folds of questions.
 #
 # **What we expect.** A task is refused where a factor surely exceeds an AUROC of {glue:text}`audit_bound`, all factors
-# counted. Those that are left are undecided together unless every factor is below.
+# counted. The others pass if every factor is below, and are undecided else.
 
 # %%
 audited = data if known is None else known
@@ -488,7 +488,7 @@ run.value("above", 0.5 + gates.ABOVE_CHANCE)
 #
 # ## Keep it
 #
-# The table holds every transcript with its tokens and what stood before it, and says which tasks passed.
+# The table holds every transcript with its tokens, what stood before it, and which tasks passed.
 
 # %%
 about = {"model": model.record(), "passed": passed, "able": able}
@@ -505,8 +505,8 @@ run.value("hash", dataset.hash_content(data)[:16])
 #
 # ## Check it
 #
-# The constructed label by other hands: a parser of verdict and answer. It must agree on every transcript, which also says
-# what this label is good for: whoever can read has no need of a probe.
+# The constructed label by other hands: a parser of verdict and answer. It must agree on every transcript. So whoever can
+# read has no need of a probe.
 
 # %%
 texts = of_label["constructed"]["text"]
@@ -525,8 +525,7 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 #   they are taken away, of the others {glue:text}`changes_more`; where none does, half are called so nevertheless.
 # - **A twin is not a pull without its pull.** The example's twin is another kind of question, the order's has right options in
 #   turns: an excess is beyond naming the candidate, not beyond all that differs.
-# - **A label of answers.** On its rows "moved by a pull" is also whether the answer is wrong; a probe of it must beat the
-#   model's own output.
+# - **A label of answers.** "Moved by a pull" is also whether the answer is wrong: a probe must beat the model's output.
 # - **Intervals are over contents** of one template a task, and say nothing of other templates.
 
 # %% [markdown]
