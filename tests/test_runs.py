@@ -439,7 +439,8 @@ def test_a_notebook_that_there_is_not_is_refused_by_name():
 
 
 def test_a_chapter_begins_with_its_parameters_checked():
-    names = {"model_name": "a", "n_prompts": 5, "n_patched": 10, "n_reference": 40, "n_random_sets": 10, "seed": 0}
+    names = {"model_name": "a", "n_prompts": 5, "n_patched": 10, "n_tested": 10, "n_reference": 40}
+    names |= {"n_random_sets": 10, "seed": 0}
     names |= {"device": "cpu", "dtype": "", "templates_of": ""}
     with pytest.raises(InputError, match="n_prompts = 5 is out of range: legal are 20 to 2000"):
         runs.begin("IOI_notebook", names)

@@ -33,7 +33,8 @@
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 templates_of: str = ""  # "own" or "paper"; "" for "paper" on gpt2-small alone
 n_prompts: int = 40  # of each sample, for behaviour and attribution, 20 to 2000
-n_patched: int = 30  # of these, searched; half as many are tested, 10 to 2000
+n_patched: int = 30  # of these, searched, 10 to 2000
+n_tested: int = 12  # of other sentences and names, tested, 10 to 2000
 n_reference: int = 120  # prompts behind the means of knock-outs, 40 to 2000
 n_random_sets: int = 10  # random sets to compare with, 10 to 200
 seed: int = 0  # of all sampling, 0 to 999999
@@ -429,7 +430,6 @@ if last_heads:
 # layers.
 
 # %%
-n_tested = max(10, n_patched // 2)
 tested = templates.draw_ioi(
     model, n_prompts=n_tested, seed=2 * seed + 1, templates=held_out, half=1
 )
