@@ -71,6 +71,8 @@ PENALTIES: dict[Method, tuple[float, ...]] = {
 """Tried by default; see `fit` for what they mean."""
 BLOCK = 300_000
 """Weights fitted in one call."""
+TIED = 0.01
+"""In AUROC: sites that lie so near the best tie, and the first of them is taken."""
 Unit = Literal["examples", "groups"]
 """What a learning curve counts."""
 
@@ -180,8 +182,9 @@ class Sweep:
         return frame
 
     def leading(self) -> Site:
-        """The site with the highest AUROC, to be used on other data than this."""
-        return self.sites[int(self.auroc[..., 0].nanmean(1).argmax())]
+        """The first site whose AUROC lies within `TIED` of the highest, to be used on other data than this."""
+        auroc = self.auroc[..., 0].nanmean(1)
+        return self.sites[int((auroc >= auroc.max() - TIED).nonzero()[0])]
 
     def best(self, sites: Sequence[Site] | None = None) -> Best:
         """The best of some sites, or of all: chosen for each fold by the loss within the others.

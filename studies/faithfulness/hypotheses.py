@@ -1,13 +1,15 @@
 """The five hypotheses of the faithfulness project: what is compared for each, and the rule that decides it.
 
-Everything here is an AUROC less another, with an interval by bootstrap over questions. Sites, penalties and the
-adversary's styles are chosen in the training folds. Several draws of the data count as further folds.
+Everything here is an AUROC less another, scores being compared within folds only, with an interval by bootstrap over
+questions, or of tasks by Student's. Sites, penalties and the adversary's styles are chosen in the training folds, the
+layer for a task on the other tasks. Several draws of the data count as further folds.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from itertools import compress, product
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from helpers import InputError, probes
-from helpers.claims import Estimate
+from helpers.claims import Estimate, average
 from helpers.folds import assign_stratified_folds, make_generator, permute_labels
 from helpers.probes import Site, Sweep
 from helpers.scores import combine, compute_auroc, subtract
@@ -34,17 +36,27 @@ class Hypothesis(NamedTuple):
 
 
 HYPOTHESES = {
-    "H1": Hypothesis("The best middle layer reads the label better than the best late layer.", "value > 0.02"),
-    "H2": Hypothesis("The second-to-last token reads the label better than the last.", "value > 0.02"),
-    "H3": Hypothesis("A probe reads the label better within its task than on others.", "value > 0.1"),
-    "H4": Hypothesis("Styles chosen by an adversary cost a probe of one style.", "value > 0.1"),
-    "H5": Hypothesis("The best single head reads the label better than the best residual stream.", "value > 0.02"),
+    "H1": Hypothesis(
+        "The best middle layer reads the label better than the best late layer, by more than 0.02 of AUROC.",
+        "value > 0.02",
+    ),
+    "H2": Hypothesis(
+        "The second-to-last token reads the label better than the last, by more than 0.02 of AUROC.", "value > 0.02"
+    ),
+    "H3": Hypothesis(
+        "A probe reads the label better within its task than on others, by more than 0.1 of AUROC.", "value > 0.1"
+    ),
+    "H4": Hypothesis("Styles chosen by an adversary cost a probe of one style more than 0.1 of AUROC.", "value > 0.1"),
+    "H5": Hypothesis(
+        "The best single head reads the label better than the best residual stream, by more than 0.02 of AUROC.",
+        "value > 0.02",
+    ),
 }
 READABLE = 0.01
 """The p-value, on permuted labels and with the choice of the site repeated, below which sites read a label at all. An
 interval by bootstrap knows nothing of the luck of training: on noise it would support H1 in every seventh draw."""
 PENALTY = 100.0
-"""Of the probes under attack, which have nothing to choose."""
+"""Of the probes that travel or are under attack, which have nothing to choose."""
 
 
 def split_thirds(n_layers: int) -> tuple[range, range, range]:
@@ -132,7 +144,7 @@ class Transfer(NamedTuple):
     pairs: dict[tuple[str, str], Estimate]
     """AUROC by the domain of training and that of the test, always on other questions."""
     apart: Estimate
-    """Within domains less across, on average (H3)."""
+    """Within domains less across, on average, over questions."""
 
 
 def measure_transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
@@ -148,6 +160,7 @@ def measure_transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
     for draw in draws:
         rows_of = {name: _equal(draw.domains, name) for name in names}
         options = {"folds": assign_draw_folds(draw, seed), "seed": seed}
+        options["penalties"] = [PENALTY]
         parts.append(probes.cross_train(draw.activations, draw.labels, draw.questions, rows_of, **options))
     labels, groups, folds = _pooled([(draw.labels, draw.questions, assign_draw_folds(draw, seed)) for draw in draws])
     domains = [domain for draw in draws for domain in draw.domains]
@@ -161,6 +174,103 @@ def measure_transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
     return Transfer(
         {pair: combine([(1.0, *term)], labels, groups, **options) for pair, term in terms.items()},
         combine([(weights[pair], *term) for pair, term in terms.items()], labels, groups, **options),
+    )
+
+
+def measure_areas(draw: Draw, training: Mapping[str, Rows], *, seed: int) -> dict[tuple[str, str], float]:
+    """The AUROC of each training set's probe in each domain, on other questions.
+
+    Args:
+        draw: of the data, at one site.
+        training: by name the rows of a training set.
+        seed: of the folds.
+
+    Raises:
+        InputError: a set or domain that lacks a class in a fold.
+    """
+    folds, truth = assign_draw_folds(draw, seed), torch.tensor(list(map(bool, draw.labels)))
+    options = {"penalties": [PENALTY], "folds": folds, "seed": seed}
+    trained = probes.cross_train(draw.activations, draw.labels, draw.questions, training, **options)
+    rows_of = {name: torch.from_numpy(_equal(draw.domains, name)) for name in sorted(set(draw.domains))}
+    held = [folds == fold for fold in range(int(folds.max()) + 1)]
+    return {
+        (one, other): float(np.mean([compute_auroc(scores[rows & part], truth[rows & part]) for part in held]))
+        for one, scores in trained.items()
+        for other, rows in rows_of.items()
+    }
+
+
+class AcrossTasks(NamedTuple):
+    """What probes of each task make of it and of others, in every layer: AUROCs on other questions."""
+
+    tasks: tuple[str, ...]
+    within: Float[ndarray, "layer task"]
+    """By a probe of the same task."""
+    across: Float[ndarray, "layer task"]
+    """By probes of one other task each, which saw as many questions, on average."""
+    left_out: Float[ndarray, "layer task"]
+    """By one probe of all other tasks together."""
+
+    def find_tied(self, kept: Sequence[int] | slice = slice(None)) -> list[int]:
+        """The layers whose mean AUROC within some tasks lies within `probes.TIED` of the best."""
+        means = self.within[:, kept].mean(1)
+        return np.flatnonzero(means >= means.max() - probes.TIED).tolist()
+
+    def choose_layers(self) -> list[int]:
+        """For each task the first of the tied layers, as the other tasks have it."""
+        numbers = range(len(self.tasks))
+        return [self.find_tied([one for one in numbers if one != left])[0] for left in numbers]
+
+    def measure_gap(self, layers: Sequence[int], *, alone: bool = True) -> Estimate | None:
+        """Within tasks less across (H3), with Student's interval over tasks; None where none is surely read within.
+
+        Args:
+            layers: for each task the one to read.
+            alone: whether the probes from elsewhere are of one task each, or of all others together.
+        """
+        numbers = range(len(self.tasks))
+
+        def over_tasks(areas: Float[ndarray, " task"]) -> Estimate:
+            return average(areas.tolist(), seed=0, groups=numbers, of="tasks")
+
+        within = self.within[layers, numbers]
+        if over_tasks(within).low <= 0.5:
+            return None
+        elsewhere = (self.across if alone else self.left_out)[layers, numbers]
+        most = float(within.mean())
+        return replace(over_tasks(within - elsewhere), reach=(most - 1, most))
+
+
+def compare_tasks(layers: Sequence[Sequence[Draw]], *, seed: int) -> AcrossTasks:
+    """Train on each task, and on all but it; test on it, in every layer.
+
+    Args:
+        layers: in each the draws of the data, whose domains are the tasks, the same in all.
+        seed: of the folds.
+
+    Raises:
+        InputError: fewer than two tasks; one that lacks a class in a fold (see `drop_unfilled`).
+    """
+    tasks = sorted(set(layers[0][0].domains))
+    if len(tasks) < 2:
+        raise InputError(f"one task, {tasks}: legal are at least two")
+    found = np.empty((3, len(layers), len(tasks)))
+    for number, draws in enumerate(layers):
+        found[:, number] = np.mean([_compare_tasks(draw, tasks, seed) for draw in draws], axis=0)
+    return AcrossTasks(tuple(tasks), *found)
+
+
+def _compare_tasks(draw: Draw, tasks: Sequence[str], seed: int) -> Float[ndarray, "3 task"]:
+    """Within, across and left out."""
+    rows_of = {task: _equal(draw.domains, task) for task in tasks}
+    training = rows_of | {f"not {task}": ~rows for task, rows in rows_of.items()}
+    areas = measure_areas(draw, training, seed=seed)
+    return np.array(
+        [
+            [areas[task, task] for task in tasks],
+            [np.mean([areas[one, task] for one in tasks if one != task]) for task in tasks],
+            [areas[f"not {task}", task] for task in tasks],
+        ]
     )
 
 

@@ -396,7 +396,7 @@ run.value("hint_cost", hint_cost or "not to be had: too few rows of one class")
 run.value("hint_share", hint_share)
 run.claim(
     "h4-causal",
-    "Styles chosen by an adversary cost a probe of one style (given chain).",
+    "Styles chosen by an adversary cost a probe of one style more than 0.1 of AUROC (given chain).",
     rule=HYPOTHESES["H4"].rule,
     estimate=chain_cost,
     baseline=0.0,
@@ -405,7 +405,7 @@ run.claim(
 )
 run.claim(
     "h4-hint",
-    "Pulls of a hint chosen by an adversary cost a probe of one pull.",
+    "Pulls of a hint chosen by an adversary cost a probe of one pull more than 0.1 of AUROC.",
     rule=HYPOTHESES["H4"].rule,
     estimate=hint_cost,
     baseline=0.0,

@@ -44,8 +44,14 @@ import numpy as np
 import pandas as pd
 import torch
 from helpers import ROOT, claims, folds, hooks, plots, probes, runs
-from helpers.scores import combine, compute_auroc, tabulate
-from studies.faithfulness import dataset, hypotheses, questions, transcripts
+from helpers.scores import tabulate
+from studies.faithfulness import (
+    dataset,
+    figures,
+    hypotheses,
+    questions,
+    transcripts,
+)
 from studies.faithfulness.hypotheses import HYPOTHESES, Draw
 
 run = runs.begin("faithfulness_transfer_notebook", globals())
@@ -65,27 +71,27 @@ seeds = range(seed, seed + n_data_seeds)
 
 # %%
 JOURNEYS = {  # trained on, tested on, and where both are read
-    "A probe of contradictions that were put in reads those that the model wrote.": (
+    "A probe of contradictions that were put in reads those that the model wrote, with an AUROC above 0.6.": (
         "constructed",
         "own contradiction",
         "answer",
     ),
-    "It reads whether a pull moved an answer without a word.": (
+    "It reads whether a pull moved an answer without a word, with an AUROC above 0.6.": (
         "constructed",
         "hint",
         "answer",
     ),
-    "It reads whether an answer loses less without its chain than most.": (
+    "It reads which of two like answers loses less without its chain, with an AUROC above 0.6.": (
         "constructed",
         "given chain",
         "answer",
     ),
-    "A probe of hints reads whether an answer loses less without its chain than most.": (
+    "A probe of hints reads which of two like answers loses less without its chain, with an AUROC above 0.6.": (
         "hint",
         "given chain",
         "cue",
     ),
-    "A probe of chains that were given reads those that the model wrote.": (
+    "A probe of which given chains an answer hangs on reads it of those that the model wrote, with an AUROC above 0.6.": (
         "given chain",
         "own chain",
         "cue",
@@ -147,8 +153,9 @@ def made(source, of_tasks, seed, n):
 # %% [markdown]
 # ## Read everything in the same place
 #
-# All transcripts are read after their own four worked examples, at the token before the answer and at the answer. The
-# layer is chosen once, for the constructed label on its first three tasks, on questions of another draw.
+# All transcripts are read after their own four worked examples, at the token before the answer and at the answer. For
+# journeys between labels the layer is chosen once, for the constructed label on its first three tasks, on questions of another
+# draw; where layers tie, it is the first.
 
 
 # %%
@@ -214,7 +221,7 @@ run.table(
         }
         for label, rows in first.groupby("about", sort=False)
     ],
-    caption="What there is to read, in the first draw of the data. Hint: a pull moved the answer, and the chain says nothing of it. Given and own chain: without it the answer loses less of its lead than the median of task and style. Own contradiction: the model's answer is not the verdict that it stated.",
+    caption="What there is to read, in the first draw of the data. Hint: a pull moved the answer, and the chain says nothing of it. Given and own chain: without it the answer loses less of its lead than that of a like question. Own contradiction: the model's answer is not the verdict that it stated.",
 )
 
 # %% [markdown]
@@ -230,104 +237,101 @@ def draws_of(labels, place, domain, at_layer):
     for table, activations in zip(tables, states, strict=True):
         chosen = np.flatnonzero(table["about"].isin(labels))
         rows = table.iloc[chosen]
-        found.append(
-            Draw(
-                activations[chosen, at_layer, PLACES.index(place)],
-                rows["unfaithful"].tolist(),
-                dataset.list_units(rows),
-                rows[domain].tolist(),
-            )
-        )
+        x = activations[chosen, at_layer, PLACES.index(place)]
+        truth, units = rows["unfaithful"].tolist(), dataset.list_units(rows)
+        found.append(Draw(x, truth, units, rows[domain].tolist()))
     return hypotheses.drop_unfilled(found, seed=seed)
 
 
+# %%
 WHERE = {"constructed": "answer", "hint": "cue", "given chain": "cue"}
 across = {}
 for label, place in WHERE.items():
-    draws = draws_of([label], place, "task", layer)
-    if draws:
-        across[label] = hypotheses.measure_transfer(draws, seed=seed)
+    layers = [
+        draws_of([label], place, "task", at_layer)
+        for at_layer in range(model.n_layers)
+    ]
+    if layers[0]:
+        across[label] = hypotheses.compare_tasks(layers, seed=seed)
+
+
+def lost_elsewhere(label, **options):
+    """H3: the AUROC within tasks less across, over tasks, the layer for each chosen on the others."""
+    found = across.get(label)
+    return found and found.measure_gap(found.choose_layers(), **options)
+
 
 # %% tags=["hide-input"]
-
-
-def shown(pairs):
-    """A matrix of AUROCs, trained in rows."""
-    rows = [
-        {"trained": one, "tested": other, "auroc": area.value}
-        for (one, other), area in pairs.items()
-    ]
-    wide = pd.DataFrame(rows).pivot(
-        index="trained", columns="tested", values="auroc"
-    )
-    return wide.rename(
-        index=lambda name: name.replace("_", " "),
-        columns=lambda name: name.replace("_", " "),
-    )
-
-
 def asked(label):
     """What a claim says of H3 on a label."""
     return {
         "sentence": f"{HYPOTHESES['H3'].sentence[:-1]} ({label}).",
         "rule": HYPOTHESES["H3"].rule,
-        "estimate": across[label].apart if label in across else None,
+        "estimate": lost_elsewhere(label),
         "baseline": 0.0,
         "baseline_is": "no difference",
         "tolerance": 0.05,
     }
 
 
-for label in across:
-    with plots.draw_figure(
-        f"tasks-{label.replace(' ', '-')}",
-        caption=f"Label “{label}”, at the {WHERE[label]}: trained on one task (rows), tested on another (columns). AUROC within tasks less across: {claims.shorten(across[label].apart.value)}. "
-        f"Layer {layer}, folds by question, {n_data_seeds} draw(s) of the data.",
-        alt=f"Matrix of AUROC by training task and test task for the label {label}.",
-        width=6.0,
-    ) as (_, axes):
-        plots.draw_matrix(axes, shown(across[label].pairs))
-    run.value(f"apart_{label.split()[0]}", across[label].apart)
 run.claim("h3-constructed", **asked("constructed"))
 run.claim("h3-hint", **asked("hint"))
 run.claim("h3-causal", **asked("given chain"))
-left_out = []
-for draw in draws_of(["constructed"], "answer", "task", layer)[:1]:
-    of_task, fold = (
-        np.array(draw.domains),
-        hypotheses.assign_draw_folds(draw, seed),
+for label, found in across.items():
+    gap, together = (
+        lost_elsewhere(label, alone=alone) for alone in (True, False)
     )
-    options = {"folds": fold, "seed": seed}
-    elsewhere = probes.cross_train(
-        draw.activations,
-        draw.labels,
-        draw.questions,
-        {task: of_task != task for task in sorted(set(draw.domains))},
-        **options,
+    short = (
+        f"A probe of one task loses {claims.shorten(gap.value)} of AUROC on another, one of all others together {claims.shorten(together.value)}."
+        if gap
+        else "No layer reads the label surely within tasks, so that nothing can be lost."
     )
-    left_out = [
-        {
-            "task left out": task.replace("_", " "),
-            "AUROC on it": combine(
-                [(1.0, scores, of_task == task)],
-                draw.labels,
-                draw.questions,
-                **options,
-            ),
-        }
-        for task, scores in elsewhere.items()
+    figures.show_across_tasks(
+        found,
+        name=f"tasks-{label.replace(' ', '-')}",
+        bound=0.1,
+        caption=f"Label “{label}”, at the {WHERE[label]}. {short} Left: AUROC by layer, mean over {len(found.tasks)} tasks. Right: its own task less one other, with 95 % intervals over tasks, where tasks are surely read; dots: layers within {probes.TIED} of the best, crosses: others; dashed: the bound of H3. "
+        f"Folds by question, {n_data_seeds} draw(s) of the data.",
+    )
+gap = lost_elsewhere("constructed")
+run.value("lost", gap or "not to be had")
+together = lost_elsewhere("constructed", alone=False)
+run.value("lost_together", together or "not to be had")
+run.value("tied", probes.TIED)
+gaps, read_at = [], ()
+if gap:
+    found = across["constructed"]
+    read_at = (found.find_tied()[0], model.n_layers - 1)
+    every = [
+        found.measure_gap([at] * len(found.tasks))
+        for at in range(model.n_layers)
     ]
-run.table(
-    "left_out",
-    left_out or [{"task left out": "fewer than two tasks have enough rows"}],
-    caption="Constructed label: trained on all other tasks; 95 % bootstrap intervals over questions, first draw of the data.",
-)
+    gaps = [one.value for one in every if one]
+run.value("apart_least", min(gaps, default="not to be had"))
+run.value("apart_most", max(gaps, default="not to be had"))
+if read_at:
+    matrices = {}
+    for at_layer in read_at:
+        (draw, *_) = draws_of(["constructed"], "answer", "task", at_layer)
+        of_task = np.array(draw.domains)
+        training = {task: of_task == task for task in found.tasks}
+        areas = hypotheses.measure_areas(draw, training, seed=seed)
+        matrices[f"layer {at_layer}"] = areas
+    figures.show_areas(
+        matrices,
+        name="tasks",
+        caption=f"Label “constructed”: trained on one task (rows), tested on another (columns), AUROC, in the first of the tied layers ({read_at[0]}) and in the last ({read_at[1]}). First draw of the data.",
+    )
 
 # %% [markdown]
 # **H3**: constructed **{glue:text}`claim-h3-constructed`**, hints **{glue:text}`claim-h3-hint`**, given chains
-# **{glue:text}`claim-h3-causal`** ("not run": fewer than two tasks have five questions of both kinds). What lies off the
-# diagonal can't come from the words of a task. What is on it alone may. Which tasks pass comes from the audit of
-# [days 12 to 14](day12-14_cot_dataset); a label without a task is left out, here and below.
+# **{glue:text}`claim-h3-causal`** ("not run": fewer than two tasks have five questions of both kinds, or none is surely read).
+#
+# What is drawn is tasks, so that they are counted. The layer for a task is chosen on the *other* tasks: the first of those
+# whose AUROC lies within {glue:text}`tied` of the best. On contradictions a probe loses {glue:text}`lost` of AUROC on another
+# task. Trained on all other tasks it loses {glue:text}`lost_together`: what one task lacks, several have, and the words of a
+# task are not it. Over the layers that read the label, the loss goes from {glue:text}`apart_least` to
+# {glue:text}`apart_most`: where it crosses the bound, the verdict belongs to the layer as much as to the label.
 #
 # ## Send each probe to other labels and other writers
 #
@@ -343,18 +347,16 @@ for place in PLACES:
 
 # %% tags=["hide-input"]
 if travelled:
-    with plots.draw_figure(
-        "labels",
+    figures.show_areas(
+        {
+            f"at the {place}": {
+                pair: area.value for pair, area in found.pairs.items()
+            }
+            for place, found in travelled.items()
+        },
+        name="labels",
         caption=f"Trained on one label (rows), tested on another (columns), AUROC; above one half: what is less faithful by one label looks so to a probe of the other, below: the opposite. Layer {layer}; folds by question; {n_data_seeds} draw(s) of the data; labels with too few rows of one class are left out.",
-        alt="Matrices of AUROC by label of training and label of the test, at the cue and at the answer.",
-        width=9.0,
-        ncols=len(travelled),
-    ) as (_, panels):
-        for axes, (place, found) in zip(
-            np.atleast_1d(panels), travelled.items(), strict=True
-        ):
-            plots.draw_matrix(axes, shown(found.pairs))
-            axes.set_title(f"at the {place}")
+    )
 
 
 def journey(number):
@@ -408,38 +410,13 @@ from sklearn.feature_extraction.text import CountVectorizer
 HOME = "constructed"
 
 
-def by_domain(labels, domain, at_layer, training):
-    """For each training set the AUROC in each domain, on other questions; first draw of the data."""
-    areas = {}
-    for draw in draws_of(labels, "answer", domain, at_layer)[:1]:
-        names, truth = np.array(draw.domains), torch.tensor(draw.labels)
-        trained = probes.cross_train(
-            draw.activations,
-            draw.labels,
-            draw.questions,
-            {one: names == one for one in training or dict.fromkeys(names)},
-            penalties=[hypotheses.PENALTY],
-            folds=hypotheses.assign_draw_folds(draw, seed),
-            seed=seed,
-        )
-        for one, scores in trained.items():
-            for other in dict.fromkeys(names):
-                rows = torch.from_numpy(names == other)
-                areas[one, other] = float(
-                    compute_auroc(scores[rows], truth[rows])
-                )
-    return areas
-
-
-by_layer, by_task = {}, {}
+by_layer = {}
 for at_layer in range(model.n_layers):
-    for (_, label), area in by_domain(
-        [*LABELS], "about", at_layer, [HOME]
-    ).items():
-        by_layer.setdefault(label, []).append(area)
-    for (one, other), area in by_domain([HOME], "task", at_layer, None).items():
-        where = "within tasks" if one == other else "across tasks"
-        by_task.setdefault(where, {}).setdefault(at_layer, []).append(area)
+    for draw in draws_of([*LABELS], "answer", "about", at_layer)[:1]:
+        training = {HOME: np.array(draw.domains) == HOME}
+        areas = hypotheses.measure_areas(draw, training, seed=seed)
+        for (_, label), area in areas.items():
+            by_layer.setdefault(label, []).append(area)
 
 texts = first["text"].str.removesuffix(transcripts.NEXT)
 counted = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", min_df=2)
@@ -452,36 +429,21 @@ for draw in draws_of([*LABELS], "answer", "about", layer)[:1]:
 
 # %% tags=["hide-input"]
 STROKES = ("-", "--", "-.", ":", (0, (1, 4)))
-apart_at = [
-    float(np.mean(by_task["within tasks"][at_layer]) - np.mean(areas))
-    for at_layer, areas in by_task.get("across tasks", {}).items()
-]
 if by_layer:
     with plots.draw_figure(
         "layers",
-        caption=f"Probes of contradictions that were put in, by layer, at the answer. Left: on its own tasks and on each other (mean over tasks). Right: on each label. AUROC on questions that were not trained on, first draw of the data; dotted: chance; thin line: the layer of the figures above ({layer}).",
-        alt="AUROC against layer: within and across tasks, and by label, of probes of the constructed label.",
-        width=9.0,
-        ncols=2,
-        sharey=True,
-    ) as (_, (left, right)):
-        for (name, values), style in zip(
-            by_task.items(), STROKES, strict=False
-        ):
-            means = [np.mean(areas) for areas in values.values()]
-            left.plot(list(values), means, linestyle=style, label=name)
+        caption=f"Probes of contradictions that were put in, by layer, at the answer, on each label. AUROC on questions that were not trained on, first draw of the data; dotted: chance; thin line: the layer of the figures above ({layer}).",
+        alt="AUROC against layer, by label, of probes of the constructed label.",
+        width=6.0,
+    ) as (_, axes):
         for (label, values), style in zip(
             by_layer.items(), STROKES, strict=False
         ):
-            right.plot(values, linestyle=style, label=label)
-        for axes in (left, right):
-            axes.axhline(0.5, color=plots.INK, linestyle=":", linewidth=1)
-            axes.axvline(layer, color=plots.INK, linewidth=0.5)
-            axes.set(xlabel="layer", ylim=(-0.03, 1.03))
-            axes.legend(fontsize=8)
-        left.set_ylabel("AUROC")
-run.value("apart_least", min(apart_at, default="not to be had"))
-run.value("apart_most", max(apart_at, default="not to be had"))
+            axes.plot(values, linestyle=style, label=label)
+        axes.axhline(0.5, color=plots.INK, linestyle=":", linewidth=1)
+        axes.axvline(layer, color=plots.INK, linewidth=0.5)
+        axes.set(xlabel="layer", ylabel="AUROC", ylim=(-0.03, 1.03))
+        axes.legend(fontsize=8)
 run.table(
     "words",
     [
@@ -499,10 +461,6 @@ run.table(
 )
 
 # %% [markdown]
-# Over all layers, within tasks less across goes from {glue:text}`apart_least` to {glue:text}`apart_most` on the
-# constructed label; the left panel shows which of them read it at all. Where, among those that do, the gap crosses the
-# bound of H3, the verdict belongs to the layer as much as to the label.
-#
 # ## Ask what else could have told
 #
 # The model's own contradictions were not balanced by anyone. If they come with one order of the verdict, or on one
