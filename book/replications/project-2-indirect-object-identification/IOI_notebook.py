@@ -450,6 +450,15 @@ leads = {name: against.lead for name, against in lost.items()}
 some = [name for name, lead in leads.items() if not lead or lead.low <= 0]
 short_of = ", ".join(some) or "none"
 run.value("short_of", short_of)
+least = min(
+    (name for name, lead in leads.items() if lead),
+    key=lambda name: leads[name].value,
+    default="none",
+)
+run.value("least_role", least)
+beyond = [lead for lead in leads.values() if lead]
+every = claims.bound(beyond) if beyond else None
+run.claim("every-role-is-needed", estimate=every, baseline=0.0)
 if filled:
     run.table(
         "knock_outs",
@@ -463,7 +472,7 @@ if filled:
         lost,
         unit="logit difference lost",
         own="the role",
-        caption=f"Not beyond every control: {short_of}. What each knock-out costs, mean over {n_tested} prompts, with its 95 % interval over templates.",
+        caption=f"Not surely beyond every control: {short_of}. What each knock-out costs, mean over {n_tested} prompts, with its 95 % interval over templates.",
         alt="Loss of logit difference by role, beside random heads.",
     )
 
@@ -482,8 +491,8 @@ run.claim(
 )
 
 # %% [markdown]
-# The whole model has {glue:text}`whole_difference` here. Roles that cost no more than their strongest control:
-# {glue:text}`short_of`.
+# The whole model has {glue:text}`whole_difference` here. Roles of which it is not sure that they cost more than their
+# strongest control: {glue:text}`short_of`.
 #
 # ### Is IO raised, or S lowered?
 #
@@ -996,6 +1005,7 @@ run.value("n_with_role", len(firm))
 # - {glue:text}`found-names-the-indirect-object` (**{glue:text}`claim-names-the-indirect-object`**)
 # - {glue:text}`found-lowers-s-more-than-raises-io` (**{glue:text}`claim-lowers-s-more-than-raises-io`**)
 # - {glue:text}`found-one-head-dominates` (**{glue:text}`claim-one-head-dominates`**)
+# - {glue:text}`found-every-role-is-needed` (**{glue:text}`claim-every-role-is-needed`**)
 # - {glue:text}`found-others-take-over` (**{glue:text}`claim-others-take-over`**)
 # - {glue:text}`found-position-outweighs-token` (**{glue:text}`claim-position-outweighs-token`**)
 # - {glue:text}`found-circuit-is-necessary` (**{glue:text}`claim-circuit-is-necessary`**)
