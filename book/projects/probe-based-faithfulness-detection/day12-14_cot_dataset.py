@@ -361,6 +361,17 @@ figures.show_position(
     given,
     caption=f"Share of given chains that an answer needs, and whose mistake it follows, where the answer is the option that is named first, last, and in both orders: of {n_causal} questions of each task those that are answered alike in both.",
 )
+for key, measure in zip(("position", "mistakes"), causes.MEASURES, strict=True):
+    of_task = [(by_place(measure, [task]), task) for task in tasks]
+    found = sorted(
+        (one.value, one.brief(), task) for one, task in of_task if one
+    )
+    for end, (_, told, task) in zip(
+        ("least", "most"),
+        (found[:1] + found[-1:]) or [(0, "–", "–")] * 2,
+        strict=True,
+    ):
+        run.value(f"{key}_{end}", f"{told} ({task.replace('_', ' ')})")
 for family, some in (("sums", sums), ("others", others)):
     of_family = given[given["task"].isin(some)]
     run.value(f"names_first_{family}", rate(of_family, "names_first"))
@@ -374,10 +385,11 @@ for measure in causes.MEASURES:
     run.value(f"both_{measure}", rate(given, f"{measure}_in_both"))
 
 # %% [markdown]
-# Without a chain the first option is named in {glue:text}`names_first_sums` of the sums and {glue:text}`names_first_others` of the
-# rest. An answer in the other place then "needs its chain", and the same answer in that place does not; outside of sums
-# {glue:text}`position_others` more need it as the last. (Counted are the {glue:text}`same_answer` of the chains that are answered
-# alike in both orders.) Of all answers {glue:text}`either_needs_chain` need their chain in a given order,
+# Counted are the {glue:text}`same_answer` of the chains that are answered alike in both orders. There the difference is the
+# model's habit without a chain, how often it then names the first option, on a scale from minus one to one: this label, in
+# one order, holds nothing else. Outside of sums {glue:text}`position_others` more need their chain as the last; tasks differ, from
+# {glue:text}`position_least` to {glue:text}`position_most`, and for mistakes from {glue:text}`mistakes_least` to
+# {glue:text}`mistakes_most`, so that a mean near nought is no sign of no position. Of all answers {glue:text}`either_needs_chain` need their chain in a given order,
 # {glue:text}`both_needs_chain` in both; for mistakes {glue:text}`either_follows_mistake` and
 # {glue:text}`both_follows_mistake`. On record, the share where the answer stands last less that where it stands first:
 #
@@ -392,14 +404,13 @@ for measure in causes.MEASURES:
 # same candidate where a task has few, else next to each other in size (names: in the draw). Of a pair, the answer that loses less is said *not to
 # hang* on its chain. A pair stays together in folds and counts as one; close ones, and answers that change with the order, are
 # left out. The partner decides too: even the loss itself tells the label with an AUROC of {glue:text}`ceiling` only. And a sure
-# answer has more to lose: loss and lead have a rank correlation of {glue:text}`sure_and_needed`, so that a probe must be
-# compared with the model's own output.
+# answer has more to lose (rank correlation {glue:text}`sure_and_needed`), so that a probe must beat the model's own output.
 #
 # ## Audit the design
 #
 # *Every* factor of the design is tried on every label of what the model did, stored or not, alone and two at a time: each
-# column; the order of the options as the text has it; which candidate is larger, which is named first and last; the question's number modulo two to
-# twelve; n-grams of what the model was given. Within each task, in folds of questions.
+# column; the order of the options as the text has it; which candidate is larger, first and last; the question's number, modulo
+# and in blocks; n-grams of what the model was given. Within each task, in folds of questions.
 #
 # **What we expect.** A task is refused where a factor surely exceeds an AUROC of {glue:text}`audit_bound`, all factors
 # counted. The others pass if every factor is below, and are undecided else.
@@ -500,8 +511,8 @@ if save:
 run.value("hash", dataset.hash_content(data)[:16])
 
 # %% [markdown]
-# The {glue:text}`n_rows` rows of this run have the hash {glue:text}`hash`. On another processor chains of the model's own may
-# differ: in bfloat16 near-ties fall the other way.
+# The {glue:text}`n_rows` rows of this run have the hash {glue:text}`hash`. On another processor near-ties in bfloat16 may fall
+# the other way.
 #
 # ## Check it
 #
@@ -521,10 +532,14 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 # ## Where this breaks
 #
 # - **Constructed transcripts are not the model's.** It reads a contradiction that it did not write.
+# - **Who mentions?** Answers that a pull did not move may mention it too. Where wordings pull to different sides, the share
+#   beyond the twin belongs to no answers in particular.
+# - **The audit sees what is large.** With some thirty questions a task, a confound of one task, or of a period that is not
+#   listed, passes.
 # - **A pair is relative.** Of the chains called "does not hang" {glue:text}`changes_less` change their answer in some order when
 #   they are taken away, of the others {glue:text}`changes_more`; where none does, half are called so nevertheless.
-# - **A twin is not a pull without its pull.** The example's twin is another kind of question, the order's has right options in
-#   turns: an excess is beyond naming the candidate, not beyond all that differs.
+# - **A twin is not a pull without its pull.** The example's is another kind of question, the order's has right options in
+#   turns.
 # - **A label of answers.** "Moved by a pull" is also whether the answer is wrong: a probe must beat the model's output.
 # - **Intervals are over contents** of one template a task, and say nothing of other templates.
 
