@@ -237,8 +237,8 @@ class AcrossTasks(NamedTuple):
         if over_tasks(within).low <= 0.5:
             return None
         elsewhere = (self.across if alone else self.left_out)[layers, numbers]
-        most = float(within.mean())
-        return replace(over_tasks(within - elsewhere), reach=(most - 1, most))
+        gap, most = over_tasks(within - elsewhere), float(within.mean())
+        return replace(gap, reach=(most - 1, max(most - 0.5, gap.value)))  # elsewhere chance is the least to expect
 
 
 def compare_tasks(layers: Sequence[Sequence[Draw]], *, seed: int) -> AcrossTasks:
