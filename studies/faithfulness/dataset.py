@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -339,11 +339,22 @@ def describe_pairs(rows: pd.DataFrame, *, seed: int) -> dict[str, Estimate | Non
     }
 
 
-def list_units(rows: pd.DataFrame) -> list[tuple[str, Hashable]]:
-    """What the rows' folds and intervals are over, with its task: the pair where questions are paired, else the
-    question.
+def list_units(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """What the rows' folds and intervals are over, with its task: a question, or the first of all that pairs join.
+
+    Args:
+        rows: of one label, or of several together, of which some have a `pair` and others none.
     """
-    return list(zip(rows["task"], rows["pair" if "pair" in rows else "question"], strict=True))
+    from scipy.cluster.hierarchy import DisjointSet
+
+    names = list(zip(rows["task"], rows["question"], strict=True))
+    joined, first = DisjointSet(names), {}
+    if "pair" in rows:
+        of_label = rows["label"] if "label" in rows else [""] * len(rows)
+        for name, label, pair in zip(names, of_label, rows["pair"], strict=True):
+            if pd.notna(pair):
+                joined.merge(name, first.setdefault((label, name[0], pair), name))
+    return [joined[name] for name in names]
 
 
 def read_passed_tasks(loaded: LoadedModel) -> dict[str, list[str]] | None:

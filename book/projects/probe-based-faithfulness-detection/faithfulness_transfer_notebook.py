@@ -331,9 +331,8 @@ if read_at:
 # whose AUROC lies within {glue:text}`tied` of the best. On contradictions a probe loses {glue:text}`lost` of AUROC on another
 # task. Trained on all other tasks it loses {glue:text}`lost_together`: what one task lacks, several have, and the words of a
 # task are not it. Over the layers that read the label, the loss goes from {glue:text}`apart_least` to
-# {glue:text}`apart_most`: where it crosses the bound, the verdict belongs to the layer as much as to the label. (Early layers
-# lie below one half within tasks: whatever is balanced over all questions is tilted against the one that is left out, so that
-# a probe of mere words errs. Such layers are not compared.)
+# {glue:text}`apart_most`: where it crosses the bound, the verdict belongs to the layer as much as to the label. Layers
+# that read nothing within tasks are not compared.
 #
 # ## Send each probe to other labels and other writers
 #
@@ -567,8 +566,6 @@ run.value("alike", alike if alike is not None else "not to be had")
 # - **Few rows of behaviour.** Of the tasks that pass, some leave a handful of questions of the rarer class. Where five
 #   folds can't have both, a label is left out rather than guessed.
 # - **One layer, two tokens.** The figure by layer says what depends on the first. Other tokens were not sent anywhere.
-# - **The same tilt is in every balanced design.** A weak probe is underrated within its task and not on others, so that a
-#   gap near nought, or below, in a layer that hardly reads the label says little.
 # - **A parser finds the model's own contradictions**, too. The journey asks whether they look alike from inside, and is
 #   no case for a detector.
 # - **Below one half is no failure of reading.** It says that two labels called "unfaithful" point opposite ways here.
