@@ -352,7 +352,7 @@ def _evaluate(
     of_fold = [compute_auroc(values[:, folds == fold], labels[folds == fold]) for fold in range(folds.max() + 1)]
     kinds = [_name_kind(name) for name in scores]
     auroc = torch.stack(of_fold).mean(0)[:, None]
-    found = torch.cat([auroc, auroc + LUCK * (intervals - auroc)], dim=1)
+    found = torch.cat([auroc, (auroc + LUCK * (intervals - auroc)).clamp(0, 1)], dim=1)
     table = pd.DataFrame(found.tolist(), columns=["auroc", "low", "high"])
     wider = norm.ppf(1 - 0.025 / len(table)) / norm.ppf(0.975)
     table["surely"] = table["auroc"] - wider * (table["auroc"] - table["low"])
