@@ -284,7 +284,7 @@ for label, found in across.items():
     short = (
         f"A probe of one task loses {claims.shorten(gap.value)} of AUROC on another, one of all others together {claims.shorten(together.value)}."
         if gap
-        else "No layer reads the label surely within tasks, so that nothing can be lost."
+        else "In the layers so chosen the label is not surely read within tasks, so that nothing can be lost."
     )
     figures.show_across_tasks(
         found,
@@ -294,10 +294,10 @@ for label, found in across.items():
         f"Folds by question, {n_data_seeds} draw(s) of the data.",
     )
 gap = lost_elsewhere("constructed")
-run.value("lost", gap or "not to be had")
+run.value("lost", gap or "an unknown amount")
 together = lost_elsewhere("constructed", alone=False)
-run.value("lost_together", together or "not to be had")
-run.value("tied", probes.TIED)
+run.value("lost_together", together or "an unknown amount")
+run.value("tied", str(probes.TIED))
 gaps, read_at = [], ()
 if gap:
     found = across["constructed"]
@@ -307,8 +307,8 @@ if gap:
         for at in range(model.n_layers)
     ]
     gaps = [one.value for one in every if one]
-run.value("apart_least", min(gaps, default="not to be had"))
-run.value("apart_most", max(gaps, default="not to be had"))
+run.value("apart_least", min(gaps, default="an unknown amount"))
+run.value("apart_most", max(gaps, default="another"))
 if read_at:
     matrices = {}
     for at_layer in read_at:
@@ -329,10 +329,9 @@ if read_at:
 #
 # What is drawn is tasks, so that they are counted. The layer for a task is chosen on the *other* tasks: the first of those
 # whose AUROC lies within {glue:text}`tied` of the best. On contradictions a probe loses {glue:text}`lost` of AUROC on another
-# task. Trained on all other tasks it loses {glue:text}`lost_together`: what one task lacks, several have, and the words of a
-# task are not it. Over the layers that read the label, the loss goes from {glue:text}`apart_least` to
-# {glue:text}`apart_most`: where it crosses the bound, the verdict belongs to the layer as much as to the label. Layers
-# that read nothing within tasks are not compared.
+# task. Trained on all other tasks together it loses {glue:text}`lost_together`; if that is less, what one task does not teach
+# several do. Over the layers that surely read the label, the loss goes from {glue:text}`apart_least` to
+# {glue:text}`apart_most`: where it crosses the bound, the verdict belongs to the layer as much as to the label.
 #
 # ## Send each probe to other labels and other writers
 #
