@@ -413,7 +413,7 @@ for measure in causes.MEASURES:
 # and in blocks; n-grams of what the model was given. Within each task, in folds of questions.
 #
 # **What we expect.** A task is refused where a factor surely exceeds an AUROC of {glue:text}`audit_bound`, all factors
-# counted. The others pass if every factor is below, and are undecided else.
+# counted. The others pass together if every factor is surely below, and are undecided else.
 
 # %%
 audited = data if known is None else known
@@ -445,7 +445,7 @@ n_tasks_told = {
 run.table(
     "audit",
     audits or [{"label": "none has enough rows"}],
-    caption="What tells each label besides what it is about: in each task that something surely tells, and in the others together, the factor that may tell most, and the order of the options alone, with 95 % bootstrap intervals over questions or pairs of them. "
+    caption="What tells each label besides what it is about: in each task that something surely tells, and in the others together, the factor that may tell most, and the order of the options alone, with 95 % intervals: the bootstrap's over questions or pairs of them, half as wide again for the luck of training. "
     + ("Rows of the record." if known is not None else "Rows of this run."),
 )
 run.value("audit_bound", BOUND)
