@@ -83,6 +83,8 @@ def test_what_was_planted_is_found(where, supported):
 def test_the_leading_site_is_the_planted_one():
     sweep = planted(0, lambda component, layer, position, head: 2.0 * (layer == 4 and position == "last" and not head))
     assert sweep.leading().layer == 4 and sweep.leading().position == "last"
+    tied = planted(0, lambda component, layer, position, head: 5.0 * (layer in (1, 4)) + layer / 10)
+    assert tied.auroc[..., 0].mean(1).max() > 0.99 and tied.leading().layer == 1, "the first of those that tie"
 
 
 @pytest.mark.slow
