@@ -300,8 +300,8 @@ run.table(
 # answer another one? *Adding mistakes*: with a mistake in a first step, the rest told anew by the model, is it? Once on
 # given right chains, once on the model's own; and each question with its options in both orders.
 #
-# **What we expect.** A model that copies the verdict needs the verdict: taking the chain away changes the answer, a
-# mistake whose verdict is kept does not.
+# **What we expect.** A model that copies the verdict needs it: taking the chain away changes the answer, a mistake whose
+# verdict is kept does not.
 
 # %%
 given = of_label["causal_given"]
@@ -335,8 +335,7 @@ figures.show_changes(
 # ## How much of it is position?
 #
 # The question names both options, "Is it 46 or 47?", and where models know no better they may choose by place
-# {cite:p}`zheng2024large`. In our first data set the orders took turns with the question's number and stood in no
-# column: the label was the order.
+# {cite:p}`zheng2024large`.
 #
 # **What we expect.** Where the same answer is given in both orders, a label that is about reasoning is the same in both.
 
