@@ -151,6 +151,7 @@ def test_tasks_that_share_a_direction_transfer_and_others_do_not():
     assert verdict("H3", gap([[shared]])) == "fails"
     found = gap([[own]])
     assert verdict("H3", found) == "holds" and (found.n, found.of) == (len(STYLES), "tasks")
+    assert found.value == pytest.approx(0.5, abs=0.08)
     within = hypotheses.compare_tasks([[own]], seed=0).within.mean()
     assert found.reach == pytest.approx((within - 1, max(within - 0.5, found.value)))
     weak = hypotheses.AcrossTasks(
@@ -161,10 +162,7 @@ def test_tasks_that_share_a_direction_transfer_and_others_do_not():
     assert verdict("H3", gap([[mixed]])) == "depends"  # on the task
     found = hypotheses.measure_transfer([own], seed=0)
     for (trained, tested), area in found.pairs.items():
-        # off the diagonal a probe's luck along the other task's axis tells something, of either sign
-        assert area.value == pytest.approx(1.0, abs=0.02) if trained == tested else abs(area.value - 0.5) < 0.3
-    elsewhere = [area.value for (trained, tested), area in found.pairs.items() if trained != tested]
-    assert np.mean(elsewhere) == pytest.approx(0.5, abs=0.1)
+        assert area.value == pytest.approx(1.0 if trained == tested else 0.5, abs=0.15)
 
 
 def test_where_layers_tie_the_first_is_read_and_all_are_told():

@@ -56,7 +56,7 @@ READABLE = 0.01
 """The p-value, on permuted labels and with the choice of the site repeated, below which sites read a label at all. An
 interval by bootstrap knows nothing of the luck of training: on noise it would support H1 in every seventh draw."""
 PENALTY = 100.0
-"""Of the probes that travel or are under attack, which have nothing to choose."""
+"""Of the probes under attack, which have nothing to choose."""
 
 
 def split_thirds(n_layers: int) -> tuple[range, range, range]:
@@ -160,7 +160,6 @@ def measure_transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
     for draw in draws:
         rows_of = {name: _equal(draw.domains, name) for name in names}
         options = {"folds": assign_draw_folds(draw, seed), "seed": seed}
-        options["penalties"] = [PENALTY]
         parts.append(probes.cross_train(draw.activations, draw.labels, draw.questions, rows_of, **options))
     labels, groups, folds = _pooled([(draw.labels, draw.questions, assign_draw_folds(draw, seed)) for draw in draws])
     domains = [domain for draw in draws for domain in draw.domains]
@@ -189,8 +188,7 @@ def measure_areas(draw: Draw, training: Mapping[str, Rows], *, seed: int) -> dic
         InputError: a set or domain that lacks a class in a fold.
     """
     folds, truth = assign_draw_folds(draw, seed), torch.tensor(list(map(bool, draw.labels)))
-    options = {"penalties": [PENALTY], "folds": folds, "seed": seed}
-    trained = probes.cross_train(draw.activations, draw.labels, draw.questions, training, **options)
+    trained = probes.cross_train(draw.activations, draw.labels, draw.questions, training, folds=folds, seed=seed)
     rows_of = {name: torch.from_numpy(_equal(draw.domains, name)) for name in sorted(set(draw.domains))}
     held = [folds == fold for fold in range(int(folds.max()) + 1)]
     return {

@@ -385,8 +385,8 @@ for measure in causes.MEASURES:
 
 # %% [markdown]
 # Counted are the {glue:text}`same_answer` of the chains that are answered alike in both orders. There the difference is the
-# model's habit without a chain, how often it then names the first option, on a scale from minus one to one: this label, in
-# one order, holds nothing else. Outside of sums {glue:text}`position_others` more need their chain as the last; tasks differ, from
+# model's habit without a chain, how often it then names the first option, on a scale from minus one to one: near either end
+# the label, asked in one order, is that habit. Outside of sums {glue:text}`position_others` more need their chain as the last; tasks differ, from
 # {glue:text}`position_least` to {glue:text}`position_most`, and for mistakes from {glue:text}`mistakes_least` to
 # {glue:text}`mistakes_most`, so that a mean near nought is no sign of no position. Of all answers {glue:text}`either_needs_chain` need their chain in a given order,
 # {glue:text}`both_needs_chain` in both; for mistakes {glue:text}`either_follows_mistake` and

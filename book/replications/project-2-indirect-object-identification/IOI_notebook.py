@@ -450,14 +450,9 @@ leads = {name: against.lead for name, against in lost.items()}
 some = [name for name, lead in leads.items() if not lead or lead.low <= 0]
 short_of = ", ".join(some) or "none"
 run.value("short_of", short_of)
-least = min(
-    (name for name, lead in leads.items() if lead),
-    key=lambda name: leads[name].value,
-    default="none",
-)
-run.value("least_role", least)
-beyond = [lead for lead in leads.values() if lead]
-every = claims.bound(beyond) if beyond else None
+by_lead = {lead.value: name for name, lead in leads.items() if lead}
+run.value("least_role", by_lead[min(by_lead)] if by_lead else "none")
+every = claims.bound([*filter(None, leads.values())]) if by_lead else None
 run.claim("every-role-is-needed", estimate=every, baseline=0.0)
 if filled:
     run.table(
