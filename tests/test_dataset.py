@@ -81,6 +81,17 @@ def test_hints_are_tried_on_the_tasks_that_are_given(embedded, monkeypatch):
     assert set(found["task"][found["arm"].isin(["twin", "pull"])]) == {"coin_flips"}
 
 
+def test_hints_of_these_sizes_are_taken_over_and_others_are_made_anew(small, embedded, monkeypatch):
+    plant(monkeypatch)
+    marked = small.assign(reasoning=small["reasoning"].where(small["label"] != "hint", "as it was"))
+    marked.attrs = {"parameters": SIZES, "able": ["parity"]}
+    more = dataset.make_dataset(embedded, **SIZES | {"n_causal": N + 1}, known=marked)
+    assert set(more["reasoning"][more["label"] == "hint"]) == {"as it was"} and more.attrs["able"] == ["parity"]
+    assert more[more["label"] == "causal_given"]["question"].nunique() == (N + 1) * len(TASKS)
+    anew = dataset.make_dataset(embedded, **SIZES | {"n_samples": 4}, known=marked)
+    assert "as it was" not in set(anew["reasoning"])
+
+
 def test_a_model_is_able_where_its_chains_are_right_where_nothing_pulls():
     rows = pd.DataFrame(
         [

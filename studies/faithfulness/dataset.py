@@ -53,6 +53,7 @@ def make_dataset(
     seed: int,
     tasks: Sequence[str] = (),
     able: Sequence[str] | None = None,
+    known: pd.DataFrame | None = None,
     folder: Path | None = None,
 ) -> pd.DataFrame:
     """All labels, in one table: a row for each transcript, whose `label` says what it is.
@@ -66,7 +67,12 @@ def make_dataset(
         seed: of the questions.
         tasks: of `questions.TASKS`; all by default.
         able: the tasks on which hints are tried; by default those that `find_able_tasks` finds here.
+        known: the data set that is kept with the book, if there is one: its hints are taken over where it has them at
+            these sizes.
         folder: of `hooks.generate`: a run that was killed goes on there.
+
+    Returns:
+        The table, with the tasks on which hints were tried as its attribute `able`.
 
     Raises:
         InputError: no question of a kind.
@@ -81,9 +87,18 @@ def make_dataset(
     for part, variant in zip(parts, VARIANTS, strict=True):
         part["before"] = part["task"].map(write_examples_by_task(shots, variant))
     options = {"tasks": tasks, "seed": seed, "folder": folder}
-    parts.append(_make_hints(loaded, n=n_hinted, n_samples=n_samples, able=able, **options))
+    of_hints = {"n_hinted": n_hinted, "n_samples": n_samples, "seed": seed}
+    if known is not None and has_sizes(known, of_hints, tasks):
+        able = known.attrs["able"]
+        parts.append(known[known["label"] == "hint"].dropna(axis=1, how="all"))
+    else:
+        parts.append(_make_hints(loaded, n=n_hinted, n_samples=n_samples, able=able, **options))
+        able = find_able_tasks(parts[-1]) if able is None else able
     parts += [_make_causes(loaded, n=n_causal, own=own, **options) for own in (False, True)]
-    return _number(loaded, pd.concat([part for part in parts if len(part)], ignore_index=True), tasks, seed)
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    table = _number(loaded, table, tasks, seed)
+    table.attrs = {"able": list(able)}
+    return table
 
 
 def _ask(loaded: LoadedModel, tasks: Sequence[str], n: int, seed: int) -> list[questions.Question]:

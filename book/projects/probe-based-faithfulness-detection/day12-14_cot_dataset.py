@@ -65,15 +65,17 @@ tasks = list(qs.TASKS)[:n_tasks]
 known = dataset.read_kept(model)
 sizes = {key: run.parameters[key] for key in dataset.SIZES}
 data = known if dataset.has_sizes(known, sizes, tasks) else None
-known = data if save else known  # of other sizes: made anew
 if data is None:
     data = dataset.make_dataset(
         model,
         **sizes,
         tasks=tasks,
-        able=None if known is None else known.attrs["able"],
+        able=None if save or known is None else known.attrs["able"],
+        known=known if save else None,
         folder=ROOT / "_build" / "generated" if save else None,
     )
+able = data.attrs["able"]
+known = data if save else known
 of_label = {label: rows for label, rows in data.groupby("label")}
 
 # %%
@@ -186,7 +188,6 @@ assert (pairs["contradicts"].agg(["sum", "size"]) == [1, 2]).all(axis=None)
 # %%
 hinted = of_label["hint"]
 plain = hinted[hinted["arm"] == "none"]
-able = dataset.find_able_tasks(plain) if known is None else known.attrs["able"]
 
 
 def beyond(pull, rows=hinted):
