@@ -125,6 +125,29 @@ def test_a_nudge_is_what_an_edit_makes_of_a_whole_pass(wide, layer):
     assert found.divergence[1:].min() > 1e-4 > found.divergence[0].abs().max()
 
 
+def test_a_nudge_of_several_tokens_and_layers_is_what_edits_make_of_whole_passes(wide):
+    tokens, then, counts = torch.tensor([[40, 41]] * len(SHARED)), [[5, 6, 7]] * len(SHARED), [1, 2, 1, 3, 2]
+    vectors = torch.randn(2, len(SHARED), wide.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    layers = [0, wide.n_layers - 1]
+    found = hooks.nudge(wide, SHARED, tokens, vectors, layer=layers, n_last=counts, then=then)
+    for number, (layer, vector) in enumerate(zip(layers, vectors, strict=True)):
+        for row, (prompt, count) in enumerate(zip(SHARED, counts, strict=True)):
+            places = range(len(prompt) - count, len(prompt))
+            edits = [hooks.Edit("resid_post", layer, vector[row], "add", position=place) for place in places]
+            with hooks.intervene(wide, *edits):
+                losses = hooks.measure_losses(wide, [[*prompt, *then[row]]])[0, -3:]
+                logs = hooks.capture(wide, [prompt], "logits")["logits"][0, 0].log_softmax(-1)
+            torch.testing.assert_close(found.loss[number, row], losses.mean(), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(found.mass[number, row], logs[tokens[row]].exp().sum(), atol=1e-5, rtol=1e-4)
+    alone = hooks.nudge(wide, SHARED, tokens, vectors, layer=layers, n_last=counts)
+    torch.testing.assert_close(alone.logits, found.logits, atol=1e-4, rtol=1e-4)
+    assert alone.loss.isnan().all()
+    apart = torch.stack([(vectors * part) for part in (5, -3, 1)], dim=2)  # one for each of three last tokens
+    apart[:, :, :2] = 0
+    one = hooks.nudge(wide, SHARED, tokens, apart, layer=layers, n_last=3)
+    torch.testing.assert_close(one.logits, hooks.nudge(wide, SHARED, tokens, vectors, layer=layers).logits)
+
+
 def test_what_prompts_share_runs_once(load_tiny, monkeypatch):
     loaded, seen = load_tiny("llama"), []
     handle = loaded.model.base_model.register_forward_pre_hook(
@@ -297,12 +320,16 @@ def test_bad_input_is_refused(load_tiny, refused):
         hooks.capture(loaded, SHARED, "resid_post", layers=[9], as_trees=True)
     with refused("edits are in place"), without_sharing(loaded):
         hooks.capture(loaded, SHARED, "resid_post", as_trees=True)
-    with refused("one token", "at least two"):
+    with refused("last 1 tokens of a prompt of 1", "not all"):
         hooks.nudge(loaded, [[5]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=0)
     with refused("shape [1, 2, 16] for 1 prompts", "1 prompts"):
         hooks.nudge(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 2, 16), layer=0)
     with refused("layer 9"):
         hooks.nudge(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=9)
+    with refused("last 2 tokens of a prompt of 2", "not all"):
+        hooks.nudge(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=0, n_last=2)
+    with refused("2 layers", "one for each"):
+        hooks.nudge(loaded, [[5, 6]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 16), layer=[0, 1])
 
 
 @pytest.mark.slow

@@ -191,58 +191,90 @@ class Nudged(NamedTuple):
     logits: Float[Tensor, "vector prompt choice"]
     divergence: Float[Tensor, "vector prompt"]
     """Kullback-Leibler, of the next token's distribution without the vector from that with it, in nats."""
+    mass: Float[Tensor, "vector prompt"]
+    """The probability of all choices together."""
+    loss: Float[Tensor, "vector prompt"]
+    """Mean cross-entropy of the tokens that follow, in nats; NaN without any."""
 
 
 def nudge(
     loaded: LoadedModel,
     prompts: Sequence[Prompt],
     tokens: Int[Tensor, "prompt choice"],
-    vectors: Float[Tensor, "vector prompt d_model"],
+    vectors: Float[Tensor, "vector prompt d_model"] | Float[Tensor, "vector prompt last d_model"],
     *,
-    layer: int,
+    layer: int | Sequence[int],
+    n_last: int | Sequence[int] = 1,
+    then: Sequence[Sequence[int]] = (),
 ) -> Nudged:
-    """The logits of some tokens after each prompt, with a vector added to `resid_post` of one layer at its last token.
+    """The logits of some tokens after each prompt, with a vector added to `resid_post` of a layer at its last tokens.
 
-    Of each prompt all but the last token runs once, whatever the number of vectors.
+    What comes before those runs once for each prompt, whatever the number of vectors.
 
     Args:
         loaded: on plain Hugging Face.
-        prompts: texts, or token ids, of at least two tokens.
+        prompts: texts, or token ids, longer than what is changed of them.
         tokens: ids, a row of choices for each prompt.
-        vectors: each with one row for each prompt.
-        layer: after which they are added.
+        vectors: each with one row for each prompt, or with one for each of as many last tokens as any prompt has.
+        layer: after which all are added, or each.
+        n_last: at how many last tokens of all prompts, or of each.
+        then: for each prompt the ids of a text that follows whatever the model says, to see what the vector does to it.
 
     Raises:
-        InputError: as `generate`; a prompt of one token, shapes that don't fit, no such layer.
+        InputError: as `generate`; a prompt that is too short, shapes that don't fit, no such layer.
     """
     rows = tokenize(loaded, prompts)
-    _check(loaded, rows)
-    check_site(loaded, "resid_post", layer)
-    if min(map(len, rows)) < 2:
-        raise InputError("a prompt of one token: legal are at least two")
     tokens, vectors = _choices(loaded, tokens, len(rows)), as_tensor(vectors, "vectors")
-    size = len(rows), loaded.config.hidden_size
-    if vectors.ndim != 3 or vectors.shape[1:] != size or not vectors.isfinite().all():
+    texts = [list(as_wholes(some)) for some in then] if len(then) else [[]] * len(rows)
+    counts = as_wholes(n_last) * (1 if is_row(as_list(n_last)) else len(rows))
+    layers = torch.tensor(as_wholes(layer))
+    if len(texts) != len(rows) or len(counts) != len(rows) or len(layers) not in (1, len(vectors)):
+        raise InputError(
+            f"{len(texts)} texts that follow, {len(counts)} numbers of last tokens and {len(layers)} layers for "
+            f"{len(rows)} prompts and {len(vectors)} vectors: legal is one for each"
+        )
+    _check(loaded, [[*row, *some] for row, some in zip(rows, texts, strict=True)])
+    for one in layers.unique().tolist():
+        check_site(loaded, "resid_post", one)
+    for row, count in zip(rows, counts, strict=True):
+        if not 1 <= count < len(row):
+            raise InputError(f"the last {count} tokens of a prompt of {len(row)}: legal are at least 1, and not all")
+    size, given = loaded.config.hidden_size, tuple(vectors.shape[1:])
+    legal = given in ((len(rows), size), (len(rows), max(counts), size))
+    if not legal or not vectors.isfinite().all():
         raise InputError(
             f"vectors of shape {list(vectors.shape)} for {len(rows)} prompts: legal are finite numbers of shape "
-            f"vector, {size[0]}, {size[1]}"
+            f"vector, {len(rows)}, {size}, or with {max(counts)} before the last"
         )
+    vectors = vectors.reshape(len(vectors), len(rows), -1, size)
     logits = torch.empty(len(vectors), *tokens.shape)
-    divergence = torch.empty(vectors.shape[:2])
-    for number, row in enumerate(rows):
-        added = torch.cat([torch.zeros_like(vectors[:1, number]), vectors[:, number]]).to(loaded.device)
-        beginning = _begun_with(loaded, row[:-1], family=1)
-        batch = _Batch(loaded, [row] * len(added), [beginning] * len(added), 0)
+    divergence, mass, loss = torch.full((3, *vectors.shape[:2]), torch.nan)
+    for number, (row, count, some) in enumerate(zip(rows, counts, texts, strict=True)):
+        beginning = _begun_with(loaded, row[:-count], family=1)
+        batch = _Batch(loaded, [[*row, *some[:-1]]] * (1 + len(vectors)), [beginning] * (1 + len(vectors)), 0)
+        taps: list[tuple[SiteName, int, backends.Tap]] = [
+            ("resid_post", one, partial(_add, vectors[:, number, -count:] * (layers == one)[:, None, None], count))
+            for one in layers.unique().tolist()
+        ]
+        with backends.tap(loaded, taps):
+            found = batch.first_logits(n_last=max(1, len(some))).float().cpu()
+        logs, chosen = found.log_softmax(-1), tokens[number].cpu()
+        plain, pushed = logs[0, 0], logs[1:, 0]
+        logits[:, number] = found[1:, 0, chosen]
+        divergence[:, number] = (plain.exp() * (plain - pushed)).sum(-1)
+        mass[:, number] = pushed[:, chosen].exp().sum(-1)
+        if some:
+            loss[:, number] = -logs[1:, range(len(some)), some].mean(1)
+    return Nudged(logits, divergence, mass, loss)
 
-        def add(hidden: Float[Tensor, "row 1 d_model"], added: Tensor = added) -> Float[Tensor, "row 1 d_model"]:
-            return hidden + added[:, None].to(hidden)
 
-        with backends.tap(loaded, [("resid_post", layer, add)]):
-            found = batch.first_logits().float()
-        logs = found.log_softmax(-1)
-        divergence[:, number] = (logs[0].exp() * (logs[0] - logs[1:])).sum(-1).cpu()
-        logits[:, number] = found[1:, tokens[number].to(found.device)].cpu()
-    return Nudged(logits, divergence)
+def _add(
+    vectors: Float[Tensor, "vector last_or_one d_model"], count: int, hidden: Float[Tensor, "row new d_model"]
+) -> Float[Tensor, "row new d_model"]:
+    """To the first tokens of all rows but the first, which is left as it is."""
+    changed = hidden.clone()
+    changed[1:, :count] += vectors.to(hidden)
+    return changed
 
 
 # How it is done
@@ -496,16 +528,16 @@ class _Batch:
         self.seen = torch.arange(width, device=loaded.device) >= (width - lengths)[:, None]
         self.anything = self.seen.new_ones(len(rest), width + n_new).long()
 
-    def first_logits(self) -> Float[Tensor, "row token"]:
-        """Of the token after each prompt."""
+    def first_logits(self, *, n_last: int = 1) -> Float[Tensor, "row last token"]:
+        """Of the tokens after the last of each prompt."""
         causal = self.seen.new_ones(self.seen.shape[1], self.seen.shape[1]).tril()
         diagonal = causal & causal.T  # so that padding attends to something
-        return self._logits(self.ids, self.seen[:, None] & causal | diagonal)
+        return self._logits(self.ids, self.seen[:, None] & causal | diagonal, n_last)
 
     def next_logits(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row token"]:
         """Of the token after these."""
         self.seen = torch.cat([self.seen, self.seen.new_ones(len(tokens), 1)], dim=1)
-        return self._logits(tokens[:, None], self.seen[:, None])
+        return self._logits(tokens[:, None], self.seen[:, None], 1)[:, 0]
 
     def keep(self, kept: Bool[Tensor, " row"]) -> None:
         """Go on with some of the rows."""
@@ -513,7 +545,9 @@ class _Batch:
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[kept], layer.values[kept]
 
-    def _logits(self, ids: Int[Tensor, "row new"], mask: Bool[Tensor, "row new column"]) -> Float[Tensor, "row token"]:
+    def _logits(
+        self, ids: Int[Tensor, "row new"], mask: Bool[Tensor, "row new column"], n_last: int
+    ) -> Float[Tensor, "row last token"]:
         places = (self.begun.lengths[:, None] + self.seen.cumsum(1) - 1).clamp(min=0)
 
         def attend(call: AttentionCall) -> tuple[Tensor, None]:
@@ -527,7 +561,7 @@ class _Batch:
                 position_ids=places[:, -ids.shape[1] :],
                 past_key_values=self.cache,
             ).last_hidden_state
-            return unembed(model, self.loaded.layout, hidden[:, -1].contiguous())
+            return unembed(model, self.loaded.layout, hidden[:, -n_last:].contiguous())
 
 
 def _continued(batch: _Batch, max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
@@ -535,7 +569,7 @@ def _continued(batch: _Batch, max_new_tokens: int, stop: Sequence[str]) -> list[
     ends = _end_tokens(loaded)
     new: list[list[int]] = [[] for _ in batch.ids]
     running = list(range(len(new)))
-    logits = batch.first_logits()
+    logits = batch.first_logits()[:, 0]
     for step in range(max_new_tokens):
         tokens = logits.argmax(-1)
         going = []
