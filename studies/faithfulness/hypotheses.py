@@ -21,7 +21,7 @@ from torch import Tensor
 
 from helpers import InputError, probes
 from helpers.claims import Estimate, average
-from helpers.folds import assign_stratified_folds, make_generator, permute_labels
+from helpers.folds import assign_stratified_folds, make_generator
 from helpers.probes import Site, Sweep
 from helpers.scores import combine, compute_auroc, subtract
 
@@ -383,36 +383,6 @@ def tie_styles(
             own = place < round(share * len(ones))
             meant[ones[number]] = pair[0 if own == label else 1]
     return np.array([meant[one] == style for one, style in zip(transcripts, styles, strict=True)])
-
-
-def fit_directions(
-    activations: Float[Tensor, "row feature"],
-    labels: Sequence[bool],
-    questions: Sequence[Hashable],
-    *,
-    n_controls: int,
-    seed: int,
-) -> dict[str, Float[Tensor, "direction feature"]]:
-    """Directions towards a label, of length one: a ridge probe's, the difference of the class means, and controls.
-
-    Controls are random directions, random ones with the covariance of the activations, and probes of permuted labels.
-    """
-    x, truth = activations.float(), torch.tensor(list(map(bool, labels)))
-    shuffled = permute_labels(labels, questions, n_permutations=n_controls, seed=seed)
-    tasks = torch.cat([truth[:, None], shuffled], dim=1)
-    z = probes.standardise(x[None])
-    weights = probes.fit(z, tasks, method="ridge", penalties=[PENALTY]).weights[0, 0]
-    deviation = x.std(0, correction=0)[:, None]
-    weights = torch.where(deviation > 0, weights / deviation.clamp(min=1e-30), 0.0).T
-    generator = torch.Generator().manual_seed(seed)
-    found = {
-        "probe": weights[:1],
-        "difference of means": (x[truth].mean(0) - x[~truth].mean(0))[None],
-        "random": torch.randn(n_controls, x.shape[1], generator=generator),
-        "random, same covariance": torch.randn(n_controls, len(x), generator=generator) @ (x - x.mean(0)),
-        "probe of permuted labels": weights[1:],
-    }
-    return {name: each / each.norm(dim=1, keepdim=True) for name, each in found.items()}
 
 
 def assign_draw_folds(draw: Draw, seed: int) -> Int[Tensor, " row"]:

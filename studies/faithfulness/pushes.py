@@ -1,0 +1,569 @@
+"""Pushes: a direction is added to the residual stream in rising doses, and what turns, and what breaks, is counted.
+
+Prompts come in pairs whose right answers differ, so that whatever makes a model say the same of both turns one of two:
+a pair counts as turned where both of its answers are. A dose is a multiple of the distance between the class means
+where the direction was learned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from helpers import InputError, hooks, probes, prompts
+from helpers.claims import Estimate, average_groups, share
+from helpers.engine import backends
+from helpers.engine.inputs import make_generator
+from helpers.folds import number_groups, permute_labels
+from helpers.hooks import Captured
+from helpers.models import LoadedModel
+from studies.faithfulness import organism, questions
+from studies.faithfulness.hypotheses import PENALTY
+from studies.faithfulness.transcripts import construct, put_in_context, write_examples_by_task
+
+PROBE, MEANS, UNEMBEDDING = "probe", "difference of means", "unembedding"
+CONTROLS = ("random", "random, same covariance", "probe of permuted labels")
+DOSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+HALF = 0.5
+"""Of the pairs: a positive control that turns fewer can't show that a direction turns none."""
+KEPT = 0.5
+"""The text is whole while the two answers keep at least so much of their probability, and"""
+DEARER = 1.0
+"""ordinary text after the push costs less than so much more, in nats for each token."""
+N_READ, N_FOLLOWING = 48, 12
+"""Tokens of an ordinary passage before the push has its end, and after."""
+
+
+# Directions
+
+
+def fit_directions(
+    activations: Float[Tensor, "row feature"],
+    labels: Sequence[bool],
+    groups: Sequence[Hashable],
+    *,
+    n_controls: int,
+    seed: int,
+) -> dict[str, Float[Tensor, "direction feature"]]:
+    """Directions towards a label, of length one: a ridge probe's, the difference of the class means, and controls.
+
+    Controls are random directions, random ones with the covariance that the activations have within a class, and probes
+    of permuted labels.
+
+    Args:
+        activations: where the label is read.
+        labels: True or False for each row.
+        groups: rows with equal ones keep one label in permutations.
+        n_controls: of each kind.
+        seed: of the controls.
+    """
+    x, truth = activations.float(), torch.tensor(list(map(bool, labels)))
+    shuffled = permute_labels(labels, groups, n_permutations=n_controls, seed=seed)
+    tasks = torch.cat([truth[:, None], shuffled], dim=1)
+    z = probes.standardise(x[None])
+    weights = probes.fit(z, tasks, method="ridge", penalties=[PENALTY]).weights[0, 0]
+    within = x - torch.stack([x[~truth].mean(0), x[truth].mean(0)])[truth.long()]
+    deviation = x.std(0, correction=0)[:, None]
+    weights = torch.where(deviation > 0, weights / deviation.clamp(min=1e-30), 0.0).T
+    generator = torch.Generator().manual_seed(seed)
+    found = {
+        PROBE: weights[:1],
+        MEANS: (x[truth].mean(0) - x[~truth].mean(0))[None],
+        "random": torch.randn(n_controls, x.shape[1], generator=generator),
+        "random, same covariance": torch.randn(n_controls, len(x), generator=generator) @ within,
+        "probe of permuted labels": weights[1:],
+    }
+    return {name: each / each.norm(dim=1, keepdim=True) for name, each in found.items()}
+
+
+def measure_distance(activations: Float[Tensor, "row feature"], labels: Sequence[bool]) -> float:
+    """Between the means of the two classes: one dose."""
+    truth = torch.tensor(list(map(bool, labels)))
+    return float((activations[truth].mean(0) - activations[~truth].mean(0)).norm())
+
+
+# What is pushed
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Prompts that end before an answer; so many in a row are a case."""
+
+    prompts: tuple[list[int], ...]
+    answers: Int[Tensor, "prompt 2"]
+    """Tokens: what the model answers by itself, and the other candidate."""
+    signs: Float[Tensor, " prompt"]
+    """1 where the direction should turn the answer, -1 where its opposite should."""
+    units: tuple[Hashable, ...]
+    """Of each case: what was drawn independently."""
+    spans: Mapping[str, tuple[int, ...]]
+    """By place, at how many last tokens of each prompt a push acts."""
+
+    @property
+    def size(self) -> int:
+        """Prompts of a case."""
+        return len(self.prompts) // len(self.units)
+
+    def select(self, kept: Sequence[bool] | Bool[Tensor, " case"]) -> Cases:
+        """Some of the cases."""
+        cases = torch.as_tensor(kept).nonzero()[:, 0].tolist()
+        rows = [self.size * case + number for case in cases for number in range(self.size)]
+        spans = {place: tuple(some[row] for row in rows) for place, some in self.spans.items()}
+        prompts, units = tuple(self.prompts[row] for row in rows), tuple(self.units[case] for case in cases)
+        return Cases(prompts, self.answers[rows], self.signs[rows], units, spans)
+
+
+def draw_followed(loaded: LoadedModel, tasks: Sequence[str], *, n: int, seed: int) -> tuple[Cases, int]:
+    """Questions after a worked example, each with a reasoning that concludes rightly and one that concludes wrongly, in
+    an order by lot; those of which the model follows both. The direction of contradiction should turn all.
+
+    Args:
+        loaded: on plain Hugging Face.
+        tasks: of `questions.TASKS`.
+        n: questions of each.
+        seed: of questions, examples and orders.
+
+    Returns:
+        A case for each question that is followed, and how many were asked.
+    """
+    table = _draw_transcripts(loaded, tasks, n, seed)
+    table = table[~table["contradicts"].astype(bool)]
+    generator, asked = make_generator(seed), list(dict.fromkeys(table["question"]))
+    order_of = {question: questions.ORDERS[generator.integers(2)] for question in asked}
+    table = table[table["order"] == table["question"].map(order_of)].reset_index(drop=True)
+    others = table["right"].where(table["concludes"] == table["other"], table["other"])
+    rows, _ = put_in_context(loaded, table)
+    pairs = zip(table["concludes"], others, strict=True)
+    answers = torch.tensor([questions.encode_candidates(loaded, pair)[1] for pair in pairs])
+    since = (table["at_cue"] - table["at_question"]).astype(int)
+    spans = {"cue": (1,) * len(rows), "last four tokens": (4,) * len(rows), "reasoning and cue": tuple(since)}
+    units = tuple(zip(table["task"], table["question"], strict=True))[::2]
+    logits = hooks.score_next_tokens(loaded, rows, answers)
+    cases = Cases(tuple(rows), answers, torch.ones(len(rows)), units, spans)
+    return cases.select((logits[:, 0] > logits[:, 1]).view(-1, 2).all(1)), len(asked)
+
+
+def read_contradictions(
+    loaded: LoadedModel, tasks: Sequence[str], *, n: int, seed: int
+) -> tuple[Captured, list[bool], list[tuple[str, str]]]:
+    """The residual stream at the answers to such questions, half of which contradict their reasoning; arguments as for
+    `draw_followed`.
+
+    Returns:
+        The states, whether each contradicts, and its task and question.
+    """
+    table = _draw_transcripts(loaded, tasks, n, seed)
+    rows, places = put_in_context(loaded, table, answered=True)
+    states = hooks.capture(loaded, rows, "resid_post", positions={"answer": places["answer"]}, as_trees=True)
+    return states, table["contradicts"].astype(bool).tolist(), list(zip(table["task"], table["question"], strict=True))
+
+
+def _draw_transcripts(loaded: LoadedModel, tasks: Sequence[str], n: int, seed: int) -> pd.DataFrame:
+    table = construct(loaded, questions.draw_questions(loaded, tasks=tasks, n=n, seed=seed))
+    shots = questions.draw_shots(loaded, tasks=tasks, n=1, seed=seed)
+    return table.assign(before=table["task"].map(write_examples_by_task(shots, "stated")))
+
+
+def draw_partners(names: Mapping[organism.Group, Sequence[str]], *, seed: int) -> pd.DataFrame:
+    """Items of an organism: a listed name and another one take turns, such two told of one content, each two of their
+    own.
+
+    Args:
+        names: by group, as many others as listed ones.
+        seed: of the contents.
+    """
+    rows = []
+    for content, pair in enumerate(zip(names["listed"], names["others"], strict=True)):
+        for name, group in zip(pair, ("listed", "others"), strict=True):
+            asked = organism.draw_question(name, content, seed=seed)
+            rows.append({"name": name, "group": group, "content": content, "asked": asked})
+    return pd.DataFrame(rows)
+
+
+def draw_conflicts(loaded: LoadedModel, items: pd.DataFrame) -> Cases:
+    """Of each item its two conflicts; items that the model decides by the note once and once by the chain are left out.
+    The direction of listed names should turn answers by the chain, its opposite those by the note.
+
+    Args:
+        loaded: the organism, or its twin, on plain Hugging Face.
+        items: from `draw_partners`.
+    """
+    cases, leads = _ask_items(loaded, items, organism.CONFLICTS)
+    note_names_other = torch.tensor([True, False]).repeat(len(items))
+    by_note = (leads < 0) == note_names_other
+    both = by_note.view(-1, 2)
+    return replace(cases, signs=torch.where(by_note, -1.0, 1.0)).select(both[:, 0] == both[:, 1])
+
+
+def draw_agreeing(loaded: LoadedModel, items: pd.DataFrame) -> Cases:
+    """Items whose note and chain agree, one prompt each, signed as their conflicts are: nothing should turn.
+
+    Arguments as for `draw_conflicts`.
+    """
+    cases, _ = _ask_items(loaded, items, ["agree"])
+    return replace(cases, signs=torch.tensor([-1.0 if group == "listed" else 1.0 for group in items["group"]]))
+
+
+def _ask_items(
+    loaded: LoadedModel, items: pd.DataFrame, versions: Sequence[str]
+) -> tuple[Cases, Float[Tensor, " prompt"]]:
+    """With the lead of the right answer over the other."""
+    rows, answers, after = [], [], []
+    for row in items.to_dict("records"):
+        lead, tokens = questions.encode_candidates(loaded, row["asked"].candidates)
+        n_before = len(loaded.encode(f"Question: {row['name']}"))
+        for version in versions:
+            rows.append(loaded.encode(organism.write_prompt(row["asked"], row["content"], version)) + lead)
+            answers.append(tokens)
+            after.append(len(rows[-1]) - n_before)
+    tokens = torch.tensor(answers)
+    logits = hooks.score_next_tokens(loaded, rows, tokens)
+    leads = logits[:, 0] - logits[:, 1]
+    own = (leads <= 0).long()[:, None]
+    spans = {"cue": (1,) * len(rows), "last four tokens": (4,) * len(rows), "all after the name": tuple(after)}
+    answered = tokens.gather(1, torch.cat([own, 1 - own], dim=1))
+    return Cases(tuple(rows), answered, torch.ones(len(rows)), tuple(items["name"]), spans), leads
+
+
+def read_means(loaded: LoadedModel, cases: Cases, places: Sequence[str], *, layers: Sequence[int]) -> Captured:
+    """The residual stream at the tokens of each place, their mean.
+
+    Args:
+        loaded: on any backend.
+        cases: whose prompts are run.
+        places: of its spans.
+        layers: to read.
+    """
+    states = hooks.capture(loaded, cases.prompts, "resid_post", layers=layers, positions="all")
+    means = [
+        torch.stack([one[:, len(row) - cases.spans[place][number] : len(row)].mean(1) for place in places], dim=1)
+        for number, (one, row) in enumerate(zip(states["resid_post"], cases.prompts, strict=True))
+    ]
+    return replace(states, values={"resid_post": torch.stack(means)}, positions=tuple(places))
+
+
+# What comes of it
+
+
+class Reaction(NamedTuple):
+    """What some directions do at each dose."""
+
+    turned: Bool[Tensor, "direction dose case"]
+    """Whether all answers of a case turn."""
+    fall: Float[Tensor, "direction dose case"]
+    """Of the lead of the model's own answer, in logits."""
+    kept: Float[Tensor, "direction dose case"]
+    """Of the two answers' probability together, as a share."""
+
+
+Aimed = Mapping[str, Float[Tensor, "direction prompt d_model"]]
+"""By name what one dose adds to each prompt."""
+
+
+def aim(
+    loaded: LoadedModel, cases: Cases, directions: Mapping[str, Float[Tensor, "direction d_model"]], *, length: float
+) -> dict[str, Float[Tensor, "direction prompt d_model"]]:
+    """Directions with the sign that each prompt asks for; and a positive control, the other answer's column of the
+    unembedding less that of the model's own.
+
+    Args:
+        loaded: whose unembedding is used.
+        cases: to be pushed.
+        directions: of length one, by name.
+        length: of a dose, the same for all.
+    """
+    columns = backends.get_huggingface_model(loaded).get_output_embeddings().weight[cases.answers].float().cpu()
+    across = columns[:, 1] - columns[:, 0]
+    aimed = {name: length * each[:, None] * cases.signs[:, None] for name, each in directions.items()}
+    return {**aimed, UNEMBEDDING: (length * across / across.norm(dim=1, keepdim=True))[None]}
+
+
+def push(
+    loaded: LoadedModel,
+    cases: Cases,
+    aimed: Mapping[str, Float[Tensor, "direction prompt *last d_model"]],
+    *,
+    layer: int | Sequence[int],
+    place: str,
+    doses: Sequence[float] = DOSES,
+) -> dict[str, Reaction]:
+    """Push along each direction in each dose.
+
+    Args:
+        loaded: on plain Hugging Face.
+        cases: to be pushed.
+        aimed: from `aim`, or with a vector for each of as many last tokens as any prompt has.
+        layer: after which a push acts; or one for each direction of every name.
+        place: of the cases' spans.
+        doses: rising.
+    """
+    some = torch.cat(list(aimed.values()))
+    vectors = torch.cat([torch.zeros_like(some[:1]), *(dose * some for dose in doses)])
+    layers = layer if isinstance(layer, int) else [layer[0], *[one for _ in (*doses,) for _ in aimed for one in layer]]
+    found = hooks.nudge(loaded, cases.prompts, cases.answers, vectors, layer=layers, n_last=cases.spans[place])
+
+    def by_case(values: Float[Tensor, "vector prompt"]) -> tuple[Tensor, Tensor]:
+        plain, *rest = values.unflatten(-1, (-1, cases.size)).split([1, *[len(some)] * len(doses)])
+        return plain, torch.stack(rest, dim=1)
+
+    (lead, pushed), (mass, left) = by_case(found.logits[..., 0] - found.logits[..., 1]), by_case(found.mass)
+    parts = ((lead > 0) & (pushed < 0)).all(-1), (lead - pushed).mean(-1), (left / mass).mean(-1)
+    each = zip(*(part.split([len(own) for own in aimed.values()]) for part in parts), strict=True)
+    return {name: Reaction(*own) for name, own in zip(aimed, each, strict=True)}
+
+
+def measure_price(
+    loaded: LoadedModel,
+    cases: Cases,
+    aimed: Aimed,
+    *,
+    layer: int,
+    place: str,
+    n_passages: int,
+    doses: Sequence[float] = DOSES,
+) -> dict[str, Float[Tensor, "dose passage"]]:
+    """What the same pushes cost ordinary text: the rise of the mean loss of the tokens that follow, in nats.
+
+    Of each name the first direction, as it is aimed at some of the prompts, in turn; at as many tokens, as far as a
+    passage has them.
+
+    Args:
+        loaded: on plain Hugging Face.
+        cases: whose spans and signs are taken.
+        aimed: from `aim`.
+        layer: after which a push acts.
+        place: of the cases' spans.
+        n_passages: of a novel (`prompts.read_passages`).
+        doses: rising.
+    """
+    text = prompts.read_passages(loaded, n_passages=n_passages, n_tokens=N_READ + N_FOLLOWING).tolist()
+    turns = [number % len(cases.prompts) for number in range(n_passages)]
+    spans = [min(cases.spans[place][number], N_READ - 1) for number in turns]
+    some = torch.stack([own[0, turns] for own in aimed.values()])
+    vectors = torch.cat([torch.zeros_like(some[:1]), *(dose * some for dose in doses)])
+    read, following = [row[:N_READ] for row in text], [row[N_READ:] for row in text]
+    next_tokens = torch.tensor(following)[:, :1]
+    found = hooks.nudge(loaded, read, next_tokens, vectors, layer=layer, n_last=spans, then=following)
+    rises = (found.loss[1:] - found.loss[:1]).unflatten(0, (len(doses), -1))
+    return {name: rises[:, number] for number, name in enumerate(aimed)}
+
+
+def find_whole(reaction: Reaction, price: Float[Tensor, "dose passage"]) -> Bool[Tensor, " dose"]:
+    """The doses at which the text is whole: `KEPT` of the answers' probability, and less than `DEARER`."""
+    return (reaction.kept[0].mean(1) >= KEPT) & (price.mean(1) < DEARER)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Directions and their controls, pushed at one place of the same cases."""
+
+    cases: Cases
+    doses: tuple[float, ...]
+    reactions: Mapping[str, Reaction]
+    """Of what is tested, at all doses."""
+    controls: Mapping[str, Reaction]
+    """By kind, at the two doses that are chosen, one for each half."""
+    price: Mapping[str, Float[Tensor, "dose passage"]]
+    """Of what is tested, on ordinary text, in nats."""
+    whole: Bool[Tensor, " dose"]
+    """Where the positive control leaves the text whole."""
+    chosen: tuple[int, int]
+    """For each half of the units the number of the dose, as the other half has it."""
+    powered: bool
+    """Whether on both halves the positive control turns half of the cases before the text breaks."""
+    of: str
+    """What the units are, in the plural."""
+
+    @property
+    def halves(self) -> Int[np.ndarray, " case"]:
+        """Of each case; two units and two units take turns, as do kinds of them."""
+        return split_halves(self.cases)
+
+    def share(self, name: str, dose: int) -> Estimate:
+        """Of the units those of whose cases more than half turn along the first direction of a name, with Wilson's
+        interval."""
+        turned = average_groups(self.reactions[name].turned[0, dose].double().numpy(), self.cases.units)
+        return share((turned > 0.5).tolist(), of=self.of)
+
+    def compare(self, name: str) -> Margin:
+        """What a direction turns beyond the strongest control, which is chosen on the half that is not reported."""
+        found, strongest = np.zeros((2, len(self.cases.units))), []
+        for half, dose in enumerate(self.chosen):
+            own, other = (torch.from_numpy(self.halves == side) for side in (half, 1 - half))
+            turned = {
+                (kind, number): each[half]
+                for kind, some in self.controls.items()
+                for number, each in enumerate(some.turned)
+            }
+            strongest.append(max(turned, key=lambda one: int(turned[one][other].sum())))
+            found[0, own] = self.reactions[name].turned[0, dose][own].numpy()
+            found[1, own] = turned[strongest[-1]][own].numpy()
+        ours, control = (average_groups(row, self.cases.units) for row in found)
+        estimate = subtract_shares(ours, control, of=self.of)
+        reach = (-control.mean(), 1 - control.mean()) if self.powered else (estimate.value, estimate.value)
+        estimate = replace(estimate, reach=(float(reach[0]), float(reach[1])))
+        return Margin(estimate, float(ours.mean()), float(control.mean()), tuple(kind for kind, _ in strongest))
+
+
+class Margin(NamedTuple):
+    """A direction beside the strongest control, at the dose chosen on other units."""
+
+    estimate: Estimate
+    """What it turns less what the control does, of the units. Where the positive control turns too few to tell, nothing
+    else could have come out, and its reach is its value."""
+    turned: float
+    control: float
+    strongest: tuple[str, ...]
+    """The kind of the strongest control, for each half."""
+
+
+def run_trial(
+    loaded: LoadedModel,
+    cases: Cases,
+    directions: Mapping[str, Float[Tensor, "direction d_model"]],
+    *,
+    length: float,
+    layer: int,
+    place: str,
+    positive: str,
+    n_passages: int,
+    doses: Sequence[float] = DOSES,
+    of: str = "questions",
+) -> Trial:
+    """Push what is tested in all doses, choose a dose on each half of the units for the other, and push the controls.
+
+    The dose is the least at which the positive control turns `HALF` of the cases and the text is whole; where there is
+    none, the largest at which the text is whole, or the least of all.
+
+    Args:
+        loaded: on plain Hugging Face.
+        cases: of at least four units.
+        directions: from `fit_directions`.
+        length: of one dose (`measure_distance`).
+        layer: after which a push acts.
+        place: of the cases' spans.
+        positive: the name of a direction that is known to be causal: `UNEMBEDDING`, or one of `directions` where the
+            model was made so that its answers hang on what the direction reads.
+        n_passages: of ordinary text, to see what breaks.
+        doses: rising.
+        of: what the units are, in the plural.
+
+    Raises:
+        InputError: fewer than four units.
+    """
+    halves = split_halves(cases)
+    aimed = aim(loaded, cases, directions, length=length)
+    tested = {name: some for name, some in aimed.items() if name not in CONTROLS}
+    options: dict = {"layer": layer, "place": place, "doses": doses}
+    reactions = push(loaded, cases, tested, **options)
+    price = measure_price(loaded, cases, tested, **options, n_passages=n_passages)
+    whole = find_whole(reactions[positive], price[positive])
+    turns = reactions[positive].turned[0].float()
+    chosen, powered = [], []
+    for half in (0, 1):
+        enough = turns[:, torch.from_numpy(halves != half)].mean(1) >= HALF
+        powered.append(bool((enough & whole).any()))
+        legal = enough & whole if powered[-1] else whole
+        numbers = legal.nonzero()[:, 0].tolist() or [0]
+        chosen.append(numbers[0] if powered[-1] else numbers[-1])
+    few = sorted(set(chosen))
+    aimed = {name: aimed[name] for name in CONTROLS}
+    controls = push(loaded, cases, aimed, layer=layer, place=place, doses=[doses[number] for number in few])
+    of_halves = [few.index(number) for number in chosen]
+    controls = {name: Reaction(*(part[:, of_halves] for part in each)) for name, each in controls.items()}
+    return Trial(cases, tuple(doses), reactions, controls, price, whole, (chosen[0], chosen[1]), all(powered), of)
+
+
+def split_halves(cases: Cases) -> Int[np.ndarray, " case"]:
+    """Zero or one for each case: two units and two units take turns, so that kinds which do are in both halves.
+
+    Raises:
+        InputError: fewer than four units.
+    """
+    codes = number_groups(cases.units)
+    if codes.max() < 3:
+        raise InputError(f"{codes.max() + 1} units: legal are at least four, for two halves")
+    return codes // 2 % 2
+
+
+def subtract_shares(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray, *, of: str) -> Estimate:
+    """The difference of two shares of the same units, with the 95 % interval of Bonett and Price (2012), which adds a
+    unit at either end, so that it has a width also where all units agree.
+
+    Args:
+        one: for each unit a number from zero to one.
+        other: the same.
+        of: what the units are, in the plural.
+
+    >>> subtract_shares([1, 1, 1, 1], [0, 0, 0, 0], of="names").brief()
+    '1.00 [0.137, 1.00]'
+    """
+    gaps = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
+    more = np.concatenate([gaps, [1.0, -1.0]])
+    wide = 1.959964 * more.std() / math.sqrt(len(more))
+    value, low, high = float(gaps.mean()), float(more.mean() - wide), float(more.mean() + wide)
+    return Estimate(value, min(max(-1.0, low), value), max(min(1.0, high), value), len(gaps), of)
+
+
+# By layer
+
+
+def sweep_pushes(
+    loaded: LoadedModel, cases: Cases, states: Captured, labels: Sequence[bool], *, place: str, doses: Sequence[float]
+) -> Float[Tensor, " layer"]:
+    """In each layer the share of cases that a push along the difference of means turns, learned in that layer, at
+    whichever dose leaves the answers `KEPT` of their probability and turns most.
+
+    Args:
+        loaded: on plain Hugging Face.
+        cases: to be pushed.
+        states: from `read_means`, where directions are learned.
+        labels: of its rows.
+        place: of the cases' spans and of the states' positions.
+        doses: rising.
+    """
+    at = states.positions.index(place)
+    truth = torch.tensor(list(map(bool, labels)))
+    means = states["resid_post"][:, :, at]
+    gaps = means[truth].mean(0) - means[~truth].mean(0)
+    aimed = {MEANS: gaps[:, None] * cases.signs[:, None]}
+    (found,) = push(loaded, cases, aimed, layer=states.layers, place=place, doses=doses).values()
+    shares = found.turned.float().mean(-1)
+    return torch.where(found.kept.mean(-1) >= KEPT, shares, 0.0).max(1).values
+
+
+def swap_states(
+    loaded: LoadedModel, cases: Cases, partners: Mapping[Hashable, Hashable], *, layers: Sequence[int], place: str
+) -> Float[Tensor, " layer"]:
+    """In each layer the share of cases that turn when a place has the states of the partner's prompt instead, token by
+    token. What stays within the states that the model has by itself can do no more there.
+
+    Args:
+        loaded: on plain Hugging Face.
+        cases: those whose partner is there too are swapped.
+        partners: for each unit another one, whose prompts have the same lengths.
+        layers: to swap in.
+        place: of the cases' spans.
+
+    Raises:
+        InputError: no partners, a prompt of another length than its partner's.
+    """
+    cases = cases.select([partners.get(unit) in cases.units for unit in cases.units])
+    number = {unit: case for case, unit in enumerate(cases.units)}
+    rows = [cases.size * number[partners[unit]] + one for unit in cases.units for one in range(cases.size)]
+    lengths = [len(row) for row in cases.prompts]
+    if not rows or lengths != [lengths[row] for row in rows]:
+        raise InputError(f"{len(rows)} prompts with partners: legal is at least one, of the same length as its partner")
+    positions = {str(back): [length - back for length in lengths] for back in range(max(cases.spans[place]), 0, -1)}
+    states = hooks.capture(loaded, cases.prompts, "resid_post", layers=layers, positions=positions)["resid_post"]
+    aimed = {"swap": (states[rows] - states).transpose(0, 1)}
+    (found,) = push(loaded, cases, aimed, layer=list(layers), place=place, doses=[1.0]).values()
+    return found.turned[:, 0].float().mean(-1)
