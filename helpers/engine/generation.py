@@ -209,7 +209,7 @@ def nudge(
 ) -> Nudged:
     """The logits of some tokens after each prompt, with a vector added to `resid_post` of a layer at its last tokens.
 
-    What comes before those runs once for each prompt, whatever the number of vectors.
+    What comes before those runs once for each prompt, whatever the number of vectors, and so do the first layers.
 
     Args:
         loaded: on plain Hugging Face.
@@ -251,7 +251,7 @@ def nudge(
     divergence, mass, loss = torch.full((3, *vectors.shape[:2]), torch.nan)
     for number, (row, count, some) in enumerate(zip(rows, counts, texts, strict=True)):
         beginning = _begun_with(loaded, row[:-count], family=1)
-        batch = _Batch(loaded, [[*row, *some[:-1]]] * (1 + len(vectors)), [beginning] * (1 + len(vectors)), 0)
+        batch = _Batch(loaded, [[*row, *some[:-1]]], [beginning], 0)
         taps: list[tuple[SiteName, int, backends.Tap]] = [
             ("resid_post", one, partial(_add, vectors[:, number, -count:] * (layers == one)[:, None, None], count))
             for one in layers.unique().tolist()
@@ -271,8 +271,8 @@ def nudge(
 def _add(
     vectors: Float[Tensor, "vector last_or_one d_model"], count: int, hidden: Float[Tensor, "row new d_model"]
 ) -> Float[Tensor, "row new d_model"]:
-    """To the first tokens of all rows but the first, which is left as it is."""
-    changed = hidden.clone()
+    """To the first tokens of all rows but the first, which is left as it is; up to the first layer all are one row."""
+    changed = hidden.expand(1 + len(vectors), -1, -1).clone()
     changed[1:, :count] += vectors.to(hidden)
     return changed
 
@@ -476,7 +476,7 @@ class _Begun:
             tuple(map(stacked, zip(*(one.values for one in begun.values()), strict=True))),
         )
 
-    def of_rows(self, kept: Bool[Tensor, " row"]) -> _Begun:
+    def of_rows(self, kept: Bool[Tensor, " row"] | Int[Tensor, " kept"]) -> _Begun:
         return replace(self, lengths=self.lengths[kept], families=self.families[kept])
 
     @cached_property
@@ -551,7 +551,11 @@ class _Batch:
         places = (self.begun.lengths[:, None] + self.seen.cumsum(1) - 1).clamp(min=0)
 
         def attend(call: AttentionCall) -> tuple[Tensor, None]:
-            return _attend_after_beginning(call, self.begun, mask[:, None], places)
+            begun, seen, at = self.begun, mask, places
+            if (n_rows := len(call.query)) > len(mask):  # one row that has become several
+                begun = begun.of_rows(mask.new_zeros(n_rows, dtype=torch.long))
+                seen, at = mask.expand(n_rows, -1, -1), places.expand(n_rows, -1)
+            return _attend_after_beginning(call, begun, seen[:, None], at)
 
         model = self.loaded.model
         with torch.inference_mode(), redirect(model, attend):
