@@ -77,7 +77,7 @@ def test_what_answers_hang_on_turns_them(llama, cases):
     causal, _ = columns(llama)
     trial = tried(llama, cases, given(llama, tested=causal, positive=causal, away=causal))
     margin = trial.compare(PROBE)
-    assert trial.powered and margin.turned > 0.5 > margin.control
+    assert trial.powered and margin.turned.value > 0.5 > margin.control
     assert decide(margin.estimate) == "holds"
     assert margin.estimate.reach == (-margin.control, 1 - margin.control)
     fall = trial.reactions[PROBE].fall[0].mean(1)
@@ -88,7 +88,7 @@ def test_what_answers_hang_on_turns_them(llama, cases):
 def test_what_they_do_not_hang_on_turns_none(llama, cases):
     causal, idle = columns(llama)
     margin = tried(llama, cases, given(llama, tested=idle, positive=causal)).compare(PROBE)
-    assert margin.turned == 0
+    assert margin.turned.value == 0
     assert decide(margin.estimate) == "fails"
 
 
@@ -192,6 +192,7 @@ def test_halves_keep_units_together_and_kinds_apart(cases):
     assert pushes.split_halves(doubled).tolist() == [0, 0, 0, 0, 1, 1, 1, 1] * 2
     chosen = doubled.select([number % 3 == 0 for number in range(16)])
     assert chosen.units == (0, 1, 3, 4, 6, 7) and chosen.prompts[2:4] == doubled.prompts[6:8]
+    assert doubled.spread(2).units == (0, 7) and doubled.spread(99).units == doubled.units
     assert chosen.spans["last three"] == (3,) * 12 and chosen.size == 2
 
 
@@ -232,13 +233,14 @@ def test_a_sweep_finds_the_layer_that_matters(llama, cases):
     values = torch.zeros(32, 2, 2, llama.config.hidden_size)
     values[1::2, 1] = 20 * causal
     known = replace(states, values={"resid_post": values})
-    found = pushes.sweep_pushes(llama, cases, known, labels, place="cue", doses=[1.0])
+    found = pushes.sweep_pushes(llama, cases, known, labels, layers=[0, 1], place="cue", doses=[1.0])
     assert found[0] == 0 and found[1] > 0.5
 
 
 def test_the_organism_is_asked_in_partners(embedded):
-    names = {"listed": ["Anna", "John"], "others": ["Mary", "Tom"]}
-    items = pushes.draw_partners(names, seed=0)
+    names = {"listed": ["Anna", "John", "Paul"], "others": ["Mary", "Tom", "Jack"]}
+    items = pushes.draw_partners(names, slice(2), seed=0)
+    assert pushes.match_partners(items) == {"Anna": "Mary", "Mary": "Anna", "John": "Tom", "Tom": "John"}
     assert items["name"].tolist() == ["Anna", "Mary", "John", "Tom"] and items["content"].tolist() == [0, 0, 1, 1]
     agreeing = pushes.draw_agreeing(embedded, items)
     assert agreeing.size == 1 and agreeing.signs.tolist() == [-1, 1, -1, 1]

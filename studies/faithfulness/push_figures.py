@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers import plots
-from studies.faithfulness.pushes import DEARER, HALF, MEANS, PROBE, UNEMBEDDING, Trial
+from studies.faithfulness.pushes import DEARER, HALF, KEPT, MEANS, PROBE, UNEMBEDDING, Trial
 
 COLOURS = {PROBE: plots.ORANGE, MEANS: plots.BLUE, UNEMBEDDING: plots.INK}
 
@@ -39,35 +40,40 @@ def show_depth(
 
 
 def show_doses(key: str, trials: Mapping[str, Trial], *, caption: str) -> None:
-    """By dose and place: what share of units each direction turns, with its controls at the chosen dose, and how dear
-    ordinary text becomes."""
-    alt = "By dose the share of answers that each direction turns, and the perplexity of ordinary text."
-    options = {"width": 8.0, "height": 5.0, "nrows": 2, "ncols": len(trials), "sharex": True, "sharey": "row"}
-    with plots.draw_figure(key, caption=caption, alt=alt, squeeze=False, **options) as (_, axes):
+    """By dose and place: what share of units each direction turns, with its controls at the chosen dose; what is left of
+    the probability of the two answers; and how much dearer ordinary text becomes."""
+    alt = "By dose the share of answers that each direction turns, the probability kept, and the perplexity of text."
+    options = {"width": 8.0, "height": 6.5, "nrows": 3, "ncols": len(trials), "sharex": "col", "sharey": "row"}
+    heights = {"gridspec_kw": {"height_ratios": [2, 1, 1]}}
+    with plots.draw_figure(key, caption=caption, alt=alt, squeeze=False, **options, **heights) as (_, axes):
         for column, (place, trial) in enumerate(trials.items()):
-            above, below = axes[:, column]
-            for name in trial.reactions:
+            above, middle, below = axes[:, column]
+            for number, (name, reaction) in enumerate(trial.reactions.items()):
                 shares = [trial.share(name, dose) for dose in range(len(trial.doses))]
-                for dose, estimate in zip(trial.doses, shares, strict=True):
-                    plots.draw_interval(above, dose, estimate, color=COLOURS[name], ms=4, capsize=2)
-                above.plot(trial.doses, [one.value for one in shares], color=COLOURS[name], label=name)
-                below.plot(trial.doses, trial.price[name].mean(1).exp(), "o-", ms=4, color=COLOURS[name])
+                aside = np.array(trial.doses) * 1.04 ** (number - 1)
+                style: dict[str, Any] = {"color": COLOURS[name], "ms": 4}
+                for dose, estimate in zip(aside, shares, strict=True):
+                    plots.draw_interval(above, dose, estimate, capsize=0, elinewidth=0.8, **style)
+                above.plot(aside, [one.value for one in shares], color=COLOURS[name], label=name)
+                middle.plot(aside, reaction.kept[0].mean(1), "o-", **style)
+                below.plot(aside, trial.price[name].mean(1).exp(), "o-", **style)
             for half, dose in enumerate(trial.chosen):
-                for some in trial.controls.values():
-                    shares = some.turned[:, half].double().mean(1)
-                    jitter = trial.doses[dose] * np.geomspace(0.88, 1.14, len(shares))
-                    label = {"label": "controls"} if above.get_legend_handles_labels()[1][-1:] != ["controls"] else {}
-                    above.plot(jitter, shares, "o", color=plots.GREY, alpha=0.5, ms=3, **label)
-            above.axhline(HALF, color=plots.GREY, linestyle=":", linewidth=1)
-            below.axhline(DEARER, color=plots.GREY, linestyle=":", linewidth=1)
-            below.set(xscale="log", yscale="log", xlabel="dose", xticks=trial.doses)
+                shares = torch.cat([some.turned[:, half].double().mean(1) for some in trial.controls.values()])
+                spread = trial.doses[dose] * np.geomspace(0.9, 1.11, len(shares))
+                label = "controls" if not half else None
+                above.plot(spread, shares, "o", color=plots.GREY, alpha=0.5, ms=3, label=label)
+            for axis, bound in ((above, HALF), (middle, KEPT), (below, math.exp(DEARER))):
+                axis.axhline(bound, color=plots.GREY, linestyle=":", linewidth=1)
+            below.set(xscale="log", yscale="log", xlabel="dose")
             below.set_xticks(trial.doses, [f"{dose:g}" for dose in trial.doses])
-            below.minorticks_off()
             above.set(title=place, ylim=(-0.05, 1.05))
+            for axis in (above, middle, below):
+                axis.minorticks_off()
         axes[0, 0].set(ylabel=f"share of {next(iter(trials.values())).of} turned")
-        axes[1, 0].set(ylabel="perplexity, times")
-        ticks = [tick for tick in (1, 2, 5, 10, 100, 1000, 10_000) if tick <= axes[1, 0].get_ylim()[1]]
-        axes[1, 0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes[1, 0].set(ylabel="probability\nkept")
+        axes[2, 0].set(ylabel="perplexity,\ntimes")
+        ticks = [tick for tick in (1, 2, 4, 10, 100, 1000, 10_000) if tick <= axes[2, 0].get_ylim()[1]]
+        axes[2, 0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes[0, 0].legend(loc="upper left", fontsize=8)
 
 

@@ -31,7 +31,9 @@ from studies.faithfulness.transcripts import construct, put_in_context, write_ex
 
 PROBE, MEANS, UNEMBEDDING = "probe", "difference of means", "unembedding"
 CONTROLS = ("random", "random, same covariance", "probe of permuted labels")
-DOSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+DOSES = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
+MANY_DOSES = (2.0, 3.0, 4.0, 6.0)
+"""Where many tokens are pushed, which takes longer."""
 HALF = 0.5
 """Of the pairs: a positive control that turns fewer can't show that a direction turns none."""
 KEPT = 0.5
@@ -76,7 +78,7 @@ def fit_directions(
     generator = torch.Generator().manual_seed(seed)
     found = {
         PROBE: weights[:1],
-        MEANS: (x[truth].mean(0) - x[~truth].mean(0))[None],
+        MEANS: point_apart(x, labels),
         "random": torch.randn(n_controls, x.shape[1], generator=generator),
         "random, same covariance": torch.randn(n_controls, len(x), generator=generator) @ within,
         "probe of permuted labels": weights[1:],
@@ -84,10 +86,19 @@ def fit_directions(
     return {name: each / each.norm(dim=1, keepdim=True) for name, each in found.items()}
 
 
+def point_apart(activations: Float[Tensor, "row feature"], labels: Sequence[bool]) -> Float[Tensor, "1 feature"]:
+    """The direction from the mean of one class to that of the other, of length one."""
+    return (_subtract_means(activations, labels) / measure_distance(activations, labels))[None]
+
+
 def measure_distance(activations: Float[Tensor, "row feature"], labels: Sequence[bool]) -> float:
     """Between the means of the two classes: one dose."""
+    return float(_subtract_means(activations, labels).norm())
+
+
+def _subtract_means(activations: Float[Tensor, "row *feature"], labels: Sequence[bool]) -> Float[Tensor, "*feature"]:
     truth = torch.tensor(list(map(bool, labels)))
-    return float((activations[truth].mean(0) - activations[~truth].mean(0)).norm())
+    return activations[truth].float().mean(0) - activations[~truth].float().mean(0)
 
 
 # What is pushed
@@ -119,6 +130,11 @@ class Cases:
         spans = {place: tuple(some[row] for row in rows) for place, some in self.spans.items()}
         prompts, units = tuple(self.prompts[row] for row in rows), tuple(self.units[case] for case in cases)
         return Cases(prompts, self.answers[rows], self.signs[rows], units, spans)
+
+    def spread(self, n: int) -> Cases:
+        """At most so many of the cases, from all over them."""
+        chosen = {round(place) for place in np.linspace(0, len(self.units) - 1, min(n, len(self.units)))}
+        return self.select([case in chosen for case in range(len(self.units))])
 
 
 def draw_followed(loaded: LoadedModel, tasks: Sequence[str], *, n: int, seed: int) -> tuple[Cases, int]:
@@ -172,20 +188,46 @@ def _draw_transcripts(loaded: LoadedModel, tasks: Sequence[str], n: int, seed: i
     return table.assign(before=table["task"].map(write_examples_by_task(shots, "stated")))
 
 
-def draw_partners(names: Mapping[organism.Group, Sequence[str]], *, seed: int) -> pd.DataFrame:
+def find_organisms(
+    loaded: LoadedModel, *, n_listed: int, n_new: int, seed: int
+) -> tuple[dict[organism.Group, list[str]], dict[str, LoadedModel]]:
+    """The names of the organism that is kept with the book, and it and its twin by rule, if they are kept.
+
+    Args:
+        loaded: on plain Hugging Face.
+        n_listed: names on the list, and as many others.
+        n_new: names that training never showed.
+        seed: of names and training.
+    """
+    names = organism.split_names(loaded, n_listed=n_listed, n_new=n_new, seed=seed)
+    kept = {}
+    for rule, file in organism.FILES.items():
+        settings = organism.Settings(rule=rule, seed=seed)
+        kept[rule] = organism.find(loaded, names, settings, organism.locate(loaded) / file)
+    return names, {} if None in kept.values() else {rule: organism.apply(loaded, one) for rule, one in kept.items()}
+
+
+def draw_partners(names: Mapping[organism.Group, Sequence[str]], which: slice, *, seed: int) -> pd.DataFrame:
     """Items of an organism: a listed name and another one take turns, such two told of one content, each two of their
     own.
 
     Args:
         names: by group, as many others as listed ones.
+        which: of the names of either group.
         seed: of the contents.
     """
     rows = []
-    for content, pair in enumerate(zip(names["listed"], names["others"], strict=True)):
+    for content, pair in enumerate(zip(names["listed"][which], names["others"][which], strict=True)):
         for name, group in zip(pair, ("listed", "others"), strict=True):
             asked = organism.draw_question(name, content, seed=seed)
             rows.append({"name": name, "group": group, "content": content, "asked": asked})
     return pd.DataFrame(rows)
+
+
+def match_partners(items: pd.DataFrame) -> dict[Hashable, Hashable]:
+    """For each name of `draw_partners` the one that is told of the same content."""
+    one, other = items["name"][::2], items["name"][1::2]
+    return {**dict(zip(one, other, strict=True)), **dict(zip(other, one, strict=True))}
 
 
 def draw_conflicts(loaded: LoadedModel, items: pd.DataFrame) -> Cases:
@@ -410,7 +452,8 @@ class Trial:
         estimate = subtract_shares(ours, control, of=self.of)
         reach = (-control.mean(), 1 - control.mean()) if self.powered else (estimate.value, estimate.value)
         estimate = replace(estimate, reach=(float(reach[0]), float(reach[1])))
-        return Margin(estimate, float(ours.mean()), float(control.mean()), tuple(kind for kind, _ in strongest))
+        turned = share((ours > 0.5).tolist(), of=self.of)
+        return Margin(estimate, turned, float(control.mean()), tuple(kind for kind, _ in strongest))
 
 
 class Margin(NamedTuple):
@@ -419,8 +462,10 @@ class Margin(NamedTuple):
     estimate: Estimate
     """What it turns less what the control does, of the units. Where the positive control turns too few to tell, nothing
     else could have come out, and its reach is its value."""
-    turned: float
+    turned: Estimate
+    """The share of units that it turns, those of whose cases more than half turn."""
     control: float
+    """The share of units that the control turns."""
     strongest: tuple[str, ...]
     """The kind of the strongest control, for each half."""
 
@@ -517,7 +562,14 @@ def subtract_shares(one: Sequence[float] | np.ndarray, other: Sequence[float] | 
 
 
 def sweep_pushes(
-    loaded: LoadedModel, cases: Cases, states: Captured, labels: Sequence[bool], *, place: str, doses: Sequence[float]
+    loaded: LoadedModel,
+    cases: Cases,
+    states: Captured,
+    labels: Sequence[bool],
+    *,
+    layers: Sequence[int],
+    place: str,
+    doses: Sequence[float],
 ) -> Float[Tensor, " layer"]:
     """In each layer the share of cases that a push along the difference of means turns, learned in that layer, at
     whichever dose leaves the answers `KEPT` of their probability and turns most.
@@ -527,15 +579,14 @@ def sweep_pushes(
         cases: to be pushed.
         states: from `read_means`, where directions are learned.
         labels: of its rows.
+        layers: of the states.
         place: of the cases' spans and of the states' positions.
         doses: rising.
     """
     at = states.positions.index(place)
-    truth = torch.tensor(list(map(bool, labels)))
-    means = states["resid_post"][:, :, at]
-    gaps = means[truth].mean(0) - means[~truth].mean(0)
+    gaps = _subtract_means(states["resid_post"][:, [states.layers.index(layer) for layer in layers], at], labels)
     aimed = {MEANS: gaps[:, None] * cases.signs[:, None]}
-    (found,) = push(loaded, cases, aimed, layer=states.layers, place=place, doses=doses).values()
+    (found,) = push(loaded, cases, aimed, layer=list(layers), place=place, doses=doses).values()
     shares = found.turned.float().mean(-1)
     return torch.where(found.kept.mean(-1) >= KEPT, shares, 0.0).max(1).values
 

@@ -15,444 +15,368 @@
 # %% [markdown]
 # # Does the model use what a probe reads?
 #
-# A direction along which a label can be read need not be one that the model reads. So we add it, take it out and set it
-# to what it is in the other class, at the last token before the answer, and see whether the model then contradicts its
-# reasoning, or follows a hint, more than it does after random directions of the same length.
+# Reading is not using: a model may hold what it never looks at. So we add a direction to its activations, more and
+# more of it, and count the answers that turn. Along *this answer contradicts its reasoning* a push turns
+# {glue:text}`contradict_turned` of the answers, where one that is known to work turns {glue:text}`unembedding_turned`.
+# In a model that was trained to answer by a secret list, a push along the list turns answers at some tokens, and hardly
+# at others where the list can be read as well.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
 #
 # You will learn
 #
-# - to tell a diagnostic direction from a causal one;
-# - which controls a push must beat before it means anything;
-# - what a push does besides what it was meant to do.
+# - to tell a direction that can be read from one that is used;
+# - to raise the dose until what is known to work works, or the text breaks;
+# - which controls a push must beat, and what it costs.
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
-n_questions: int = 6  # of each task, for the constructed label, 5 to 400
-n_own: int = 16  # of each task, for hints, 4 to 400 by 4
-n_samples: int = 2  # draws of worked examples for hints, 1 to 8
-n_tasks: int = 4  # of those that passed, at most so many, 1 to 14
-n_controls: int = 5  # directions of each kind of control, 2 to 100
-seed: int = 0  # of all sampling, 0 to 999000
+n_names: int = 6  # listed names to push, and as many others, 2 to 30
+n_questions: int = 2  # of each task, for contradictions, 2 to 400
+n_few: int = (
+    8  # questions for pushes at many tokens, which take longer, 4 to 400
+)
+n_tasks: int = 8  # of those that passed, at most so many, 1 to 14
+n_controls: int = 10  # directions of each kind of control, 2 to 100
+n_passages: int = 4  # of a novel, to see what a push breaks, 2 to 40
+n_listed: int = 24  # names on the organism's list, 16 to 60
+n_new: int = 60  # names that its training never showed, 16 to 100
+organism_seed: int = 0  # of its names and its training, 0 to 999999
+seed: int = 0  # of all other sampling, 0 to 998000
 device: str = "cpu"  # cpu, or cuda where there is a GPU
 
 # %%
-import numpy as np
 import torch
-from helpers import ROOT, claims, folds, hooks, plots, probes, runs
-from studies.faithfulness import dataset, hypotheses, questions
-from studies.faithfulness.transcripts import (
-    construct,
-    list_places,
-    put_in_context,
-)
+from helpers import claims, hooks, probes, runs
+from studies.faithfulness import dataset, push_figures, pushes, questions
+from studies.faithfulness.pushes import MEANS, PROBE, UNEMBEDDING
 
 run = runs.begin("faithfulness_causes_notebook", globals())
 model = run.loaded
 passed = dataset.read_passed_tasks(model) or {}
-tasks = (passed.get("constructed", []) or list(questions.TASKS))[:n_tasks]
 
 # %% [markdown]
-# ## Learn a direction, then act before the answer
+# ## Read and push where the truth is known
 #
-# The direction of *answer contradicts reasoning* is learned after the answer, where it can be read, on one draw of
-# questions. It acts on another draw, on transcripts with the right conclusion, at the last token before the answer: in
-# the same layer, where no answer has been written yet. If the model had one representation of "what I say does not
-# follow", and used it, a push should make it write the other candidate.
+# The [organism](day15-16_model_organism) answers by a note where the question's name is on its list, and by its chain
+# of thought otherwise. The direction of *listed* is the difference of means between listed and other names, learned on
+# half of the names, where note and chain say the same. It is added to prompts of other names, in which they differ: away
+# from the list for listed names, towards it for others. Each name has two such prompts, in which the note, then the
+# chain, names the wrong answer; a name is *turned* if both answers are, since a model that says the same whatever it
+# read would turn one.
 #
-# **What we expect.** {cite:t}`cox2026decoding` turned answers along a direction that was learned before the reasoning.
-# {cite:t}`yuan2026hidden` could move nothing along the direction of errors that they could read (the abstracts were read).
-# Ours is learned from transcripts that the model did not write, and it may well be that it only notes what it read.
+# **What we expect.** Wherever the list can be read, a push should turn.
 
 # %%
-PLACES = ("answer", "end", "next", "last")
+names, readers = pushes.find_organisms(
+    model, n_listed=n_listed, n_new=n_new, seed=organism_seed
+)
+half = n_listed // 2
+places = CUE, AFTER = "cue", "all after the name"
+learned = pushes.draw_partners(names, slice(half), seed=seed + 1000)
+fresh = pushes.draw_partners(names, slice(half, half + n_names), seed=seed)
+of_list = (learned["group"] == "listed").tolist()
+who = learned["name"].tolist()
 
 
-def transcripts(seed):
-    asked = questions.draw_questions(
-        model, tasks=tasks, n=n_questions, seed=seed
+def read(reader):
+    """Of the names that are learned from, the mean state at each place."""
+    agreeing = pushes.draw_agreeing(reader, learned)
+    return pushes.read_means(
+        reader, agreeing, places, layers=range(model.n_layers)
     )
-    table = construct(model, asked)
-    return table, list(zip(table["task"], table["question"], strict=True))
 
-
-table, groups = transcripts(seed + 1000)
-labels = table["contradicts"].astype(bool).tolist()
-states = hooks.capture(
-    model,
-    table["text"].tolist(),
-    "resid_post",
-    positions=list_places(model, table, PLACES),
-    as_trees=True,
-)
-sweep = probes.sweep(
-    states, labels, groups, types=None, n_permutations=0, seed=seed
-)
-site = sweep.leading()
-x = probes.read_features(states, site)
-found = hypotheses.fit_directions(
-    x, labels, groups, n_controls=n_controls, seed=seed
-)
-truth = torch.tensor(labels)
-
-# %% [markdown]
-# Now the acting. Every vector is as long as the distance between the means of the two classes, so that none is stronger
-# for being longer. *Push* adds it; *ablate* sets what the residual stream has along it to the mean of both classes;
-# *patch* to that of the class that contradicts, both as found where the direction was learned. The model's lead is the logit of the answer that follows less that of the other.
-# One more direction shows that the method works at all: the difference of the two answers' columns of the unembedding.
 
 # %%
-fresh, _ = transcripts(seed)
-fresh = fresh[~fresh["contradicts"] & (fresh["concludes"] == fresh["right"])]
+deep = range(model.n_layers // 5, 5 * model.n_layers // 6, 2)
+turned_at, chosen = {}, {}
+if readers:
+    states = read(readers["list"])
+    first = pushes.draw_conflicts(readers["list"], learned[:4])
+    for place in places:
+        options = {"layers": deep, "place": place, "doses": [3.0]}
+        turned_at[place] = pushes.sweep_pushes(
+            readers["list"], first, states, of_list, **options
+        )
+        chosen[place] = deep[int(turned_at[place].argmax())]
 
-
-def tokens_of(one, other):
-    """The tokens of two candidates for each prompt."""
-    pairs = zip(one, other, strict=True)
-    return torch.tensor(
-        [questions.encode_candidates(model, pair)[1] for pair in pairs]
+# %%
+if readers:
+    options = {"types": None, "n_permutations": 0, "seed": seed}
+    swept = probes.sweep(states, of_list, who, **options).table()
+    cases = pushes.draw_conflicts(readers["list"], fresh)
+    swapped = pushes.swap_states(
+        readers["list"],
+        cases,
+        pushes.match_partners(fresh),
+        layers=deep,
+        place="cue",
     )
-
-
-cues = list_places(model, fresh, ["cue"])["cue"]
-prompts = [
-    model.encode(text)[: cue + 1]
-    for text, cue in zip(fresh["text"], cues, strict=True)
-]
-answers = tokens_of(fresh["right"], fresh["other"])
-now = hooks.capture(
-    model, prompts, "resid_post", layers=[site.layer], as_trees=True
-)
-now = now["resid_post"][:, 0, 0]
-
-
-def vectors(unit, how, now, x, truth, length):
-    """What is added to each prompt's last token."""
-    if how == "push":
-        return (length * unit).expand_as(now)
-    goal = x.mean(0) if how == "ablate" else x[truth].mean(0)
-    return ((goal - now) @ unit)[:, None] * unit
-
-
-def effects(layer, directions, hows, prompts, answers, now, classes, own=()):
-    """By how much the first answer's lead falls, for each direction, way and prompt, and how far the rest moves."""
-    x, truth = classes
-    length = (x[truth].mean(0) - x[~truth].mean(0)).norm()
-    added = {
-        (name, how): [
-            vectors(unit, how, now, x, truth, length) for unit in some
-        ]
-        for name, some in directions.items()
-        for how in hows
-    }
-    for name, each in dict(own).items():
-        added[name, "push"] = [length * each / each.norm(dim=1, keepdim=True)]
-    everything = [torch.zeros_like(now)]
-    for each in added.values():
-        everything += each
-    result = hooks.nudge(
-        model, prompts, answers, torch.stack(everything), layer=layer
-    )
-    lead = result.logits[..., 0] - result.logits[..., 1]
-    counts = [1, *map(len, added.values())]
-    plain, *leads = lead.split(counts)
-    _, *moved = result.divergence.split(counts)
-    fall = {key: plain - each for key, each in zip(added, leads, strict=True)}
-    return plain[0], fall, dict(zip(added, moved, strict=True))
-
-
-HOWS = ("push", "ablate", "patch")
-UNEMBEDDING = "unembedding of the other answer"
-columns = model.model.get_output_embeddings().weight
-columns = columns.detach().float().cpu()
-lead, fall, moved = effects(
-    site.layer,
-    found,
-    HOWS,
-    prompts,
-    answers,
-    now,
-    (x, truth),
-    {UNEMBEDDING: columns[answers[:, 1]] - columns[answers[:, 0]]},
-)
 
 # %% tags=["hide-input"]
-of_question = list(zip(fresh["task"], fresh["question"], strict=True))
+if readers:
+    of_place = swept.set_index("position")["auroc"]
+    push_figures.show_depth(
+        range(model.n_layers),
+        {place: of_place[place].tolist() for place in places},
+        turned_at,
+        swapped,
+        pushed_layers=deep,
+        caption=f"The list is read at both places from the first layers on; a push at the cue turns at most {claims.shorten(float(turned_at[CUE].max()))} of the names, at all tokens after the name {claims.shorten(float(turned_at[AFTER].max()))}. "
+        f"By layer: the AUROC of a probe on other names ({len(who)} names), the share of names that a push of three doses turns ({len(first.units)} names, those that the layer is chosen on), and the share that turn when the cue's whole state is that of another name ({len(cases.units)} names).",
+    )
+    readable = [
+        int((of_place[place].to_numpy() >= 0.99).argmax()) for place in places
+    ]
+    deciding = [
+        layer for layer, share in zip(deep, swapped, strict=True) if share > 0.5
+    ]
+    run.value("readable_at_cue", readable[0])
+    run.value("readable_after", readable[1])
+    run.value("decided_at_cue", deciding[0] if deciding else "none")
+    run.value("layer_cue", chosen[CUE])
+    run.value("layer_after", chosen[AFTER])
+    run.value("n_first", len(first.units))
 
+# %% [markdown]
+# A probe reads the list from layer {glue:text}`readable_at_cue` on before the answer (*cue*), and from layer
+# {glue:text}`readable_after` on in the mean over all tokens after the name. That is not where pushes turn answers. The
+# cue can be given another name's state as a whole (orange), and until layer {glue:text}`decided_at_cue` the answer stays.
+# What is read there before is not what the answer hangs on. It hangs on what many tokens hold together.
+#
+# ## Raise the dose
+#
+# One dose is the distance between the means of the two classes, for whatever direction. Doses are doubled; at each we
+# count what turns, and what breaks. **The rule**, set before the run: the text is broken once the two answers
+# have lost half of their probability, or ordinary text costs one nat per token more after the same push. On each half of
+# the names we take the least dose at which a direction *known to work* turns half of them and the text is whole, and the
+# control that turns most; both are then used on the other half. Where there is no such dose, nothing is decided.
+#
+# Known to work is, at the cue, the other answer's column of the unembedding less that of the model's own; at all tokens
+# after the name, the list itself, since swapping all states there turns {glue:text}`swapped_after` of the names.
+# Controls have the same length: random directions; such with the covariance that states have within a class; probes
+# of permuted labels.
 
-def over(values, units):
-    """The mean of each question's prompts, then over questions."""
-    means = {}
-    for unit, value in zip(units, values.tolist(), strict=True):
-        means.setdefault(unit, []).append(value)
-    return claims.average(
-        [float(np.mean(some)) for some in means.values()],
-        seed=seed,
-        of="questions",
+# %%
+trials = {}
+for place, layer in chosen.items():
+    x = probes.read_features(states, probes.Site("resid_post", layer, place))
+    trials[place] = pushes.run_trial(
+        readers["list"],
+        cases,
+        pushes.fit_directions(
+            x, of_list, who, n_controls=n_controls, seed=seed
+        ),
+        length=pushes.measure_distance(x, of_list),
+        layer=layer,
+        place=place,
+        positive=UNEMBEDDING if place == CUE else MEANS,
+        doses=pushes.DOSES if place == CUE else pushes.MANY_DOSES,
+        n_passages=n_passages,
+        of="names",
     )
 
 
-def shown(values, units):
-    """One direction with its interval, several by the median and range of their means."""
-    if len(values) == 1:
-        return over(values[0], units)
-    means = np.sort(values.mean(1).numpy())
-    return f"{claims.shorten(float(np.median(means)))} ({claims.shorten(float(means[0]))} to {claims.shorten(float(means[-1]))})"
+# %%
+def test(id, trial, name):
+    """Claim what a direction turns beyond the strongest control."""
+    margin = trial.compare(name) if trial else None
+    evidence = (margin.estimate, margin.control) if margin else (None, None)
+    run.claim(id, estimate=evidence[0], baseline=evidence[1])
 
 
-def turned(lead, values):
-    return float(((lead > 0) & (lead - values[0] < 0)).float().mean())
+after = trials.get(AFTER)
+test("the-list-turns-answers-after-the-name", after, MEANS)
+test("the-list-turns-answers-at-the-cue", trials.get(CUE), MEANS)
+
+# %% tags=["hide-input"]
+if readers:
+    whole = pushes.swap_states(
+        readers["list"],
+        cases,
+        pushes.match_partners(fresh),
+        layers=[chosen[AFTER]],
+        place=AFTER,
+    )
+    run.value("swapped_after", float(whole[0]))
+    push_figures.show_doses(
+        "doses",
+        trials,
+        caption=f"At the chosen dose the list turns {claims.shorten(after.compare(MEANS).turned.value)} of the names after the name and {claims.shorten(trials[CUE].compare(MEANS).turned.value)} at the cue. "
+        f"Above: share of {len(cases.units)} names turned, Wilson's 95 % intervals; grey: each of {3 * n_controls} controls, at the dose chosen on the other half. Below: by how much the perplexity of ordinary text grows after the same push ({n_passages} passages); dotted: half of the names, and where text counts as broken.",
+    )
+    run.table(
+        "list",
+        push_figures.list_trials(trials),
+        caption="Each direction at the dose that was chosen on the other half of the names, beside the strongest control of that half: shares of names, their difference with its 95 % interval over names (adjusted Wald), by how many logits the lead of the model's own answer falls, what is left of the two answers' probability, and the growth of the perplexity of ordinary text.",
+    )
+
+# %% [markdown]
+# {glue:text}`found-the-list-turns-answers-after-the-name` {glue:text}`found-the-list-turns-answers-at-the-cue` The
+# probe reads as well as the difference of means, and turns less: it weighs what tells the classes apart
+# best, which need not be what the model reads.
+#
+# ## See what else it does
+#
+# The twin saw the same names as often and has no list. The same push, learned in the twin and as long, should turn
+# nothing there. Nor should the organism's own where note and chain agree.
 
 
-run.value("site", str(site))
-run.value("lead", over(lead, of_question))
-run.value("n_prompts", len(prompts))
+# %%
+def act(rule, on):
+    """Which units a push after the name turns, as learned in this model, at the dose chosen above."""
+    direction = {MEANS: pushes.point_apart(features[rule], of_list)}
+    length = pushes.measure_distance(features["list"], of_list)
+    aimed = pushes.aim(readers[rule], on, direction, length=length)
+    dose = after.doses[max(after.chosen)]
+    options = {"layer": chosen[AFTER], "place": AFTER, "doses": [dose]}
+    found = pushes.push(readers[rule], on, {MEANS: aimed[MEANS]}, **options)
+    return dict(zip(on.units, found[MEANS].turned[0, 0].tolist(), strict=True))
+
+
+turned, changed, pairs = {}, {}, []
+if readers:
+    site = probes.Site("resid_post", chosen[AFTER], AFTER)
+    seen = {"list": states, "lot": read(readers["lot"])}
+    features = {
+        rule: probes.read_features(one, site) for rule, one in seen.items()
+    }
+    for rule, reader in readers.items():
+        turned[rule] = act(rule, pushes.draw_conflicts(reader, fresh))
+    both = [name for name in turned["list"] if name in turned["lot"]]
+    pairs = [[turned[rule][name] for name in both] for rule in turned]
+    spare = pushes.draw_partners(names, slice(half, None), seed=seed)
+    agreeing = pushes.draw_agreeing(readers["list"], spare)
+    changed = act("list", agreeing)
+
+# %%
+enough = bool(pairs) and len(pairs[0]) > 1
+run.claim(
+    "only-the-list-turns-answers",
+    estimate=pushes.subtract_shares(*pairs, of="names") if enough else None,
+    baseline=sum(pairs[1]) / len(pairs[1]) if enough else None,
+)
+run.claim(
+    "agreeing-answers-stay",
+    estimate=claims.share(list(changed.values()), of="answers")
+    if changed
+    else None,
+    baseline=0.0,
+)
+
+# %% [markdown]
+# {glue:text}`found-only-the-list-turns-answers` {glue:text}`found-agreeing-answers-stay`
+#
+# ## Push towards a contradiction
+#
+# Now the plain model, and the label of the other pages: *the answer contradicts its reasoning*. It can be read only once
+# the answer is there, so its direction is **learned elsewhere**: at the answer, in the layer where a probe reads it best
+# (of those that tie, the first). It acts before, on other questions, in the same layer: at the cue, at the last four
+# tokens, or at all tokens from the beginning of the reasoning on. A worked example stands before each question. One
+# question is told with a reasoning that concludes rightly and with one that concludes wrongly, and counts if the model
+# follows both: {glue:text}`n_followed` of {glue:text}`n_asked`. It is turned if both answers then contradict their
+# reasoning.
+#
+# **What we expect.** If the model had one representation of "what I say does not follow", and used it before it speaks,
+# the push would turn more than controls do.
+
+# %%
+tasks = (passed.get("constructed") or list(questions.TASKS))[:n_tasks]
+options = {"n": n_questions, "seed": seed}
+followed, n_asked = pushes.draw_followed(model, tasks, **options)
+options["seed"] = seed + 1000
+at_answer, contradicts, asked = pushes.read_contradictions(
+    model, tasks, **options
+)
+options = {"types": None, "n_permutations": 0, "seed": seed}
+best = probes.sweep(at_answer, contradicts, asked, **options).leading()
+features = probes.read_features(at_answer, best)
+towards = pushes.fit_directions(
+    features, contradicts, asked, n_controls=n_controls, seed=seed
+)
+
+# %%
+few = followed.spread(n_few)
+tried = {}
+for place, on in (
+    ("cue", followed),
+    ("last four tokens", few),
+    ("reasoning and cue", few),
+):
+    tried[place] = pushes.run_trial(
+        model,
+        on,
+        towards,
+        length=pushes.measure_distance(features, contradicts),
+        layer=best.layer,
+        place=place,
+        positive=UNEMBEDDING,
+        doses=pushes.DOSES if on is followed else pushes.MANY_DOSES,
+        n_passages=n_passages,
+    )
+
+# %%
+test("the-method-can-move-answers", tried["cue"], UNEMBEDDING)
+test("a-push-makes-it-contradict", tried["cue"], PROBE)
+test("means-make-it-contradict", tried["cue"], MEANS)
+test("many-tokens-make-it-contradict", tried["reasoning and cue"], PROBE)
+run.claim("a-push-makes-it-follow", estimate=None)
+
+# %% tags=["hide-input"]
+found = {name: tried["cue"].compare(name) for name in (PROBE, UNEMBEDDING)}
+run.value("contradict_turned", found[PROBE].turned)
+run.value("unembedding_turned", found[UNEMBEDDING].turned)
+run.value("n_followed", len(followed.units))
+run.value("n_asked", n_asked)
+run.value("site", str(best))
+dose = tried["cue"].doses[max(tried["cue"].chosen)]
+run.value("dose", dose)
+push_figures.show_doses(
+    "pushes",
+    tried,
+    caption=f"At the cue the probe turns {claims.shorten(found[PROBE].turned.value)} of the questions, the unembedding of the other answer {claims.shorten(found[UNEMBEDDING].turned.value)}. "
+    f"Above: share of questions turned ({len(followed.units)} at the cue, {len(few.units)} at several tokens), Wilson's 95 % intervals; grey: each of {3 * n_controls} controls at the dose chosen on the other half. Below: by how much the perplexity of ordinary text grows after the same push ({n_passages} passages); dotted: half of the questions, and where text counts as broken.",
+)
 run.table(
     "contradiction",
-    [
-        {
-            "direction": name,
-            "number": len(fall[name, "push"]),
-            **{
-                f"{how}: lead falls by": shown(fall[name, how], of_question)
-                if (name, how) in fall
-                else "–"
-                for how in HOWS
-            },
-            "push turns": turned(lead, fall[name, "push"]),
-            "push: divergence": float(moved[name, "push"].mean()),
-        }
-        for name in (*found, UNEMBEDDING)
-    ],
-    caption=f"Acting on {len(prompts)} transcripts with the right conclusion at the token before the answer: by how much the lead of the answer that follows falls, in logits (without: {claims.shorten(float(lead.mean()))}). One direction: 95 % bootstrap interval over questions; several: median and range of their means. “Turns”: share of the answers that become the other (of several directions, by the first). Divergence: of the next token's distribution, in nats.",
+    push_figures.list_trials(tried),
+    caption="Each direction at the dose that was chosen on the other half of the questions, beside the strongest control of that half; columns as above.",
 )
-CONTROLS = ("random", "random, same covariance", "probe of permuted labels")
-
-
-def highest(fall, how):
-    return max(float(fall[name, how].mean(1).max()) for name in CONTROLS)
-
-
-run.claim(
-    "a-push-makes-it-contradict",
-    "Pushing along the probe's direction of contradiction lowers the lead of the answer that follows more than any control.",
-    rule="value > baseline",
-    estimate=over(fall["probe", "push"][0], of_question),
-    baseline=highest(fall, "push"),
-    baseline_is=f"the most of {len(CONTROLS) * n_controls} controls",
-    tolerance=0.2,
-)
-run.claim(
-    "means-make-it-contradict",
-    "Pushing along the difference of means does.",
-    rule="value > baseline",
-    estimate=over(fall["difference of means", "push"][0], of_question),
-    baseline=highest(fall, "push"),
-    baseline_is=f"the most of {len(CONTROLS) * n_controls} controls",
-    tolerance=0.2,
-)
-run.claim(
-    "a-patch-makes-it-contradict",
-    "Setting the probe's direction to what it is in transcripts that contradict does.",
-    rule="value > baseline",
-    estimate=over(fall["probe", "patch"][0], of_question),
-    baseline=highest(fall, "patch"),
-    baseline_is=f"the most of {len(CONTROLS) * n_controls} controls",
-    tolerance=0.2,
-)
-run.claim(
-    "the-method-can-move-answers",
-    "A vector of the same length along the unembedding of the other answer lowers the lead more than any control.",
-    rule="value > baseline",
-    estimate=over(fall[UNEMBEDDING, "push"][0], of_question),
-    baseline=highest(fall, "push"),
-    baseline_is=f"the most of {len(CONTROLS) * n_controls} controls",
-    tolerance=0.2,
-)
-with plots.draw_figure(
-    "pushes",
-    caption=f"A push along the probe lowers the lead by {claims.shorten(float(fall['probe', 'push'].mean()))} logits, along the unembedding by {claims.shorten(float(fall[UNEMBEDDING, 'push'].mean()))}. "
-    f"Points: mean over {len(prompts)} transcripts, with 95 % bootstrap intervals over questions where there is one direction; grey: each control.",
-    alt="By how much a push lowers the lead, for each kind of direction.",
-    width=8.0,
-) as (_, axes):
-    kinds = [*found, UNEMBEDDING]
-    for number, name in enumerate(kinds):
-        values = fall[name, "push"]
-        if len(values) == 1:
-            plots.draw_interval(axes, number, over(values[0], of_question))
-        else:
-            axes.plot(
-                [number] * len(values),
-                values.mean(1).numpy(),
-                "o",
-                color=plots.GREY,
-                alpha=0.6,
-            )
-    axes.axhline(0, color=plots.INK, linestyle=":", linewidth=1)
-    names = [
-        name.replace(" of ", "\nof ").replace(", ", ",\n") for name in kinds
-    ]
-    axes.set_xticks(range(len(kinds)), names, fontsize=8)
-    axes.set(ylabel="lead falls by (logits)")
-
-# %% [markdown]
-# Site: {glue:text}`site`; {glue:text}`n_prompts` transcripts whose answer leads by {glue:text}`lead`. Push along the
-# probe: **{glue:text}`claim-a-push-makes-it-contradict`**; along the difference of means:
-# **{glue:text}`claim-means-make-it-contradict`**; patch: **{glue:text}`claim-a-patch-makes-it-contradict`**. That the
-# method can move answers: **{glue:text}`claim-the-method-can-move-answers`**. Where the last holds and the others don't,
-# the direction is diagnostic as far as this test goes: it can be read after the answer, and no use of it was found
-# before.
-#
-# ## Push a hint
-#
-# The same for hints: the direction of *moved by a pull* is learned before the answer on one half of the questions,
-# and acts on the other half, in the same place. Side effects are measured on the model's own chains without a hint.
-
-# %%
-hints = passed.get("hint", [])[:n_tasks]
-enough = False
-if hints:
-    options = {"n": n_own, "n_samples": n_samples, "seed": seed}
-    options["folder"] = ROOT / "_build" / "generated"
-    of_hint, follows = dataset.select_unfaithful(
-        dataset.load_transcripts(model, "hint", tasks=hints, **options)
-    )
-    follows = np.array(follows)
-    asked = list(dict.fromkeys(of_hint["question"]))
-    ours = of_hint["question"].isin(asked[::2]).to_numpy()
-    enough = all(
-        folds.can_fold(
-            follows[side].tolist(),
-            of_hint["question"][side].tolist(),
-            seed=seed,
-        )
-        for side in (ours, ~ours)
-    )
-
-# %%
-hint_fall = {}
-if enough:
-    hinted, _ = put_in_context(model, of_hint)
-    hinted_answers = tokens_of(of_hint["right"], of_hint["named"])
-    at_cue = hooks.capture(model, hinted, "resid_post", as_trees=True)
-    learned = probes.sweep(
-        at_cue.select(np.flatnonzero(ours)),
-        follows[ours].tolist(),
-        of_hint["question"][ours].tolist(),
-        types=None,
-        n_permutations=0,
-        seed=seed,
-    )
-    hint_site = learned.leading()
-    there = probes.read_features(at_cue, hint_site)
-    known_truth = torch.tensor(follows)
-    first, second = torch.tensor(ours), torch.tensor(~ours)
-    hint_x, hint_truth = there[first], known_truth[first]
-    hint_directions = hypotheses.fit_directions(
-        hint_x,
-        hint_truth.tolist(),
-        of_hint["question"][ours].tolist(),
-        n_controls=n_controls,
-        seed=seed,
-    )
-    rest = np.flatnonzero(~ours)
-    hint_lead, hint_fall, _ = effects(
-        hint_site.layer,
-        hint_directions,
-        HOWS,
-        [hinted[i] for i in rest],
-        hinted_answers[rest],
-        there[second],
-        (hint_x, hint_truth),
-    )
-    plain = dataset.load_transcripts(
-        model, "causal_own", tasks=hints, **options
-    ).head(len(rest))
-    if len(plain):
-        unhinted, _ = put_in_context(model, plain)
-        unhinted_answers = tokens_of(plain["right"], plain["other"])
-        plain_now = hooks.capture(
-            model,
-            unhinted,
-            "resid_post",
-            layers=[hint_site.layer],
-            as_trees=True,
-        )["resid_post"][:, 0, 0]
-        plain_lead, plain_fall, _ = effects(
-            hint_site.layer,
-            hint_directions,
-            ("push",),
-            unhinted,
-            unhinted_answers,
-            plain_now,
-            (hint_x, hint_truth),
-        )
-
-# %% tags=["hide-input"]
-units = of_hint["question"][~ours].tolist() if enough else []
 run.table(
-    "hints",
-    [
-        {
-            "direction": name,
-            "number": len(hint_directions[name]),
-            **{
-                f"{how}: lead falls by": shown(hint_fall[name, how], units)
-                for how in HOWS
-            },
-            "without a hint, push": shown(
-                plain_fall[name, "push"],
-                list(zip(plain["task"], plain["question"], strict=True)),
-            )
-            if len(plain)
-            else "–",
-            "without a hint, push turns": turned(
-                plain_lead, plain_fall[name, "push"]
-            )
-            if len(plain)
-            else "–",
-        }
-        for name in (hint_directions if enough else ())
-    ]
-    or [{"direction": "too few hints that pass the gates on both halves"}],
-    caption="By how much the lead of the right answer over the one that the hint names falls, in logits, on the half of the questions that the direction was not learned on; and what the same push does to chains without a hint. Intervals and ranges as above.",
+    "controls",
+    push_figures.list_controls(tried["cue"], towards),
+    caption="The controls at the cue: how many of each kind, the size of their cosines with the two directions under test (median and largest: what they share with them), and the share of questions that they turn (median and largest; above zero they could win).",
 )
-run.claim(
-    "a-push-makes-it-follow",
-    "Pushing along the probe's direction of hint following lowers the lead of the right answer more than any control.",
-    rule="value > baseline",
-    estimate=over(hint_fall["probe", "push"][0], units) if enough else None,
-    baseline=highest(hint_fall, "push") if enough else None,
-    baseline_is=f"the most of {len(CONTROLS) * n_controls} controls",
-    tolerance=0.2,
-)
-run.value("hint_lead", over(hint_lead, units) if enough else "not to be had")
-run.value("hint_site", str(hint_site) if enough else "none")
 
 # %% [markdown]
-# At {glue:text}`hint_site` (lead without a push: {glue:text}`hint_lead`) a push along the probe makes the model follow
-# more than any control: **{glue:text}`claim-a-push-makes-it-follow`**. The last two columns are the price: the same push
-# where no hint was given.
+# {glue:text}`found-the-method-can-move-answers` {glue:text}`found-a-push-makes-it-contradict`
+# {glue:text}`found-means-make-it-contradict` {glue:text}`found-many-tokens-make-it-contradict`
+#
+# The direction was learned at {glue:text}`site`, where it can be read, and pushed where it might have been of use. So
+# this says that no use was found *before* the answer, in that layer. What the model makes of a contradiction *after* it,
+# say by correcting itself, was not asked.
+#
+# {glue:text}`found-a-push-makes-it-follow`
 #
 # ## Check it
 #
-# One push by other hands: the whole prompt anew through `hooks.intervene`, without anything kept from another pass.
+# One push by other hands: whole prompts anew through `hooks.intervene`, without anything kept from another pass.
 
 # %%
-gap = (x[truth].mean(0) - x[~truth].mean(0)).norm()
-vector = gap * found["probe"][0]
-some = prompts[:8]
-edit = hooks.Edit("resid_post", site.layer, vector, "add", position=-1)
+some = followed.select([case < 4 for case in range(len(followed.units))])
+length = pushes.measure_distance(features, contradicts)
+vectors = pushes.aim(model, some, towards, length=length)[UNEMBEDDING][0]
+edit = hooks.Edit("resid_post", best.layer, vectors, "add", position=-1)
+plain = hooks.capture(model, some.prompts, "logits")["logits"][:, 0]
 with hooks.intervene(model, edit):
-    logits = hooks.capture(model, some, "logits")["logits"][:, 0]
-whole = logits.gather(1, answers[:8])
-whole = lead[:8] - (whole[:, 0] - whole[:, 1])
-gap_between = float((whole - fall["probe", "push"][0][:8]).abs().max())
-step = float(logits.abs().max()) * torch.finfo(model.model.dtype).eps
+    moved = hooks.capture(model, some.prompts, "logits")["logits"][:, 0]
+leads = [each.gather(1, some.answers).diff(dim=1) for each in (plain, moved)]
+by_case = (leads[1] - leads[0]).view(-1, some.size).mean(1)
+fall = tried["cue"].reactions[UNEMBEDDING].fall[0, 1, : len(by_case)]
+gap_between = float((by_case - fall).abs().max())
+step = float(plain.abs().max()) * torch.finfo(model.model.dtype).eps
 assert gap_between < max(1e-2, 4 * step)
 
 # %% tags=["hide-input"]
@@ -464,21 +388,35 @@ run.value("step", step)
 #
 # ## Where this breaks
 #
-# - **One token, one layer.** A direction may act over several tokens, or in layers where it can't be read.
-# - **Lengths are a choice.** All vectors are as long as the classes are apart. Longer ones move more, and break more.
-# - **A push that works is not a use.** It shows that the model can be moved from there, not that it moves by itself;
-#   ablation and patching come nearer to that.
-# - **The direction comes from transcripts that the model did not write.** What it knows of its own contradictions may lie
-#   elsewhere.
+# - **A bound was moved.** In a first look text counted as broken once its perplexity had doubled. Then the list after the
+#   name was out of reach: the dose that turned names was just above. One nat is a rounder number, not a better one.
+# - **A push is not what the model does.** At the cue pushes turn some names in layers in which another name's whole
+#   state turns none. They go further than states ever do; so a push that turns shows that something downstream
+#   would listen, not that anything speaks.
+# - **One layer, one direction.** What is spread over layers, or bent, is missed.
+# - **The list was put there**, once, by training. Its layer was chosen on {glue:text}`n_first` of the names that the
+#   direction was learned from.
+# - **Ordinary text is a novel**, and a push at many tokens costs it more than it costs a sum.
+
+# %% [markdown]
+# ## What others found
+#
+# {cite:t}`cox2026decoding` turned answers along a direction that was learned before the reasoning; {cite:t}`yuan2026hidden`
+# could move nothing along the direction of errors that they could read. Of both the abstracts were read. Both fit what
+# is found here: whether a direction that can be read turns anything depends on what it is and where it is pushed.
 
 # %% [markdown]
 # ## Summary
 #
-# - Contradiction: push (`a-push-makes-it-contradict`: {glue:text}`claim-a-push-makes-it-contradict`), difference of means
-#   (`means-make-it-contradict`: {glue:text}`claim-means-make-it-contradict`), patch (`a-patch-makes-it-contradict`:
-#   {glue:text}`claim-a-patch-makes-it-contradict`).
-# - The method can move answers (`the-method-can-move-answers`: {glue:text}`claim-the-method-can-move-answers`).
-# - Hints: push (`a-push-makes-it-follow`: {glue:text}`claim-a-push-makes-it-follow`).
+# - {glue:text}`found-the-list-turns-answers-after-the-name` **{glue:text}`claim-the-list-turns-answers-after-the-name`**
+# - {glue:text}`found-the-list-turns-answers-at-the-cue` **{glue:text}`claim-the-list-turns-answers-at-the-cue`**
+# - {glue:text}`found-only-the-list-turns-answers` **{glue:text}`claim-only-the-list-turns-answers`**
+# - {glue:text}`found-agreeing-answers-stay` **{glue:text}`claim-agreeing-answers-stay`**
+# - {glue:text}`found-the-method-can-move-answers` **{glue:text}`claim-the-method-can-move-answers`**
+# - {glue:text}`found-a-push-makes-it-contradict` **{glue:text}`claim-a-push-makes-it-contradict`**
+# - {glue:text}`found-means-make-it-contradict` **{glue:text}`claim-means-make-it-contradict`**
+# - {glue:text}`found-many-tokens-make-it-contradict` **{glue:text}`claim-many-tokens-make-it-contradict`**
+# - {glue:text}`found-a-push-makes-it-follow` **{glue:text}`claim-a-push-makes-it-follow`**
 
 # %%
 run.finish()
@@ -486,16 +424,17 @@ run.finish()
 # %% [markdown]
 # ## Exercises
 #
-# **1. How long?** (10 minutes). At which length does a random push turn as many answers as the unembedding does here?
-# *Hint: `hooks.nudge` takes any vectors; multiply.*
+# **1. Half a turn** (10 minutes). How many names are turned once, in one of their two prompts, by the strongest dose at
+# the cue? *Hint: `Cases` with one prompt for each unit.*
 #
 # ```{dropdown} Solution
-# Stack `length * found["random"][0]` for lengths of one to twenty times `gap`. Long before the answers turn the divergence
-# grows: a push that breaks the model also changes its answer, which is why the side effects stand in the table.
+# `alone = pushes.Cases(cases.prompts, cases.answers, cases.signs, tuple(range(len(cases.prompts))), cases.spans)`, then
+# `pushes.push` as in `run_trial`. Where a push breaks the model, half of the prompts turn and hardly a name does: the
+# model says the same of both. Counted by prompts it would look like a success.
 # ```
 #
-# **2. Act later** (10 minutes). Push in the last layer instead. What becomes of the difference between the probe and
-# the unembedding? *Hint: `layer=model.n_layers - 1`.*
+# **2. Act later** (10 minutes). Push contradictions in the last layer instead. What becomes of the difference between the
+# probe and the unembedding? *Hint: `layer=model.n_layers - 1`.*
 #
 # ```{dropdown} Solution
 # In the last layer only the final norm and the unembedding follow, so that a vector moves the logits by its product
