@@ -165,7 +165,12 @@ def read_protocol(text: str) -> dict[str, Expected]:
 
 
 def average(
-    samples: Sequence[float], *, seed: int, of: str = "sequences", groups: Sequence[Hashable] | None = None
+    samples: Sequence[float],
+    *,
+    seed: int,
+    of: str = "sequences",
+    groups: Sequence[Hashable] | None = None,
+    within: tuple[float, float] | None = None,
 ) -> Estimate:
     """The mean with its 95 % percentile bootstrap interval (`scipy.stats.bootstrap`, 10,000 resamples).
 
@@ -177,6 +182,8 @@ def average(
         seed: of the resampling.
         of: what the independent units are, in the plural.
         groups: for each sample its group, of which there are at least two.
+        within: the least and the most that a sample can be. Where all are alike a bootstrap has no width; with this the
+            interval says how far the mean moves if as many lie at either end as may go unseen (Wilson's interval).
 
     Raises:
         InputError: fewer than two samples, one that is not finite, or another number of groups.
@@ -197,7 +204,9 @@ def average(
     if groups is not None:
         numbers = average_groups(numbers, groups)
     if np.ptp(numbers) == 0:  # exactly, where a mean would round
-        middle = low = high = numbers[0]
+        middle, unseen = numbers[0], 1 - share([True] * len(numbers)).low
+        least, most = within or (middle, middle)
+        low, high = middle - unseen * (middle - least), middle + unseen * (most - middle)
     elif groups is not None:
         middle, (low, high) = numbers.mean(), ttest_1samp(numbers, 0).confidence_interval()
     else:

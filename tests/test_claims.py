@@ -157,6 +157,16 @@ def test_constants_give_an_interval_of_no_width(number, n):
     assert estimate.low == estimate.value == estimate.high == number
 
 
+def test_constants_within_known_ends_have_wilsons_interval():
+    found = claims.average([1.0] * 16, seed=0, within=(-1.0, 1.0))
+    unseen = 1 - claims.share([True] * 16).low
+    assert (found.value, found.high) == (1.0, 1.0) and found.low == pytest.approx(1 - 2 * unseen)
+    middle = claims.average([0.0] * 16, seed=0, within=(-1.0, 1.0))
+    assert (middle.low, middle.high) == (pytest.approx(-unseen), pytest.approx(unseen))
+    few = claims.average([0.0] * 16, seed=0, groups=range(16), within=(0.0, 1.0))
+    assert (few.low, few.high) == (0.0, pytest.approx(unseen))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_sample_that_is_not_finite_is_refused(bad, refused):
     with refused("NaN or infinite"):

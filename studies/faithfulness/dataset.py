@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -346,9 +347,9 @@ def describe_pairs(rows: pd.DataFrame, *, seed: int) -> dict[str, Estimate | Non
     """
     loss = torch.tensor(rows["mean_lost_without"].to_numpy(dtype=float))
     folds = pd.factorize(rows["task"])[0].tolist()
-    found = evaluate(-loss, rows["did"].tolist(), list_units(rows), folds=folds, seed=seed)
+    auroc = evaluate(-loss, rows["did"].tolist(), list_units(rows), folds=folds, seed=seed)["auroc"]
     changes = rows.groupby(["did", "task", "question"])["needs_chain"].any()
-    return {"ceiling": found["auroc"]} | {
+    return {"ceiling": auroc and replace(auroc, of="pairs")} | {
         name: claims.share(changes[did].tolist(), of="questions")
         for name, did in (("changes_less", True), ("changes_more", False))
     }
