@@ -98,7 +98,7 @@ def make_dataset(
     parts += [_make_causes(loaded, n=n_causal, own=own, **options) for own in (False, True)]
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     table = _number(loaded, table, tasks, seed)
-    table.attrs = {"able": list(able)}
+    table.attrs = {"able": able}
     return table
 
 
