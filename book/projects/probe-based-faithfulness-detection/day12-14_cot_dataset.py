@@ -404,7 +404,8 @@ for measure in causes.MEASURES:
 # same candidate where a task has few, else next to each other in size (names: in the draw). Of a pair, the answer that loses less is said *not to
 # hang* on its chain. A pair stays together in folds and counts as one; close ones, and answers that change with the order, are
 # left out. The partner decides too: even the loss itself tells the label with an AUROC of {glue:text}`ceiling` only. And a sure
-# answer has more to lose (rank correlation {glue:text}`sure_and_needed`), so that a probe must beat the model's own output.
+# answer has more to lose (rank correlation {glue:text}`sure_and_needed`), while how far the options are apart without the chain
+# tells the label with {glue:text}`sure_without`: a probe must beat the model's own output.
 #
 # ## Audit the design
 #
@@ -430,7 +431,8 @@ for label in figures.LABELS:
         behaviour[label] = rows.assign(did=did), checked
 
 # %% tags=["hide-input"]
-pairs = dict.fromkeys(("ceiling", "changes_less", "changes_more"))
+ABOUT = ("ceiling", "sure_without", "changes_less", "changes_more")
+pairs = dict.fromkeys(ABOUT)
 if "causal_given" in behaviour:
     pairs = dataset.describe_pairs(behaviour["causal_given"][0], seed=seed)
 for key, value in pairs.items():
