@@ -51,16 +51,8 @@ def planted(seed, strength, n_questions=40):
 
 def answers(sweeps):
     """H1, H2 and H5 as the chapters ask them."""
-    _, middle, late = hypotheses.split_thirds(N_LAYERS)
-
-    def stream(layers=range(N_LAYERS), positions=POSITIONS):
-        return lambda site: site.component == "resid_post" and site.layer in layers and site.position in positions
-
-    return {
-        "H1": hypotheses.contrast(sweeps, stream(middle), stream(late), seed=0),
-        "H2": hypotheses.contrast(sweeps, stream(positions=POSITIONS[:1]), stream(positions=POSITIONS[1:]), seed=0),
-        "H5": hypotheses.contrast(sweeps, lambda site: site.component == "head_z", stream(), seed=0),
-    }
+    sides = hypotheses.name_sides(N_LAYERS, POSITIONS, POSITIONS)
+    return {name: hypotheses.contrast(sweeps, *of_name, seed=0) for name, of_name in sides.items()}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +77,14 @@ def test_the_leading_site_is_the_planted_one():
     assert sweep.leading().layer == 4 and sweep.leading().position == "last"
     tied = planted(0, lambda component, layer, position, head: 5.0 * (layer in (1, 4)) + layer / 10)
     assert tied.auroc[..., 0].mean(1).max() > 0.99 and tied.leading().layer == 1, "the first of those that tie"
+    assert tied.leading([site for site in tied.sites if site.layer > 1]).layer == 4
+
+
+def test_at_a_ceiling_nothing_can_be_decided():
+    """14 questions that every site reads without error: no comparison, and no failure."""
+    found = answers([planted(0, lambda *site: 9.0, n_questions=14)])
+    assert {verdict(name, estimate) for name, estimate in found.items()} == {"out of reach"}
+    assert all((estimate.n, estimate.of) == (14, "questions") for estimate in found.values())
 
 
 @pytest.mark.slow

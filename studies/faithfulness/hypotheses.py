@@ -71,8 +71,35 @@ def split_thirds(n_layers: int) -> tuple[range, range, range]:
     return range(first), range(first, second), range(second, n_layers)
 
 
+def name_sides(
+    n_layers: int, places: Sequence[str], two: tuple[str, str]
+) -> dict[str, tuple[Callable[[Site], bool], Callable[[Site], bool]]]:
+    """For H1, H2 and H5 whether a site is of the kind that should read better, and of the other.
+
+    Args:
+        n_layers: of the model.
+        places: tokens that count.
+        two: the second-to-last of them and the last.
+    """
+    _, middle, late = split_thirds(n_layers)
+
+    def stream(layers: Sequence[int] = range(n_layers), places: Sequence[str] = places) -> Callable[[Site], bool]:
+        return lambda site: site.component == "resid_post" and site.layer in layers and site.position in places
+
+    return {
+        "H1": (stream(middle), stream(late)),
+        "H2": (stream(places=two[:1]), stream(places=two[1:])),
+        "H5": (lambda site: site.component == "head_z" and site.position in places, stream()),
+    }
+
+
 def contrast(
-    sweeps: Sequence[Sweep], one: Callable[[Site], bool], other: Callable[[Site], bool], *, seed: int
+    sweeps: Sequence[Sweep],
+    one: Callable[[Site], bool],
+    other: Callable[[Site], bool],
+    *,
+    of: str = "questions",
+    seed: int,
 ) -> Estimate | None:
     """The AUROC of the best of some sites less that of the best of others (H1, H2, H5); None if neither reads anything.
 
@@ -81,6 +108,7 @@ def contrast(
             fold.
         one: whether a site is of the first kind.
         other: whether it is of the second.
+        of: what the groups of the sweeps are, in the plural.
         seed: of the bootstrap.
 
     Raises:
@@ -95,7 +123,7 @@ def contrast(
         return None
     labels, groups, folds = _pooled([(sweep.labels.tolist(), sweep.groups, sweep.folds) for sweep in sweeps])
     first, second = (_joined([found.scores for found in of_draw]) for of_draw in best)
-    return subtract(first, second, labels, groups, folds=folds, seed=seed)
+    return replace(subtract(first, second, labels, groups, folds=folds, seed=seed), of=of)
 
 
 class Draw(NamedTuple):
