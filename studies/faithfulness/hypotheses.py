@@ -21,7 +21,7 @@ from torch import Tensor
 
 from helpers import InputError, probes
 from helpers.claims import Estimate, average
-from helpers.folds import assign_stratified_folds, make_generator, permute_labels
+from helpers.folds import assign_stratified_folds, permute_labels
 from helpers.probes import Site, Sweep
 from helpers.scores import combine, compute_auroc, subtract
 
@@ -298,119 +298,6 @@ def _compare_tasks(draw: Draw, tasks: Sequence[str], seed: int) -> Float[ndarray
             [areas[f"not {task}", task] for task in tasks],
         ]
     )
-
-
-class Attack(NamedTuple):
-    """What an adversary who may choose the style makes of probes."""
-
-    clean: Estimate
-    """AUROC in the style of the training rows."""
-    attacked: Estimate
-    """Where the transcripts of either class come in the style that was worst for the probe in the training folds."""
-    cost: Estimate
-    """The first less the second (H4)."""
-
-
-def attack(
-    draws: Sequence[Draw], sources: Mapping[str, Sequence[Rows]], *, styles: Sequence[str] | None = None, seed: int
-) -> Attack:
-    """Train in some styles, let an adversary choose a style for each class, and average over what was trained on.
-
-    Args:
-        draws: with every transcript in every style.
-        sources: by name, for each draw the rows that may be trained on.
-        styles: those that the adversary may choose; all by default.
-        seed: of folds and bootstrap.
-
-    Raises:
-        InputError: a training set without both classes.
-    """
-    parts = {
-        name: [
-            _attacked(draw, rows, styles, assign_draw_folds(draw, seed))
-            for draw, rows in zip(draws, of_draw, strict=True)
-        ]
-        for name, of_draw in sources.items()
-    }
-    labels, groups, folds = _pooled([(draw.labels, draw.questions, assign_draw_folds(draw, seed)) for draw in draws])
-    clean, attacked = [], []
-    for name, of_draw in parts.items():
-        scores = _joined([part.scores for part in of_draw])
-        clean.append((1 / len(parts), scores, _flat(sources[name])))
-        attacked.append((1 / len(parts), scores, _flat([part.chosen for part in of_draw])))
-    cost = clean + [(-weight, scores, rows) for weight, scores, rows in attacked]
-    return Attack(*(combine(terms, labels, groups, folds=folds, seed=seed) for terms in (clean, attacked, cost)))
-
-
-class _Attacked(NamedTuple):
-    scores: Float[Tensor, " row"]
-    chosen: Rows
-
-
-def _attacked(draw: Draw, source: Rows, styles: Sequence[str] | None, folds: Int[Tensor, " row"]) -> _Attacked:
-    """Scores of all rows by the probes that did not see their fold, and those rows that the adversary puts there."""
-    z = probes.standardise(draw.activations[None])
-    labels, numbers = np.asarray(draw.labels, dtype=bool), folds.numpy()
-    styles = sorted(set(draw.domains) if styles is None else styles)
-    of_style = {style: _equal(draw.domains, style) for style in styles}
-    found, chosen = torch.empty(len(labels)), np.zeros(len(labels), dtype=bool)
-    for fold in range(int(folds.max()) + 1):
-        left = numbers != fold
-        training = left & source
-        if len(set(labels[training])) < 2:
-            raise InputError(f"without fold {fold} the training set has one class: legal are both")
-        tasks = torch.from_numpy(labels[training])[:, None]
-        fits = probes.fit(z[:, training], tasks, method="ridge", penalties=[PENALTY])
-        scores = fits.scores(z)[0, 0, :, 0]
-
-        def meant(pair: tuple[str, str]) -> Rows:
-            return np.where(labels, of_style[pair[0]], of_style[pair[1]])
-
-        def area(pair: tuple[str, str], scores: Tensor = scores, left: Rows = left) -> float:
-            rows = torch.from_numpy(meant(pair) & left)
-            return float(compute_auroc(scores[rows], torch.from_numpy(labels)[rows]))
-
-        worst = meant(min(product(styles, styles), key=area))
-        found[~left] = scores[~left]
-        chosen |= worst & ~left
-    return _Attacked(found, chosen)
-
-
-def draw_one_style_each(transcripts: Sequence[Hashable], styles: Sequence[str], *, seed: int) -> Rows:
-    """Of every transcript one style at random: as many rows as one style has, of all styles (for the remedy)."""
-    generator = make_generator(seed)
-    names = sorted(set(styles))
-    meant = {transcript: names[generator.integers(len(names))] for transcript in dict.fromkeys(transcripts)}
-    return np.array([meant[one] == style for one, style in zip(transcripts, styles, strict=True)])
-
-
-def tie_styles(
-    labels: Sequence[bool],
-    transcripts: Sequence[Hashable],
-    styles: Sequence[str],
-    pair: tuple[str, str],
-    *,
-    share: float,
-    seed: int,
-) -> Rows:
-    """Of every transcript one of two styles, so that of each class so large a share has its own: the first style goes
-    with the label, the second with its absence.
-
-    Raises:
-        InputError: a share below one half or above one.
-    """
-    if not 0.5 <= share <= 1:
-        raise InputError(f"share = {share}: legal are 0.5 to 1")
-    generator = make_generator(seed)
-    label_of = dict(zip(transcripts, map(bool, labels), strict=True))
-    meant = {}
-    for label in (True, False):
-        ones = [one for one in label_of if label_of[one] == label]
-        order = generator.permutation(len(ones))
-        for place, number in enumerate(order):
-            own = place < round(share * len(ones))
-            meant[ones[number]] = pair[0 if own == label else 1]
-    return np.array([meant[one] == style for one, style in zip(transcripts, styles, strict=True)])
 
 
 def fit_directions(
