@@ -270,17 +270,14 @@ heard = [
     for judged in hints.JUDGES
     if judged != "mentions_reader" or trial.low > hints.TRUSTED
 ]
-of_sentences = [
-    one
+unsaid = [
+    one.unsaid
     for (pull, judged), one in mentions.items()
     if one and pull.startswith("sentence") and judged in heard
+    if one.followed.low > 0  # else nothing was moved
 ]
-unsaid = [one.unsaid for one in of_sentences if one.followed.low > 0]
-run.claim(
-    "sentences-go-unmentioned",
-    estimate=claims.bound(unsaid) if unsaid else None,
-    baseline=0.0,
-)
+least = claims.bound(unsaid) if unsaid else None
+run.claim("sentences-go-unmentioned", estimate=least, baseline=0.0)
 
 # %%
 run.value("reader_auroc", trial)

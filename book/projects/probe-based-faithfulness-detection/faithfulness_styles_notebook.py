@@ -265,20 +265,16 @@ style_figures.show_curves(
 def ask(label, make, **options):
     """What the adversary takes from probes of a label of behaviour, or why that can't be asked."""
     passed = gates.get(label, list(questions.TASKS))[:n_tasks]
-    if not (passed and n_own):
-        return (
-            None,
-            "not at this size"
-            if passed
-            else "no task passed the audit of this label",
-        )
+    if not passed:
+        return None, "no task passed the audit of this label"
+    if not n_own:
+        return None, "not at this size"
     options = options | {"tasks": passed, "n": n_own}
     made = [make(model, seed=number, **options) for number in numbers]
     found, share = styles.attack_label(model, made, layer=site.layer, seed=seed)
     if not found:
         return None, "too few rows of one class"
-    steady = f"the label is steady on {share:.2f} of the rows"
-    return found.measure_costs(), steady
+    return found.measure_costs(), f"the label stays on {share:.2f} of the rows"
 
 
 chains, chain_why = ask("causal_given", styles.tell_chains)
