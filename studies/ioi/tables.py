@@ -399,14 +399,15 @@ def list_tasks(
 
 
 def describe_needs(heads: Sequence[tuple[str, Head]], beyond: Sequence[Estimate]) -> dict[str, str]:
-    """Which heads surely add less than they should, and of which it can't be told, all looked at together.
+    """Which heads surely add less than they should, all looked at together, and of which that is not sure either way.
 
     Args:
         heads: (role, head).
         beyond: by how much each adds more than it should.
     """
-    wide = [claims.widen(one, len(beyond)) for one in beyond]
-    kinds = {"idle_heads": [one.high < 0 for one in wide], "doubtful_heads": [one.low <= 0 <= one.high for one in wide]}
+    idle = [claims.widen(one, len(beyond)).high < 0 for one in beyond]
+    doubtful = [one.low <= 0 and not sure for one, sure in zip(beyond, idle, strict=True)]
+    kinds = {"idle_heads": idle, "doubtful_heads": doubtful}
     return {
         key: name_heads([head for (_, head), so in zip(heads, these, strict=True) if so])
         for key, these in kinds.items()

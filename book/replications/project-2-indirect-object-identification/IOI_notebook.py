@@ -342,7 +342,7 @@ if found.stages:
     )
 
 # %% [markdown]
-# This is {glue:text}`outcome`, {glue:text}`circuit_share` of all heads; not so firm: {glue:text}`infirm_heads`. A
+# This is {glue:text}`outcome`, {glue:text}`circuit_share` of all heads; not firm: {glue:text}`infirm_heads`. A
 # *negative* head writes against the answer; an *S-suppressor* looks at the subject and lowers it, as a head of GPT-2
 # small does with whatever it attends to {cite:p}`mcdougall2023copy`. Which role feeds which? Every path is measured for
 # itself.
@@ -370,14 +370,14 @@ if circuit:
             for edge in edges
         ],
         caption=f"Every path between roles that was tried, in logits: mean over {n_patched} prompts of the first sample, 95 % interval over templates in brackets, not widened. "
-        f"Keys and values are those of whole key/value heads, each shared by {model.n_heads // hooks.count_heads(model, 'k')} query heads: what goes into a head here also goes into those beside it.",
+        f"Keys and values are those of whole key/value heads ({model.n_heads // hooks.count_heads(model, 'k')} query heads on each): what goes into one goes into all query heads that share it.",
     )
 
 # %% [markdown]
 # The arrows are not all. Of what S-inhibition costs when knocked out (below), a share of
 # {glue:text}`inhibition_elsewhere` is lost also while name movers and S-suppressors write what they wrote: that much runs
-# outside the drawn paths into them. And an arrow is no need: without name movers {glue:text}`without_movers` of
-# {glue:text}`whole_difference` logits are left.
+# outside the drawn paths into them. And an arrow is no need: without name movers {glue:text}`without_movers` logits are left,
+# with them {glue:text}`whole_difference`.
 
 # %% [markdown]
 # ## Look at what the last heads look at
@@ -660,8 +660,7 @@ for id, values in {
 # %% [markdown]
 # ## Test the circuit as a whole
 #
-# How much is left with every head outside the circuit knocked out, and with the circuit? The answer depends on
-# six choices at least {cite:p}`miller2024transformer`. Ours: (1) nodes, not edges; (2) heads, while MLPs stay; (3)
+# How much is left without the heads outside the circuit, and without the circuit? The answer depends on six choices at least {cite:p}`miller2024transformer`. Ours: (1) nodes, not edges; (2) heads, while MLPs stay; (3)
 # means over p_ABC by template and order fill the gap, or single p_ABC prompts (resampled); (4) all positions; (5)
 # p_ABC goes into the clean run; (6) ablated is the complement, or the circuit.
 #
