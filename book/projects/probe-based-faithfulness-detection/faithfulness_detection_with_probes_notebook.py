@@ -253,8 +253,8 @@ if others:
 # %% [markdown]
 # At the answer the stream reaches {glue:text}`auroc_answer`, at the full stop {glue:text}`auroc_end`, then
 # {glue:text}`auroc_next` and {glue:text}`auroc_last`. At the cue it is {glue:text}`auroc_cue`, as there the two transcripts of a
-# pair are still the same. Somebody who can read needs no probe for this label. It is good for asking *where* a model holds
-# what is known to be there.
+# pair are still the same. Who can read needs no probe for this label; it is good for asking *where* a model holds what is
+# known to be there.
 #
 # ## Compare kinds of sites on all training questions
 
@@ -291,7 +291,7 @@ answers = {
 # half with a contradiction, and is tested on others. **What is compared** is its mean AUROC over these sizes: one number for
 # every probe, with an upper end, and an interval over questions (each tenth left out in turn, of training and test alike). By
 # the same number sites are chosen on the questions above; fresh ones are what is reported. How many questions bring a probe to {glue:text}`goal`
-# is easier to grasp, but has no value where a curve does not get there; the table has it.
+# is in the table; it has no value where a curve does not get there.
 
 
 # %%
@@ -555,7 +555,6 @@ run.value("theirs", theirs if learned else "not to be had")
 # - **The sites were given.** A probe that has to find its site from the same few questions needs more of them. And intervals are
 #   those of the sites that were chosen: another head may do better or worse.
 # - **Thirds are ours.** A best late layer that is the first of its third hardly tells late from middle.
-# - **The language model that is asked** sees the transcript, not the worked examples before it.
 # - **Reading is not using.** Nothing here says that the model uses what a probe reads
 #   ([causes](faithfulness_causes_notebook)).
 
