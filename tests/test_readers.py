@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import baselines, claims
+from helpers import baselines, claims, probes
 from helpers.folds import assign_folds
+from helpers.hooks import Captured
 from helpers.scores import compute_auroc, subtract
 from studies.faithfulness import readers, transcripts
 
@@ -88,6 +89,36 @@ def test_the_models_lean_points_away_from_the_answer(monkeypatch):
     assert readers.read_lean(None, "constructed", rows).tolist() == [-3, 3]
     assert readers.read_lean(None, "hint", rows).tolist() == [-3, -3]
     assert readers.read_lean(None, "causal_own", rows).tolist() == [-3, -3]
+
+
+def noise(seed, n_questions=20, strength=0.0):
+    """Probes of three sites, of which one may read the label."""
+    generator = torch.Generator().manual_seed(seed)
+    truth, questions = [False, True] * 2 * n_questions, [number // 4 for number in range(4 * n_questions)]
+    x = torch.randn(len(truth), 3, 1, 8, generator=generator)
+    x[:, 0, 0, 0] += strength * (torch.tensor(truth).float() * 2 - 1)
+    axes = {"resid_post": ("example", "layer", "position", "d_model")}
+    states = Captured({"resid_post": x}, axes, (0, 1, 2), ("last",), torch.full((len(truth),), 9))
+    return probes.sweep(states, truth, questions, types=None, n_permutations=100, penalties=[100.0], seed=seed)
+
+
+def test_on_noise_a_margin_is_hardly_ever_supported():
+    verdicts = []
+    for seed in range(40):
+        found, other = noise(seed), noise(seed + 1000)  # what is fitted to the text has the same luck of training
+        texts = {str(number): scores for number, scores in enumerate(other.scores)}
+        best = readers.choose_best(texts, found.labels.tolist(), found.folds)
+        margin = readers.measure_margin(found, best.scores, seed=seed)
+        verdicts.append(claims.decide("margin", "", rule="value > 0.02", estimate=margin).verdict)
+    assert verdicts.count("holds") <= 2 and verdicts.count("not run") >= 30
+
+
+def test_a_margin_is_asked_where_either_side_reads():
+    found, chance = noise(0, strength=2.0), torch.zeros(80)
+    margin = readers.measure_margin(found, chance, of="pairs", seed=0)
+    assert margin and margin.low > 0.2 and (margin.n, margin.of) == (20, "pairs")
+    told = readers.measure_margin(noise(0), found.labels.float(), seed=0)
+    assert told and told.high < 0 and told.reach == (-1, 0)
 
 
 @pytest.mark.parametrize("label", list(readers.ASKED))

@@ -7,6 +7,7 @@ part before its answer. A rule may know besides which answer is right.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -15,12 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from helpers import InputError, baselines
+from helpers.claims import Estimate
 from helpers.engine.inputs import as_list
 from helpers.models import LoadedModel
-from helpers.scores import compute_auroc
+from helpers.probes import Sweep
+from helpers.scores import compute_auroc, evaluate, subtract
 from studies.faithfulness import questions, transcripts
 from studies.faithfulness.gates import score_rules
 from studies.faithfulness.hints import HINTS
+from studies.faithfulness.hypotheses import READABLE
 from studies.faithfulness.questions import Question
 
 RULE, OUTPUT, READER = "best single rule", "the model's own output", "a language model, asked"
@@ -118,6 +122,24 @@ def choose_best(
     best = torch.stack([(areas.sum(0) - areas[fold]).argmax() for fold in numbers])
     names = list(scores)
     return Chosen(values[best[folds], torch.arange(len(folds))], tuple(names[number] for number in best.tolist()))
+
+
+def measure_margin(found: Sweep, best: Float[Tensor, " row"], *, of: str = "questions", seed: int) -> Estimate | None:
+    """By how much the AUROC of a probe, its site chosen in the other folds, exceeds that of what needs none; None where
+    neither reads the label: an interval by bootstrap knows nothing of the luck of training, and noise would often do.
+
+    Args:
+        found: with permutations, by which the probe reads the label or not (`hypotheses.READABLE`).
+        best: of `choose_best`, in the same folds.
+        of: what the sweep's groups are, in the plural.
+        seed: of the bootstrap.
+    """
+    probe, known = found.best(), (found.labels.tolist(), list(found.groups))
+    options = {"folds": found.folds, "seed": seed}
+    told = evaluate(best, *known, **options)["auroc"]
+    if probe.p_value >= READABLE and not (told and told.low > 0.5):
+        return None
+    return replace(subtract(probe.scores, best, *known, **options), of=of)
 
 
 def read_lean(loaded: LoadedModel, label: str, rows: pd.DataFrame) -> Float[Tensor, " row"]:

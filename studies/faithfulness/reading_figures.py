@@ -35,6 +35,14 @@ COMPONENTS = {
 }
 
 
+def list_tasks(passed: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    """The tasks of each label, in words."""
+    return [
+        {"label": NAMES[label], "tasks": ", ".join(tasks).replace("_", " ") or "none"}
+        for label, tasks in passed.items()
+    ]
+
+
 def show_crossing(table: pd.DataFrame, *, caption: str) -> None:
     """Show the transcripts of one question: the verdict right or wrong, in two orders, the answer following or not.
 

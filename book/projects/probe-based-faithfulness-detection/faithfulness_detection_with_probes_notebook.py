@@ -43,13 +43,13 @@ reader_name: str = ""  # of a language model that is asked about transcripts; em
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # cpu, or cuda where there is a GPU
 
-# %%
+# %% tags=["hide-input"]
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from helpers import ROOT, claims, folds, hooks, models, probes, runs
-from helpers.scores import subtract, tabulate
+from helpers.scores import tabulate
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import roc_auc_score
 from studies.faithfulness import (
@@ -69,16 +69,7 @@ place = {"dtype": dtype, "device": device}
 reader = models.load(reader_name, **place) if reader_name else model
 
 # %%
-on_record = dataset.read_passed_tasks(model)
-LABELS = ("constructed", *dataset.BEHAVIOURS)
-passed = {
-    label: list(
-        questions.TASKS if on_record is None else on_record.get(label, [])
-    )[:n_tasks]
-    for label in LABELS
-}
-some = {"tasks": passed["constructed"][:1], "seed": seed}
-example = questions.draw_questions(model, n=1, **some)[:1]
+example = questions.draw_questions(model, tasks=["addition"], n=1, seed=seed)
 reading_figures.show_crossing(
     transcripts.construct(model, example),
     caption="One question told eight times: between the classes only this differs, whether the answer follows from the reasoning before it (blue) or contradicts it (orange). Each candidate is concluded, answered and named last equally often in both. Shown are the last sentence of the reasoning and the answer.",
@@ -89,16 +80,16 @@ reading_figures.show_crossing(
 # answer was moved by a hint that its chain does not mention, or hardly depends on a chain that it was given, or on its own.
 # A label is asked only on tasks where nothing else tells it ([days 12 to 14](day12-14_cot_dataset)).
 
-# %% tags=["hide-input"]
+# %%
+on_record = dataset.read_passed_tasks(model)
+every = list(questions.TASKS)
+passed = {
+    label: (every if on_record is None else on_record.get(label, []))[:n_tasks]
+    for label in NAMES
+}
 run.table(
     "passed",
-    [
-        {
-            "label": NAMES[label],
-            "tasks": ", ".join(some).replace("_", " ") or "none",
-        }
-        for label, some in passed.items()
-    ],
+    reading_figures.list_tasks(passed),
     caption=f"Tasks on which each label passed its audit, at most {n_tasks} of them"
     + ("." if on_record else " (not known for this model, so all are taken)."),
 )
@@ -111,10 +102,10 @@ run.table(
 # would be a surprise.
 #
 # Each guess compares two kinds of sites by AUROC, and holds where the whole interval exceeds {glue:text}`bound`. The best site
-# of each kind is chosen without the questions that are tested; where one site is named, it is the first within {glue:text}`tied`
-# of the best. Where neither kind reads the label (p < {glue:text}`readable` on labels
-# permuted within tasks, the choice repeated), the verdict is "not run". Where the other kind leaves less than
-# {glue:text}`bound` to gain, no data could make the guess hold, and it is "out of reach".
+# of each kind is chosen without the questions that are tested; where one is named, it is the first within
+# {glue:text}`tied` of the best. Where neither kind reads the label (p < {glue:text}`readable` on labels permuted within
+# tasks), the verdict is "not run". Where the other kind leaves less than {glue:text}`bound` to gain, no data could make the
+# guess hold, and it is "out of reach".
 
 # %% tags=["hide-input"]
 BOUND = float(hypotheses.HYPOTHESES["H1"].rule.split()[-1])
@@ -178,7 +169,7 @@ def captured(table, sites, places, **options):
 
 # %%
 rows_of, others, first_draw = {}, None, None
-sweeps = {label: [] for label in LABELS}
+sweeps = {label: [] for label in NAMES}
 for number in range(n_data_seeds) if passed["constructed"] else ():
     asked = draw(number * n_questions, n_questions)
     table = transcripts.construct(model, asked)
@@ -209,11 +200,11 @@ def read_without(label):
         model, label, rows, *known, reader=reader, **options
     )
     best = readers.choose_best(without, known[0], found.folds)
-    probe = found.best().scores
-    margin = subtract(probe, best.scores, *known, **options)
-    scores = {"probe": probe, "best without": best.scores} | without
-    table = tabulate(scores, *known, **options)
-    return replace(margin, of=UNITS[label]), table
+    margin = readers.measure_margin(
+        found, best.scores, of=UNITS[label], seed=seed
+    )
+    scores = {"probe": found.best().scores, "best without": best.scores}
+    return margin, tabulate(scores | without, *known, **options)
 
 
 # %%
@@ -253,8 +244,8 @@ if others:
 # %% [markdown]
 # At the answer the stream reaches {glue:text}`auroc_answer`, at the full stop {glue:text}`auroc_end`, then
 # {glue:text}`auroc_next` and {glue:text}`auroc_last`. At the cue it is {glue:text}`auroc_cue`, as there the two transcripts of a
-# pair are still the same. Somebody who can read needs no probe for this label. It is good for asking *where* a model holds
-# what is known to be there.
+# pair are still the same. Who can read needs no probe for this label; it is good for asking *where* a model holds what is
+# known to be there.
 #
 # ## Compare kinds of sites on all training questions
 
@@ -280,7 +271,7 @@ answers = {
 
 # %% [markdown]
 # Over all four tokens, middle less late layers is {glue:text}`h1_value`, and the best head less the best stream
-# {glue:text}`h5_value`: both sides are at the ceiling. At the hard tokens, where the stream stays below
+# {glue:text}`h5_value`; near an AUROC of one there is nothing left to gain. At the hard tokens, where the stream stays below
 # {glue:text}`hard_bound` ({glue:text}`hard`), they are {glue:text}`h1_value_hard` and {glue:text}`h5_value_hard`. The
 # second-to-last token less the last is {glue:text}`h2_value`. The model reads from left to right, so no token knows whether it
 # is the last: H2 compares two distances from the answer.
@@ -290,8 +281,8 @@ answers = {
 # With few training questions all probes err, and differ. A probe sees one transcript of each of {glue:text}`sizes` questions,
 # half with a contradiction, and is tested on others. **What is compared** is its mean AUROC over these sizes: one number for
 # every probe, with an upper end, and an interval over questions (each tenth left out in turn, of training and test alike). By
-# the same number sites are chosen on the questions above; fresh ones are what is reported. How many questions bring a probe to {glue:text}`goal`
-# is easier to grasp, but has no value where a curve does not get there; the table has it.
+# the same number sites are chosen on the questions above; reported are fresh ones. How many questions bring a probe to
+# {glue:text}`goal` is in the table.
 
 
 # %%
@@ -477,7 +468,7 @@ reading_figures.show_grid(
 # For each label the best probe, its site chosen in the other folds, less the best of what needs none, chosen there too.
 
 # %%
-for label in LABELS:
+for label in NAMES:
     tail, margin = reading_figures.COLUMNS[label][0], margins.get(label)
     run.value(f"why_margin_{tail}", explain(label))
     run.claim(
@@ -497,7 +488,7 @@ run.table(
                 row["auroc"],
                 row["auroc_low"],
                 row["auroc_high"],
-                margins[label].n,
+                len(set(sweeps[label][0].groups)),
                 UNITS[label],
             ),
         }
@@ -550,10 +541,11 @@ run.value("theirs", theirs if learned else "not to be had")
 # ## Where this breaks
 #
 # - **One small model, one kind of contradiction**: a handful of templates, two candidates, four styles, all written by us.
-#   Intervals are over questions of these tasks, and say nothing of other tasks.
+#   Intervals are over questions of these tasks, not over tasks.
 # - **Fewer features learn faster.** The cut stream tests one way to be narrow, not all.
-# - **The sites were given.** A probe that has to find its site from the same few questions needs more of them.
-# - **The language model that is asked** sees the transcript, not the worked examples before it.
+# - **The sites were given.** A probe that has to find its site from the same few questions needs more of them. And intervals are
+#   those of the sites that were chosen: another head may do better or worse.
+# - **Thirds are ours.** A best late layer that is the first of its third hardly tells late from middle.
 # - **Reading is not using.** Nothing here says that the model uses what a probe reads
 #   ([causes](faithfulness_causes_notebook)).
 
@@ -632,5 +624,6 @@ run.finish()
 #
 # ## References
 #
-# {cite:t}`mirtaheri2025detecting`, {cite:t}`mirtaheri2026catching`, {cite:t}`cox2026decoding`, {cite:t}`yuan2026hidden` and {cite:t}`zaman2025chain`, in full in the
+# {cite:t}`mirtaheri2025detecting`, {cite:t}`mirtaheri2026catching`, {cite:t}`cox2026decoding`,
+# {cite:t}`yuan2026hidden` and {cite:t}`zaman2025chain`, in full in the
 # [bibliography](../../reference/bibliography).
