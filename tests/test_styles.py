@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import claims
+from helpers import claims, hooks
 from helpers.scores import compute_auroc
 from studies.faithfulness import styles
 from studies.faithfulness.hypotheses import HYPOTHESES, Draw, assign_draw_folds
+from studies.faithfulness.transcripts import list_places
 
 NAMES = ("terse", "verbose", "hedged")
 WIDTH, CELLS = 8, 4
@@ -89,7 +90,7 @@ def test_a_small_cost_depends_on_the_sample():
 
 @pytest.mark.slow
 def test_noise_supports_nothing():
-    supported = np.zeros(6, dtype=int)
+    supported = np.zeros(7, dtype=int)
     for seed in range(40):
         draw = plant(seed, lambda style: torch.zeros(WIDTH), n_questions=20)
         fits = fit(draw, seed=seed)
@@ -98,7 +99,7 @@ def test_noise_supports_nothing():
         other = fit(draw._replace(activations=draw.activations.flip(0)), seed=seed)
         margin = styles.attack(fits, NAMES, seed=seed).ahead_of(styles.attack(other, NAMES, seed=seed))
         found = [*map(verdict, (*costs(fits, seed), shares[0].lost_in(shares[1]), margin))]
-        found.append(verdict(clean.lost_in(known), "value < 0.1"))
+        found += [verdict(clean.lost_in(known), "value < 0.1"), verdict(margin, "value > 0")]
         supported += np.array(found) == "holds"
     assert supported.max() <= 2, supported  # at most 5 % of the seeds
 
@@ -307,6 +308,46 @@ def test_an_answer_that_is_marked_can_be_told_by_words():
     columns = {"answer": ["6", "Ann"], "right": ["6", "Bob"], "other": ["7", "Ann"]}
     table = pd.DataFrame({"text": ["Is it 7 or 6? Of 67 it is 6, not 7.", "Ann, not Bob. Answer: Ann."], **columns})
     assert styles.mark_answers(table) == ["Is it Y or X? Of 67 it is X, not Y.", "X, not Y. Answer: X."]
+
+
+def test_only_a_label_that_is_the_same_in_every_style_is_steady(monkeypatch):
+    monkeypatch.setattr(styles, "select_unfaithful", lambda table: (table, table["truth"].tolist()))
+    told = {"same": (NAMES, [True] * 3), "moved": (NAMES, [True, False, True]), "untold": (NAMES[:2], [False] * 2)}
+    table = pd.DataFrame(
+        {"task": "sums", "question": question, "style": style, "truth": truth}
+        for question, (there, truths) in told.items()
+        for style, truth in zip(there, truths, strict=True)
+    )
+    rows, share = styles.select_steady(table)
+    assert set(rows["question"]) == {"same"} and len(rows) == 3 and rows["unfaithful"].all() and share == 0.5
+    assert styles.select_steady(table[:0])[1] == 0.0
+
+
+@pytest.mark.parametrize(("planted", "expected"), [("an offset", "holds"), ("neither", "fails")])
+def test_a_label_of_behaviour_is_attacked_likewise(planted, expected, monkeypatch):
+    direction, offset, _ = PLANTED[planted]
+    draws = iter([plant(0, direction, offset=offset), plant(0, direction, n_questions=3)])
+    monkeypatch.setattr(styles, "select_steady", lambda table: (table, 0.7))
+    monkeypatch.setattr(styles, "read_cue", lambda loaded, rows, layer: next(draws))
+    some = pd.DataFrame({"row": [1]})
+    tried, share = styles.attack_label(None, [some, some[:0]], layer=3, seed=0)
+    assert share == 0.7 and verdict(tried.measure_costs()["nothing"]) == expected
+    assert verdict(tried.measure_costs()["recentred"]) == "fails"
+    assert styles.attack_label(None, [some], layer=3, seed=0) == (None, 0.7), (
+        "three questions are too few for five folds"
+    )
+
+
+def test_the_real_model_is_read_where_the_label_is_known(embedded):
+    site = styles.choose_site(embedded, tasks=["parity"], n=5, seed=1)
+    assert site.component == "resid_post" and site.position in styles.PLACES
+    table = styles.tell_questions(embedded, styles.FAMILIAR, tasks=["parity"], n=1, seed=0)
+    assert len(table) == 8 * len(styles.FAMILIAR) and table["style"].tolist()[::8] == list(styles.FAMILIAR)
+    draw = styles.read_draw(embedded, table, site)
+    at = list_places(embedded, table, [site.position])
+    whole = hooks.capture(embedded, table["text"].tolist(), "resid_post", layers=[site.layer], positions=at)
+    torch.testing.assert_close(draw.activations, whole["resid_post"][:, 0, 0], atol=2e-3, rtol=2e-3)
+    assert draw.labels == table["contradicts"].tolist() and len(set(draw.questions)) == 1
 
 
 def test_bad_input_is_refused(refused):
