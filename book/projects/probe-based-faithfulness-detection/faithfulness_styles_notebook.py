@@ -31,7 +31,7 @@
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
-n_questions: int = 5  # of each task, in each style, 5 to 400
+n_questions: int = 8  # of each task, in each style, 5 to 400
 n_own: int = 0  # of each task, for hints and chains, none of which are read at nought, 0 to 400 by 4
 n_samples: int = 2  # draws of worked examples for hints, 1 to 8
 n_tasks: int = 4  # of those that passed, at most so many, 1 to 14
@@ -193,10 +193,10 @@ run.value("cost", cost)
 # ## Have a language model tell it
 #
 # A rule puts words around the steps; a paraphrase changes the steps' own. {glue:text}`writer` was shown four examples and
-# told the steps of every question again, by its most likely tokens; {glue:text}`share_kept` of the tellings keep every number,
-# name and thing, add none, and reverse nothing (checked by rule, which can't tell whether they mean the same; that is why
-# verdict and answer stay as they were, on which alone the label hangs). They are kept with the book, not written in this run. No
-# probe is trained in them.
+# told the steps of every question again, by its most likely tokens. Kept are {glue:text}`share_kept`, those that have
+# every number, name and thing, add none and reverse nothing. This is checked by rule, which can't tell whether they mean the
+# same; but verdict and answer stay as they were, and the label hangs on these alone. The paraphrases are kept with the book
+# and read here. No probe is trained in them.
 #
 # **What we expect.** A telling that no rule made may move scores further than the strange styles do.
 
@@ -224,15 +224,15 @@ for key, value in paraphrases.describe(known).items():
 
 # %% [markdown]
 # {glue:text}`found-styles-transfer` {glue:text}`found-paraphrases-cost-little` It is measured on the
-# {glue:text}`n_retold` questions all of whose tellings passed. An adversary who may choose the paraphrase besides the
-# eight styles takes more by {glue:text}`added`.
+# {glue:text}`n_retold` questions all of whose tellings passed. If the adversary may choose the paraphrase besides the eight
+# styles, the loss there grows by {glue:text}`added`.
 #
 # ## Recentre, or train in all styles
 #
 # The mean of a style holds no label only if both classes come in that style equally often. If in use contradictions
 # mostly come in one style and the rest in another, the mean of a style is nearly that of a class, and subtracting it
-# takes the label away with the offset. Here the means are those of a stream in which a given share of the transcripts in the one style
-# contradict, and of those in the other don't; the adversary knows.
+# takes the label away with the offset. Here each class comes in a style of its own, and the means are those of a stream in
+# which a given share of a style's transcripts is of that class; the adversary knows.
 
 # %%
 SHARES = (0.5, 0.7, 0.9)
@@ -263,20 +263,22 @@ style_figures.show_curves(
 
 # %%
 def ask(label, make, **options):
-    """What the adversary takes from probes of a label of behaviour, or why that can't be asked."""
+    """What the adversary takes from a label of behaviour, or why not."""
     passed = gates.get(label, list(questions.TASKS))[:n_tasks]
     if not passed:
         return None, "no task passed the audit of this label"
     if not n_own:
-        return None, "not at this size"
-    options = options | {"tasks": passed, "n": n_own}
+        return None, "none are read at this size"
+    options |= {"tasks": passed, "n": n_own}
     made = [make(model, seed=number, **options) for number in numbers]
-    found, share = styles.attack_label(model, made, layer=site.layer, seed=seed)
-    if not found:
+    layer = site.layer
+    tried, share = styles.attack_label(model, made, layer=layer, seed=seed)
+    if not tried:
         return None, "too few rows of one class"
-    return found.measure_costs(), f"the label stays on {share:.2f} of the rows"
+    return tried.measure_costs(), f"the label is steady on {share:.2f} of rows"
 
 
+# %%
 chains, chain_why = ask("causal_given", styles.tell_chains)
 hints, hint_why = ask("hint", styles.take_hints, n_samples=n_samples)
 
