@@ -134,6 +134,8 @@ class Draw(NamedTuple):
     questions: Sequence[Hashable]
     domains: Sequence[str]
     """Of each row its task (H3) or its style (H4)."""
+    blocks: Sequence[Hashable] = ()
+    """Of each row what has one label whatever it is, as for `folds.permute_labels`; by default every row by itself."""
 
 
 def drop_unfilled(draws: Sequence[Draw], *, seed: int) -> list[Draw]:
@@ -150,8 +152,13 @@ def drop_unfilled(draws: Sequence[Draw], *, seed: int) -> list[Draw]:
 
 def _restricted(draw: Draw, names: set[str]) -> Draw:
     kept = [domain in names for domain in draw.domains]
-    labels, questions = list(compress(draw.labels, kept)), list(compress(draw.questions, kept))
-    return Draw(draw.activations[torch.tensor(kept)], labels, questions, list(compress(draw.domains, kept)))
+    return Draw(
+        draw.activations[torch.tensor(kept)],
+        list(compress(draw.labels, kept)),
+        list(compress(draw.questions, kept)),
+        list(compress(draw.domains, kept)),
+        list(compress(draw.blocks, kept)),
+    )
 
 
 def _lacking(draw: Draw, seed: int) -> set[str]:
@@ -198,10 +205,9 @@ def measure_transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
     n = len(names)
     weights = {pair: 1 / n if len(set(pair)) == 1 else -1 / (n * (n - 1)) for pair in terms}
     options = {"folds": folds, "seed": seed}
-    return Transfer(
-        {pair: combine([(1.0, *term)], labels, groups, **options) for pair, term in terms.items()},
-        combine([(weights[pair], *term) for pair, term in terms.items()], labels, groups, **options),
-    )
+    found = {pair: combine([(1.0, *term)], labels, groups, **options) for pair, term in terms.items()}
+    apart = combine([(weights[pair], *term) for pair, term in terms.items()], labels, groups, **options)
+    return Transfer({pair: replace(area, of="questions") for pair, area in found.items()}, apart)
 
 
 def measure_areas(draw: Draw, training: Mapping[str, Rows], *, seed: int) -> dict[tuple[str, str], float]:
@@ -226,16 +232,53 @@ def measure_areas(draw: Draw, training: Mapping[str, Rows], *, seed: int) -> dic
     }
 
 
+def find_bar(draws: Sequence[Draw], trained: str, tested: str, *, n_shuffled: int = 100, seed: int) -> float:
+    """The AUROC that one in twenty probes of shuffled labels of one domain reaches in another.
+
+    A bootstrap over the questions of a test knows nothing of the luck of training. Where a direction that has nothing
+    to do with the label tells something, because all activations differ along one line, this bar lies high.
+
+    Args:
+        draws: of the data, at one site.
+        trained: the domain whose labels are shuffled.
+        tested: the other.
+        n_shuffled: how often.
+        seed: of the folds and the shuffling.
+    """
+    found = []
+    for draw in draws:
+        folds, truth = assign_draw_folds(draw, seed), torch.tensor(list(map(bool, draw.labels)))
+        here, there = (torch.from_numpy(_equal(draw.domains, name)) for name in (trained, tested))
+        columns = torch.zeros(len(truth), n_shuffled, dtype=torch.bool)
+        questions, blocks = (list(compress(part, here)) for part in (draw.questions, draw.blocks or range(len(truth))))
+        options = {"n_permutations": n_shuffled, "blocks": blocks, "seed": seed}
+        columns[here] = permute_labels(truth[here], questions, **options)
+        z = probes.standardise(draw.activations[None])
+        for fold in range(int(folds.max()) + 1):
+            left, held = here & (folds != fold), there & (folds == fold)
+            fits = probes.fit(z[:, left], columns[left], method="ridge", penalties=[PENALTY])
+            found.append(compute_auroc(fits.scores(z[:, held])[0, 0].T, truth[held]))
+    return float(torch.stack(found).mean(0).quantile(0.95))
+
+
 class AcrossTasks(NamedTuple):
     """What probes of each task make of it and of others, in every layer: AUROCs on other questions."""
 
     tasks: tuple[str, ...]
-    within: Float[ndarray, "layer task"]
-    """By a probe of the same task."""
-    across: Float[ndarray, "layer task"]
-    """By probes of one other task each, which saw as many questions, on average."""
+    areas: Float[ndarray, "layer trained tested"]
+    """By probes of one task each, which saw as many questions."""
     left_out: Float[ndarray, "layer task"]
     """By one probe of all other tasks together."""
+
+    @property
+    def within(self) -> Float[ndarray, "layer task"]:
+        """By a probe of the same task."""
+        return np.diagonal(self.areas, axis1=1, axis2=2)
+
+    @property
+    def across(self) -> Float[ndarray, "layer task"]:
+        """By probes of one other task each, on average."""
+        return (self.areas.sum(1) - self.within) / (len(self.tasks) - 1)
 
     def find_tied(self, kept: Sequence[int] | slice = slice(None)) -> list[int]:
         """The layers whose mean AUROC within some tasks lies within `probes.TIED` of the best."""
@@ -247,24 +290,41 @@ class AcrossTasks(NamedTuple):
         numbers = range(len(self.tasks))
         return [self.find_tied([one for one in numbers if one != left])[0] for left in numbers]
 
-    def measure_gap(self, layers: Sequence[int], *, alone: bool = True) -> Estimate | None:
-        """Within tasks less across (H3), with Student's interval over tasks; None where none is surely read within.
+    def measure_gap(
+        self, layers: Sequence[int], *, alone: bool = True, families: Sequence[str] | None = None
+    ) -> Estimate | None:
+        """Within tasks less across (H3), with an interval over tasks; None where none is surely read within, or tasks
+        are fewer than three.
+
+        A task counts twice, as what is tested and as what the others' probes were trained on, so that losses of single
+        tasks are no independent numbers. The interval is that of the jackknife, which leaves a task out in both places
+        (Efron and Stein 1981), with Student's quantiles. Where `alone` is False it is over tested tasks only.
 
         Args:
             layers: for each task the one to read.
             alone: whether the probes from elsewhere are of one task each, or of all others together.
+            families: of each task its family, of which there are at least three: probes of the same one don't count.
         """
-        numbers = range(len(self.tasks))
-
-        def over_tasks(areas: Float[ndarray, " task"]) -> Estimate:
-            return average(areas.tolist(), seed=0, groups=numbers, of="tasks")
-
+        numbers = np.arange(len(self.tasks))
         within = self.within[layers, numbers]
-        if over_tasks(within).low <= 0.5:
+        if len(numbers) < 3 or average(within.tolist(), seed=0, groups=self.tasks, of="tasks").low <= 0.5:
             return None
-        elsewhere = (self.across if alone else self.left_out)[layers, numbers]
-        gap, most = over_tasks(within - elsewhere), float(within.mean())
-        return replace(gap, reach=(most - 1, max(most - 0.5, gap.value)))  # elsewhere chance is the least to expect
+        kinds = numbers if families is None else np.asarray(families)
+        if len(set(kinds.tolist())) < 3:
+            return None
+        lost = within[:, None] - self.areas[layers, :, numbers]  # tested trained
+        pairs = kinds[:, None] != kinds
+        each = _leave_out(lost, pairs) if alone else within - self.left_out[layers, numbers]
+        gap, most = average(each.tolist(), seed=0, groups=self.tasks, of="tasks"), float(within.mean())
+        # elsewhere chance is the least to expect
+        return replace(gap, reach=(min(most - 1, gap.value), max(most - 0.5, gap.value)))
+
+
+def _leave_out(values: Float[ndarray, "task task"], pairs: Bool[ndarray, "task task"]) -> Float[ndarray, " task"]:
+    """The jackknife's pseudo-values of a mean over pairs of tasks: what each task adds, on either side."""
+    numbers = np.arange(len(values))
+    without = [values[pairs & (numbers[:, None] != left) & (numbers != left)].mean() for left in numbers]
+    return len(values) * values[pairs].mean() - (len(values) - 1) * np.array(without)
 
 
 def compare_tasks(layers: Sequence[Sequence[Draw]], *, seed: int) -> AcrossTasks:
@@ -280,24 +340,18 @@ def compare_tasks(layers: Sequence[Sequence[Draw]], *, seed: int) -> AcrossTasks
     tasks = sorted(set(layers[0][0].domains))
     if len(tasks) < 2:
         raise InputError(f"one task, {tasks}: legal are at least two")
-    found = np.empty((3, len(layers), len(tasks)))
-    for number, draws in enumerate(layers):
-        found[:, number] = np.mean([_compare_tasks(draw, tasks, seed) for draw in draws], axis=0)
-    return AcrossTasks(tuple(tasks), *found)
+    found = [np.mean([_compare_tasks(draw, tasks, seed) for draw in draws], axis=0) for draws in layers]
+    areas = np.stack(found)
+    return AcrossTasks(tuple(tasks), areas[:, :-1], areas[:, -1])
 
 
-def _compare_tasks(draw: Draw, tasks: Sequence[str], seed: int) -> Float[ndarray, "3 task"]:
-    """Within, across and left out."""
+def _compare_tasks(draw: Draw, tasks: Sequence[str], seed: int) -> Float[ndarray, "trained tested"]:
+    """A row for probes of each task, and a last one for those of all but the task that is tested."""
     rows_of = {task: _equal(draw.domains, task) for task in tasks}
     training = rows_of | {f"not {task}": ~rows for task, rows in rows_of.items()}
     areas = measure_areas(draw, training, seed=seed)
-    return np.array(
-        [
-            [areas[task, task] for task in tasks],
-            [np.mean([areas[one, task] for one in tasks if one != task]) for task in tasks],
-            [areas[f"not {task}", task] for task in tasks],
-        ]
-    )
+    alone = [[areas[one, other] for other in tasks] for one in tasks]
+    return np.array([*alone, [areas[f"not {task}", task] for task in tasks]])
 
 
 def fit_directions(
