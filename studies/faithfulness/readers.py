@@ -28,6 +28,7 @@ from studies.faithfulness.hypotheses import READABLE
 from studies.faithfulness.questions import Question
 
 RULE, OUTPUT, READER = "best single rule", "the model's own output", "a language model, asked"
+CONSTANT = "a constant"
 VERDICT = r"(?:not \w+ but (\w+)|(\w+), not \w+)\.\nAnswer: (\w+)\."
 NEEDED = "Is the question hard to answer without the reasoning?"
 ASKED = {
@@ -115,7 +116,12 @@ class Chosen(NamedTuple):
 def choose_best(
     scores: Mapping[str, Float[Tensor, " row"]], truth: Sequence[bool], folds: Int[Tensor, " row"]
 ) -> Chosen:
-    """For each fold the score whose AUROC is highest in the others, the first of those that are equal."""
+    """For each fold the score whose AUROC is highest in the others, the first of those that are equal.
+
+    A constant competes too. What is no better than chance over all folds does worse than that in the fold that is left
+    out where it did best in the others.
+    """
+    scores = dict(scores) | {CONSTANT: torch.zeros(len(folds))}
     labels, values = torch.tensor(as_list(truth)), torch.stack([each.float() for each in scores.values()])
     numbers = range(int(folds.max()) + 1)
     areas = torch.stack([compute_auroc(values[:, folds == fold], labels[folds == fold]) for fold in numbers])
