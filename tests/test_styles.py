@@ -1,313 +1,42 @@
-"""The adversary of styles on planted activations: each kind of cost is found where it is planted and nowhere else."""
+"""Transcripts in styles differ in nothing else, and training sets hold the styles that are asked for."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from helpers import claims, hooks
-from helpers.scores import compute_auroc
+from helpers import hooks
 from studies.faithfulness import styles
-from studies.faithfulness.hypotheses import HYPOTHESES, Draw, assign_draw_folds
+from studies.faithfulness.hypotheses import Draw
 from studies.faithfulness.transcripts import list_places
 
 NAMES = ("terse", "verbose", "hedged")
-WIDTH, CELLS = 8, 4
-RULE = HYPOTHESES["H4"].rule
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def plant(seed, direction, n_questions=30, offset=0.0, noise=1.0):
-    """Every transcript in every style; `direction(style)` tells the label, `offset` moves the styles along axis 0."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = np.tile([False, True], n_questions * CELLS // 2)
-    signs = (torch.from_numpy(labels).float() * 2 - 1)[:, None]
-    parts = []
-    for number, style in enumerate(NAMES):
-        x = noise * torch.randn(len(labels), WIDTH, generator=generator) + signs * direction(style)
-        x[:, 0] += offset * number
-        parts.append(x)
-    domains = [style for style in NAMES for _ in labels]
-    questions = np.tile(np.repeat(np.arange(n_questions), CELLS), len(NAMES)).tolist()
-    return Draw(torch.cat(parts), np.tile(labels, len(NAMES)).tolist(), questions, domains)
-
-
-def number(draw):
-    return list(range(len(draw.labels) // len(NAMES))) * len(NAMES)
-
-
-def along(*axes, size=2.0):
-    found = torch.zeros(WIDTH)
-    found[list(axes)] = size
-    return found
-
-
-def reversed_elsewhere(style):
-    return along(0) * (1 if style == NAMES[0] else -1)
-
-
-def fit(*draws, names=NAMES, seed=0):
-    return styles.fit_probes(draws, styles.take_each_style(draws, names), seed=seed)
-
-
-def costs(fits, seed=0):
-    """The whole, and what it is made of."""
-    return tuple(styles.try_remedies(fits, fits, NAMES, seed=seed).split_cost().values())
-
-
-def verdict(estimate, rule=RULE):
-    return claims.decide("a", "", rule=rule, estimate=estimate).verdict
-
-
-PLANTED = {
-    "neither": (lambda style: along(0), 0.0, ("fails", "fails", "fails")),
-    "an offset": (lambda style: along(0), 4.0, ("holds", "holds", "fails")),
-    "a direction": (lambda style: along(0, size=0.7) + along(1 + NAMES.index(style)), 0.0, ("holds", "fails", "holds")),
-    "another direction": (lambda style: along(NAMES.index(style)), 0.0, ("holds", "out of reach", "holds")),
-    "turned round": (reversed_elsewhere, 0.0, ("holds", "out of reach", "holds")),  # nothing is left for an offset
-    "both": (lambda style: along(0, size=0.7) + along(1 + NAMES.index(style)), 8.0, ("holds", "holds", "holds")),
-    "hardly readable": (lambda style: along(0, size=0.05), 0.0, ("out of reach",) * 3),
-}
-
-
-@pytest.mark.parametrize("planted", PLANTED)
-def test_a_cost_is_found_where_it_is_planted(planted):
-    direction, offset, verdicts = PLANTED[planted]
-    found = costs(fit(plant(0, direction, offset=offset)))
-    assert tuple(map(verdict, found)) == verdicts, found
-    whole, by_offset, by_direction = (estimate.value for estimate in found)
-    assert whole == pytest.approx(by_offset + by_direction)
-
-
-def test_a_small_cost_depends_on_the_sample():
-    moved = costs(fit(plant(1, lambda style: along(0, size=1.0), offset=0.4, n_questions=20)))
-    assert [verdict(estimate) for estimate in moved[:2]] == ["depends", "depends"], moved
-    own = costs(
-        fit(plant(1, lambda style: along(0, size=1.0) + along(1 + NAMES.index(style), size=0.8), n_questions=20))
-    )
-    assert verdict(own[2]) == "depends", own
-
-
-@pytest.mark.slow
-def test_noise_supports_nothing():
-    supported = np.zeros(7, dtype=int)
-    for seed in range(40):
-        draw = plant(seed, lambda style: torch.zeros(WIDTH), n_questions=20)
-        fits = fit(draw, seed=seed)
-        clean, known = styles.read_clean(fits, seed=seed), styles.attack_recentred(fits, NAMES, seed=seed)
-        shares = [styles.attack_recentred(fits, NAMES, share=share, seed=seed) for share in (0.5, 0.9)]
-        other = fit(draw._replace(activations=draw.activations.flip(0)), seed=seed)
-        margin = styles.attack(fits, NAMES, seed=seed).ahead_of(styles.attack(other, NAMES, seed=seed))
-        found = [*map(verdict, (*costs(fits, seed), shares[0].lost_in(shares[1]), margin))]
-        found += [verdict(clean.lost_in(known), "value < 0.1"), verdict(margin, "value > 0")]
-        supported += np.array(found) == "holds"
-    assert supported.max() <= 2, supported  # at most 5 % of the seeds
-
-
-def test_an_adversary_takes_the_worst_pair_that_the_training_folds_show():
-    draw = plant(0, lambda style: along(0), offset=4.0)
-    (one,) = fit(draw)[NAMES[0]]
-    chosen = styles._choose_worst(one, NAMES)
-    labels, domains = np.array(draw.labels)[chosen], np.array(draw.domains)[chosen]
-    assert set(domains[labels]) == {NAMES[0]} and set(domains[~labels]) == {NAMES[-1]}  # low, and high along axis 0
-    assert chosen.sum() == len(draw.labels) / len(NAMES)
-    fewer = styles._choose_worst(one, NAMES[:2])
-    assert set(np.array(draw.domains)[fewer]) == set(NAMES[:2])
-
-
-def test_areas_of_pairs_are_those_of_their_rows():
-    draw = plant(0, lambda style: along(0, size=0.5), offset=1.0)
-    labels, member = np.array(draw.labels), np.stack([np.array(draw.domains) == style for style in NAMES])
-    scores = draw.activations[:, 0].round()  # with ties
-    areas = styles._compare_styles(scores, member, labels)
-    for one, other in np.ndindex(*areas.shape):
-        rows = np.where(labels, member[one], member[other])
-        expected = compute_auroc(scores[rows], torch.from_numpy(labels[rows]))
-        assert areas[one, other] == pytest.approx(float(expected))
-
-
-def test_no_tested_row_has_a_say_in_the_attack():
-    """One fold's labels are turned round and its activations replaced: there the styles stay the same."""
-    draw = plant(3, lambda style: along(0, size=0.3), offset=0.3)
-    folds = assign_draw_folds(draw, 0)
-    held = (folds == 0).numpy()
-    turned = np.where(held, ~np.array(draw.labels), draw.labels).tolist()
-    moved = draw.activations.where(torch.from_numpy(~held)[:, None], torch.randn(draw.activations.shape) * 5 + 20)
-    other = draw._replace(activations=moved, labels=turned)
-
-    def pairs(draw, chosen, rows):
-        found = zip(np.array(draw.domains), draw.labels, chosen & rows, strict=True)
-        return {(style, label) for style, label, taken in found if taken}
-
-    for share in (None, 0.5, 0.9):
-        elsewhere = 0
-        for (before,), (after,) in zip(fit(draw).values(), fit(other).values(), strict=True):
-            centred, again = (styles.recentre(one, share=share) for one in (before, after))
-            torch.testing.assert_close(centred.scores[0][:, ~held], again.scores[0][:, ~held])  # what saw none of them
-            for one, two in ((before, after), (centred, again)):
-                chosen, rechosen = styles._choose_worst(one, NAMES), styles._choose_worst(two, NAMES)
-                assert pairs(draw, chosen, held) == pairs(other, rechosen, held)
-                elsewhere += not np.array_equal(chosen[~held], rechosen[~held])
-        assert elsewhere  # for the other folds what was changed does count
-
-
-def test_an_adversary_goes_by_scores_that_were_held_out():
-    (one,) = fit(plant(0, lambda style: along(0)))[NAMES[0]]
-    assert torch.equal(one.scores, one.scores.transpose(0, 1))
-    apart = (one.scores[0, 1] - one.scores[0, 0])[one.folds == 1]
-    assert apart.abs().min() > 0, "what saw neither fold says something else of the second than what saw it"
-
-
-def test_recentring_looks_at_no_label():
-    (one,) = fit(plant(0, lambda style: along(0), offset=3.0))[NAMES[0]]
-    unlabelled = one._replace(draw=one.draw._replace(labels=[False] * len(one.draw.labels)))
-    centred = styles.recentre(one).scores
-    assert torch.equal(centred, styles.recentre(unlabelled).scores)
-    for style in NAMES:
-        rows = torch.from_numpy(np.array(one.draw.domains) == style)
-        assert abs(centred[0, 0][rows & (one.folds != 0)].mean()) < 1e-5
-    balanced = styles.recentre(one, share=0.5).scores
-    torch.testing.assert_close(balanced, centred, atol=1e-4, rtol=1e-4)  # both classes are as frequent in every style
-
-
-def test_recentring_is_a_remedy_for_an_offset_while_classes_are_balanced():
-    fits = fit(plant(0, lambda style: along(0), offset=3.0))
-    clean = styles.read_clean(fits, seed=0)
-    assert verdict(clean.lost_in(styles.attack(fits, NAMES, seed=0)), "value < 0.1") == "fails"
-    assert verdict(clean.lost_in(styles.attack_recentred(fits, NAMES, seed=0)), "value < 0.1") == "holds"
-    left = {share: styles.attack_recentred(fits, NAMES, share=share, seed=0) for share in (0.5, 0.7, 0.9, 1.0)}
-    areas = [one.area.value for one in left.values()]
-    assert areas == sorted(areas, reverse=True) and areas[0] > 0.95
-    assert areas[-1] < 0.6, "the mean of a style that comes with one class is that of the class"
-    assert verdict(left[0.5].lost_in(left[0.9])) == "holds"
-    # Far apart classes survive it, as the mean of nine in ten is not that of all.
-    far = fit(plant(0, lambda style: along(0, size=9.0), noise=0.1))
-    lost = [styles.attack_recentred(far, NAMES, share=share, seed=0) for share in (0.5, 0.9)]
-    assert verdict(lost[0].lost_in(lost[1])) == "fails"
-
-
-def test_no_recentring_helps_where_the_label_is_written_elsewhere():
-    fits = fit(plant(0, PLANTED["a direction"][0]))
-    assert verdict(styles.read_clean(fits, seed=0).lost_in(styles.attack_recentred(fits, NAMES, seed=0))) == "holds"
-
-
-def test_training_in_all_styles_is_a_remedy_where_one_would_do():
-    def direction(style):  # axis 1 tells the label in one style and the opposite in the others
-        return along(0) / 2 + along(1) * (1 if style == NAMES[0] else -1)
-
-    draw = plant(0, direction)
-    mixed = styles.mix_styles(draw, number(draw), NAMES, seed=0)
-    assert mixed.sum() == len(draw.labels) // len(NAMES) == len(set(np.array(number(draw))[mixed]))
-    one, every = fit(draw, names=NAMES[:1]), styles.fit_probes([draw], {"all": [mixed]}, seed=0)
-    tried = styles.try_remedies(one, every, NAMES, seed=0)
-    found = tried.measure_costs()
-    assert found["trained in all styles"].value < found["nothing"].value - 0.2
-    assert found["nothing"] == tried.clean.lost_in(styles.attack(one, NAMES, seed=0))
-    assert found["both"].value <= found["recentred"].value
-
-
-def test_what_is_read_in_other_styles_is_a_mean_over_them():
-    draw = plant(0, lambda style: along(NAMES.index(style)))
-    fits = fit(draw)
-    each = [styles.read_in(fits, [style], seed=0).area.value for style in NAMES]
-    assert styles.read_in(fits, NAMES, seed=0).area.value == pytest.approx(np.mean(each))
-    assert np.mean(each) < styles.read_clean(fits, seed=0).area.value - 0.2
-
-
-def test_only_questions_told_in_all_of_some_styles_are_kept():
-    draw = plant(0, lambda style: along(0))
-    there = [style != NAMES[2] or question < 12 for style, question in zip(draw.domains, draw.questions, strict=True)]
-    some = Draw(draw.activations[there], *(np.array(values)[there].tolist() for values in draw[1:]))
-    fits = fit(some, names=NAMES[:2])
-    kept = styles.restrict(fits, NAMES)
-    assert kept and styles.restrict(fits, NAMES[:2])["terse"][0].draw.labels == some.labels
-    (one,), (whole,) = kept["terse"], fits["terse"]
-    assert set(one.draw.questions) == set(range(12)) and len(one.folds) == len(one.training) == 12 * CELLS * 3
-    rows = np.array(some.questions) < 12
-    assert torch.equal(styles.hold_out(one), styles.hold_out(whole)[rows])
-    assert styles.read_in(kept, NAMES[2:], seed=0).area == styles.read_in(fits, NAMES[2:], seed=0).area
-    few = Draw(*(values[:] for values in some))._replace(
-        domains=["terse" if q > 2 else d for q, d in zip(some.questions, some.domains, strict=True)]
-    )
-    assert styles.restrict(fit(few, names=NAMES[:1]), NAMES) is None  # three questions are in three folds at most
-
-
-def test_a_shift_is_measured_in_distances_between_classes():
-    fits = fit(plant(0, lambda style: along(0), offset=2.0))  # the classes lie 4 apart, the outer styles too
-    assert styles.measure_shift(fits) == pytest.approx(1.0, abs=0.15)
-    assert styles.measure_shift(fit(plant(0, lambda style: along(0)))) < 0.15
-
-
-def test_several_draws_are_more_certain():
-    draws = [plant(seed, lambda style: along(0, size=0.5)) for seed in range(3)]
-    one, three = (styles.read_clean(fit(*some), seed=0).area for some in (draws[:1], draws))
-    assert three.n == 3 * one.n and three.high - three.low < one.high - one.low
-
-
-def write(draw, word):
-    """Texts whose words say what the label is, by `word(label, style)`."""
-    return [f"{style} says {word(label, style)}." for label, style in zip(draw.labels, draw.domains, strict=True)]
-
-
-def test_words_are_attacked_as_probes_are():
-    draw = plant(0, lambda style: along(0))
-    sets = styles.take_each_style([draw], NAMES)
-
-    def margin(word, direction=lambda style: along(0), offset=0.0):
-        draw = plant(0, direction, offset=offset)
-        words = styles.fit_words([write(draw, word)], [draw], sets, seed=0)
-        return styles.attack(fit(draw), NAMES, seed=0).ahead_of(styles.attack(words, NAMES, seed=0))
-
-    assert verdict(margin(lambda label, style: "something")) == "holds"  # words tell nothing
-    assert verdict(margin(lambda label, style: f"{style}-{label}")) == "holds"  # in each style other ones do
-    assert verdict(margin(lambda label, style: f"it-is-{label}")) == "out of reach"  # they tell all
-    moved = margin(lambda label, style: "something", offset=4.0)
-    assert verdict(moved) == "fails" and moved.value < 0  # the probe is worse than a coin
-
-
-def test_words_are_those_of_the_training_rows():
-    """As scikit-learn's own vectoriser has it."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    draw = plant(0, lambda style: along(0), n_questions=10)
-    texts = [
-        f"{text} number {row % 7}" for row, text in enumerate(write(draw, lambda label, style: f"{style}-{label}"))
-    ]
-    sets = styles.take_each_style([draw], NAMES[:1])
-    ((one,),) = styles.fit_words([texts], [draw], sets, seed=0).values()
-    seen = np.flatnonzero(sets[NAMES[0]][0] & (one.folds != 2).numpy())
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+"), LogisticRegression(max_iter=1000))
-    model.fit([texts[row] for row in seen], np.array(draw.labels)[seen])
-    torch.testing.assert_close(
-        one.scores[2, 2].double(), torch.from_numpy(model.decision_function(texts)), atol=1e-5, rtol=1e-4
-    )
+LABELS = [False, True] * 60
+TRANSCRIPTS = list(range(len(LABELS))) * len(NAMES)
+DRAW = Draw(
+    torch.zeros(len(TRANSCRIPTS), 1),
+    LABELS * len(NAMES),
+    [number // 4 for number in TRANSCRIPTS],
+    [style for style in NAMES for _ in LABELS],
+)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.75, 0.9, 1.0])
 def test_styles_are_tied_to_the_label_as_far_as_asked(share):
-    draw = plant(0, lambda style: along(0))
-    chosen = styles.tie_styles(draw, number(draw), NAMES[:2], share=share, seed=1)
-    labels, domains = np.array(draw.labels)[chosen], np.array(draw.domains)[chosen]
-    assert chosen.sum() == len(draw.labels) // len(NAMES) and set(domains) <= set(NAMES[:2])
+    chosen = styles.tie_styles(DRAW, TRANSCRIPTS, NAMES[:2], share=share, seed=1)
+    labels, domains = np.array(DRAW.labels)[chosen], np.array(DRAW.domains)[chosen]
+    assert chosen.sum() == len(DRAW.labels) // len(NAMES) and set(domains) <= set(NAMES[:2])
     for label, own in ((True, NAMES[0]), (False, NAMES[1])):
         assert (domains[labels == label] == own).mean() == pytest.approx(share, abs=0.02)
 
 
-def test_what_is_read_under_a_tie_of_a_score_that_is_the_style():
-    draw = plant(0, lambda style: along(0))
-    rows = styles.tie_styles(draw, number(draw), NAMES[:2], share=1.0, seed=0)
-    (one,) = styles.fit_probes([draw], {"tied": [rows]}, seed=0)["tied"]
-    is_first = torch.from_numpy(np.array(draw.domains) == NAMES[0]).float()
-    fits = {"tied": [one._replace(scores=is_first.expand_as(one.scores))]}
-    assert [reading.area.value for reading in styles.read_tied(fits, NAMES[:2], seed=0)] == [0.5, 0.0]
-
-
-def test_an_answer_that_is_marked_can_be_told_by_words():
-    columns = {"answer": ["6", "Ann"], "right": ["6", "Bob"], "other": ["7", "Ann"]}
-    table = pd.DataFrame({"text": ["Is it 7 or 6? Of 67 it is 6, not 7.", "Ann, not Bob. Answer: Ann."], **columns})
-    assert styles.mark_answers(table) == ["Is it Y or X? Of 67 it is X, not Y.", "X, not Y. Answer: X."]
+def test_a_mixture_has_every_transcript_once_and_all_styles():
+    mixed = styles.mix_styles(DRAW, TRANSCRIPTS, NAMES, seed=0)
+    assert sorted(np.array(TRANSCRIPTS)[mixed]) == list(range(len(LABELS)))
+    assert set(np.array(DRAW.domains)[mixed]) == set(NAMES)
+    assert set(np.array(DRAW.domains)[styles.mix_styles(DRAW, TRANSCRIPTS, NAMES[:2], seed=0)]) == set(NAMES[:2])
+    each = styles.take_each_style([DRAW], NAMES)
+    assert np.sum([rows for (rows,) in each.values()], axis=0).tolist() == [1] * len(TRANSCRIPTS)
 
 
 def test_only_a_label_that_is_the_same_in_every_style_is_steady(monkeypatch):
@@ -323,19 +52,10 @@ def test_only_a_label_that_is_the_same_in_every_style_is_steady(monkeypatch):
     assert styles.select_steady(table[:0])[1] == 0.0
 
 
-@pytest.mark.parametrize(("planted", "expected"), [("an offset", "holds"), ("neither", "fails")])
-def test_a_label_of_behaviour_is_attacked_likewise(planted, expected, monkeypatch):
-    direction, offset, _ = PLANTED[planted]
-    draws = iter([plant(0, direction, offset=offset), plant(0, direction, n_questions=3)])
-    monkeypatch.setattr(styles, "select_steady", lambda table: (table, 0.7))
-    monkeypatch.setattr(styles, "read_cue", lambda loaded, rows, layer: next(draws))
-    some = pd.DataFrame({"row": [1]})
-    tried, share = styles.attack_label(None, [some, some[:0]], layer=3, seed=0)
-    assert share == 0.7 and verdict(tried.measure_costs()["nothing"]) == expected
-    assert verdict(tried.measure_costs()["recentred"]) == "fails"
-    assert styles.attack_label(None, [some], layer=3, seed=0) == (None, 0.7), (
-        "three questions are too few for five folds"
-    )
+def test_an_answer_that_is_marked_can_be_told_by_words():
+    columns = {"answer": ["6", "Ann"], "right": ["6", "Bob"], "other": ["7", "Ann"]}
+    table = pd.DataFrame({"text": ["Is it 7 or 6? Of 67 it is 6, not 7.", "Ann, not Bob. Answer: Ann."], **columns})
+    assert styles.mark_answers(table) == ["Is it Y or X? Of 67 it is X, not Y.", "X, not Y. Answer: X."]
 
 
 def test_the_real_model_is_read_where_the_label_is_known(embedded):
@@ -350,18 +70,6 @@ def test_the_real_model_is_read_where_the_label_is_known(embedded):
     assert draw.labels == table["contradicts"].tolist() and len(set(draw.questions)) == 1
 
 
-def test_bad_input_is_refused(refused):
-    draw = plant(0, lambda style: along(0))
+def test_a_share_that_is_no_tie_is_refused(refused):
     with refused("share = 0.4", "0.5 to 1"):
-        styles.tie_styles(draw, number(draw), NAMES[:2], share=0.4, seed=0)
-    with refused("one class"):
-        styles.fit_probes([draw], {"none": [np.array(draw.labels)]}, seed=0)
-    fits = fit(draw, names=NAMES[:1])
-    with refused("style 'loud'", "hedged, terse, verbose"):
-        styles.attack(fits, ["loud"], seed=0)
-    with refused("share = 2", "0 to 1"):
-        styles.attack_recentred(fits, NAMES, share=2, seed=0)
-    lacking = [label or domain == NAMES[1] for label, domain in zip(draw.labels, draw.domains, strict=True)]
-    (one,) = fits[NAMES[0]]
-    with refused("no row of one class in some fold"):
-        styles._choose_worst(one._replace(draw=draw._replace(labels=lacking)), NAMES)
+        styles.tie_styles(DRAW, TRANSCRIPTS, NAMES[:2], share=0.4, seed=0)

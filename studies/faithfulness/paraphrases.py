@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers import ROOT, hooks, models, runs
-from helpers.claims import Estimate, share
+from helpers.claims import Estimate, average
 from helpers.models import LoadedModel
 from helpers.prompts import NAMES
 from studies.faithfulness import questions
@@ -164,14 +164,16 @@ def read(path: Path) -> pd.DataFrame | None:
 
 
 def describe(known: pd.DataFrame | None) -> dict[str, str | Estimate]:
-    """Who wrote paraphrases, and what share of them passed: `writer` and `share_kept`.
+    """Who wrote paraphrases, and what share of a question's passed: `writer` and `share_kept`.
 
     Args:
         known: of `read`.
     """
     if known is None:
         return {"writer": "no model", "share_kept": "none"}
-    return {"writer": known.attrs["writer"]["title"], "share_kept": share(known["kept"].tolist(), of="tellings")}
+    kept = known["kept"].astype(float).tolist()
+    of_question = average(kept, seed=0, groups=known["question"].tolist(), of="questions")
+    return {"writer": known.attrs["writer"]["title"], "share_kept": of_question}
 
 
 def make_style(known: pd.DataFrame) -> Style:

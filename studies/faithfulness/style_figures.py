@@ -10,7 +10,7 @@ import pandas as pd
 
 from helpers import plots
 from helpers.claims import Estimate
-from studies.faithfulness.styles import Fitted, Reading, Tried, hold_out
+from studies.faithfulness.adversary import Fitted, Reading, Tried, hold_out
 
 CLASSES = {True: ("contradicts", plots.ORANGE), False: ("follows", plots.BLUE)}
 
@@ -145,7 +145,7 @@ def list_remedies(costs: Mapping[str, Mapping[str, Estimate] | str]) -> list[dic
     """What the adversary takes by label and by what was done against it; where nothing could be asked, why not.
 
     Args:
-        costs: by label, of `styles.Tried.measure_costs` or a reason.
+        costs: by label, of `adversary.Tried.measure_costs` or a reason.
     """
     remedies = next((list(found) for found in costs.values() if not isinstance(found, str)), [])
     return [

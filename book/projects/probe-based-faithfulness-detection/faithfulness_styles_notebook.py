@@ -43,6 +43,7 @@ device: str = "cpu"  # cpu, or cuda where there is a GPU
 # %%
 from helpers import runs
 from studies.faithfulness import (
+    adversary,
     dataset,
     paraphrases,
     questions,
@@ -80,10 +81,10 @@ tables = [
 ]
 draws = [styles.read_draw(model, table, site) for table in tables]
 each = styles.take_each_style(draws, FOUR)
-of_one = styles.fit_probes(draws, each, seed=seed)
+of_one = adversary.fit_probes(draws, each, seed=seed)
 
 # %% tags=["hide-input"]
-shift = styles.measure_shift(of_one)
+shift = adversary.measure_shift(of_one)
 run.value("shift", shift)
 run.value("site", str(site))
 run.value("n_rows", sum(map(len, tables)))
@@ -128,9 +129,9 @@ mixed = [
     styles.mix_styles(draw, which, FOUR, seed=seed)
     for draw, which in zip(draws, transcripts, strict=True)
 ]
-of_all = styles.fit_probes(draws, {"all four": mixed}, seed=seed)
-tried = styles.try_remedies(of_one, of_all, EIGHT, seed=seed)
-by_four = styles.attack(of_one, FOUR, seed=seed)
+of_all = adversary.fit_probes(draws, {"all four": mixed}, seed=seed)
+tried = adversary.try_remedies(of_one, of_all, EIGHT, seed=seed)
+by_four = adversary.attack(of_one, FOUR, seed=seed)
 
 # %%
 cost, split = tried.clean.lost_in(by_four), tried.split_cost()
@@ -151,11 +152,12 @@ kinds = {
     "words, answer marked": list(map(styles.mark_answers, tables)),
 }
 words = {
-    kind: styles.fit_words(texts, draws, each, seed=seed)
+    kind: adversary.fit_words(texts, draws, each, seed=seed)
     for kind, texts in kinds.items()
 }
 left = {
-    kind: styles.attack(fits, EIGHT, seed=seed) for kind, fits in words.items()
+    kind: adversary.attack(fits, EIGHT, seed=seed)
+    for kind, fits in words.items()
 }
 
 # %%
@@ -171,9 +173,9 @@ run.claim(
 )
 
 # %% tags=["hide-input"]
-all_by_four = styles.attack(of_all, FOUR, seed=seed)
+all_by_four = adversary.attack(of_all, FOUR, seed=seed)
 plain = {
-    kind: styles.read_clean(fits, seed=seed) for kind, fits in words.items()
+    kind: adversary.read_clean(fits, seed=seed) for kind, fits in words.items()
 }
 style_figures.show_attacks(
     tried,
@@ -184,10 +186,17 @@ style_figures.show_attacks(
 run.value("clean", tried.clean.area)
 run.value("attacked", by_four.area)
 run.value("cost", cost)
+low, high, often = adversary.find_favourite(tried.attacked, draws)
+run.value("low", style_figures.name_style(low))
+run.value("high", style_figures.name_style(high))
+run.value("often", often)
 
 # %% [markdown]
 # A probe of one style reads {glue:text}`clean` in its own style. {glue:text}`found-h4-constructed`
 # {glue:text}`found-h4-more-styles` {glue:text}`found-h4-offset` {glue:text}`found-h4-direction`
+# With eight it most often tells contradictions in the style *{glue:text}`low`* and the rest in *{glue:text}`high`* (share of
+# all choices {glue:text}`often`).
+#
 # {glue:text}`found-a-probe-outlasts-words` {glue:text}`found-marked-words-outlast-the-probe`
 #
 # ## Have a language model tell it
@@ -201,16 +210,16 @@ run.value("cost", cost)
 # **What we expect.** A telling that no rule made may move scores further than the strange styles do.
 
 # %%
-strange = styles.read_in(of_one, list(styles.STRANGE), seed=seed)
+strange = adversary.read_in(of_one, list(styles.STRANGE), seed=seed)
 apart = tried.clean.lost_in(strange)
 NINE = [*EIGHT, "paraphrased"]
-of_told = styles.restrict(of_one, NINE)
+of_told = adversary.restrict(of_one, NINE)
 retold = added = None
 if of_told:
-    there = styles.read_clean(of_told, seed=seed)
-    retold = there.lost_in(styles.read_in(of_told, NINE[-1:], seed=seed))
+    there = adversary.read_clean(of_told, seed=seed)
+    retold = there.lost_in(adversary.read_in(of_told, NINE[-1:], seed=seed))
     by_eight, by_nine = (
-        styles.attack(of_told, some, seed=seed) for some in (EIGHT, NINE)
+        adversary.attack(of_told, some, seed=seed) for some in (EIGHT, NINE)
     )
     added = by_eight.lost_in(by_nine)
 run.claim("styles-transfer", estimate=apart, baseline=0.0)
@@ -237,7 +246,7 @@ for key, value in paraphrases.describe(known).items():
 # %%
 SHARES = (0.5, 0.7, 0.9)
 streams = {
-    share: styles.attack_recentred(of_one, EIGHT, share=share, seed=seed)
+    share: adversary.attack_recentred(of_one, EIGHT, share=share, seed=seed)
     for share in SHARES
 }
 lost = streams[0.5].lost_in(streams[0.9])
@@ -272,7 +281,7 @@ def ask(label, make, **options):
     options |= {"tasks": passed, "n": n_own}
     made = [make(model, seed=number, **options) for number in numbers]
     layer = site.layer
-    tried, share = styles.attack_label(model, made, layer=layer, seed=seed)
+    tried, share = adversary.attack_label(model, made, layer=layer, seed=seed)
     if not tried:
         return None, "too few rows of one class"
     return tried.measure_costs(), f"the label is steady on {share:.2f} of rows"
@@ -329,8 +338,8 @@ for share in (0.5, 0.75, 0.9, 1.0):
         styles.tie_styles(draw, which, PAIR, share=share, seed=seed)
         for draw, which in zip(draws, transcripts, strict=True)
     ]
-    fits = styles.fit_probes(draws, {"tied": rows}, seed=seed)
-    tied[share] = styles.read_tied(fits, PAIR, seed=seed)
+    fits = adversary.fit_probes(draws, {"tied": rows}, seed=seed)
+    tied[share] = adversary.read_tied(fits, PAIR, seed=seed)
 nine, full = tied[0.9][1].area, tied[1.0][1].area
 untied = tied[0.5][1].area.value
 run.claim("a-full-tie-is-learned", estimate=full, baseline=0.5)
