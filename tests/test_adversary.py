@@ -8,7 +8,7 @@ import torch
 from helpers import claims
 from helpers.scores import compute_auroc
 from studies.faithfulness import adversary, styles
-from studies.faithfulness.hypotheses import HYPOTHESES, Draw, assign_draw_folds
+from studies.faithfulness.hypotheses import HYPOTHESES, Draw, assign_draw_folds, select_rows
 
 NAMES = ("terse", "verbose", "hedged")
 WIDTH, CELLS = 8, 4
@@ -219,7 +219,7 @@ def test_what_is_read_in_other_styles_is_a_mean_over_them():
 def test_only_questions_told_in_all_of_some_styles_are_kept():
     draw = plant(0, lambda style: along(0))
     there = [style != NAMES[2] or question < 12 for style, question in zip(draw.domains, draw.questions, strict=True)]
-    some = Draw(draw.activations[there], *(np.array(values)[there].tolist() for values in draw[1:]))
+    some = select_rows(draw, there)
     fits = fit(some, names=NAMES[:2])
     kept = adversary.restrict(fits, NAMES)
     assert kept and adversary.restrict(fits, NAMES[:2])["terse"][0].draw.labels == some.labels

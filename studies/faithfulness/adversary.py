@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations_with_replacement, compress
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,7 @@ from studies.faithfulness.hypotheses import (
     _pooled,
     assign_draw_folds,
     drop_unfilled,
+    select_rows,
 )
 from studies.faithfulness.styles import mix_styles, read_cue, select_steady, take_each_style
 
@@ -142,10 +143,8 @@ def _restrict(fitted: Fitted, styles: set[str]) -> Fitted:
     told: dict[Hashable, set[str]] = {}
     for question, style in zip(fitted.draw.questions, fitted.draw.domains, strict=True):
         told.setdefault(question, set()).add(style)
-    rows, draw = np.array([styles <= told[question] for question in fitted.draw.questions]), fitted.draw
-    labels, questions, domains = (list(compress(values, rows)) for values in draw[1:])
-    kept = draw._replace(activations=draw.activations[rows], labels=labels, questions=questions, domains=domains)
-    return Fitted(kept, fitted.folds[rows], fitted.training[rows], fitted.scores[..., rows])
+    rows = np.array([styles <= told[question] for question in fitted.draw.questions])
+    return Fitted(select_rows(fitted.draw, rows), fitted.folds[rows], fitted.training[rows], fitted.scores[..., rows])
 
 
 def _outside(folds: Int[Tensor, " row"], one: int, other: int) -> Rows:

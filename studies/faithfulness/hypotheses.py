@@ -150,15 +150,13 @@ def drop_unfilled(draws: Sequence[Draw], *, seed: int) -> list[Draw]:
     return []
 
 
+def select_rows(draw: Draw, kept: Sequence[bool] | Rows) -> Draw:
+    """Some rows of a draw."""
+    return Draw(draw.activations[torch.as_tensor(kept)], *(list(compress(values, kept)) for values in draw[1:]))
+
+
 def _restricted(draw: Draw, names: set[str]) -> Draw:
-    kept = [domain in names for domain in draw.domains]
-    return Draw(
-        draw.activations[torch.tensor(kept)],
-        list(compress(draw.labels, kept)),
-        list(compress(draw.questions, kept)),
-        list(compress(draw.domains, kept)),
-        list(compress(draw.blocks, kept)),
-    )
+    return select_rows(draw, [domain in names for domain in draw.domains])
 
 
 def _lacking(draw: Draw, seed: int) -> set[str]:
