@@ -7,8 +7,9 @@ Elhage et al. (2021). It says what a part writes, not what would happen without 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,7 @@ from helpers.engine.propagation import read_block
 from helpers.engine.sites import Prompts, check_site
 from helpers.models import LoadedModel
 from helpers.patching import Answers, encode_answers
+from helpers.prompts import prepend_start_token
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,12 @@ class Attribution:
 
 
 def attribute_logits(
-    loaded: LoadedModel, prompts: Prompts, answers: Answers, *, scale_of: Float[Tensor, "example d_model"] | None = None
+    loaded: LoadedModel,
+    prompts: Prompts,
+    answers: Answers,
+    *,
+    against: Sequence[Sequence[int]] | None = None,
+    scale_of: Float[Tensor, "example d_model"] | None = None,
 ) -> Attribution:
     """What each head, each MLP and the embedding add to the logit of the right less that of the wrong answer.
 
@@ -51,6 +58,7 @@ def attribute_logits(
         loaded: on plain Hugging Face.
         prompts: of any lengths.
         answers: for each prompt the right and the wrong next token.
+        against: for each prompt tokens whose mean logit takes the place of the wrong answer's.
         scale_of: for each prompt the stream (`Attribution.resid`) that sets the last norm's scale; the run's own if
             None. With that of an intact run, what changes under `hooks.intervene` is what parts write, and not how much
             of it the norm lets through.
@@ -76,14 +84,19 @@ def attribute_logits(
         )
     unembedding = model.get_output_embeddings()
     norm = get_final_norm(model, layout)
+    right, wrong = tokens.to(loaded.device).split(1, dim=1)
+    if against is not None:
+        wrong = _encode_many(loaded, against, len(tokens))
+
+    def contrast(rows: Float[Tensor, "token ..."]) -> Float[Tensor, "example ..."]:
+        return layout.logit_scale * (rows[right].float().mean(1) - rows[wrong].float().mean(1))
+
     with torch.no_grad():
-        right, wrong = (unembedding.weight[token].float() for token in tokens.T.to(loaded.device))
-        difference = layout.logit_scale * (right - wrong)
+        difference = contrast(unembedding.weight)
         toward = pull_through_norm(norm, scale_of, difference)
         biases = _dot_bias(difference, norm)
         if getattr(unembedding, "bias", None) is not None:
-            bias = layout.logit_scale * unembedding.bias.float()
-            biases = biases + bias[tokens[:, 0]] - bias[tokens[:, 1]]
+            biases = biases + contrast(unembedding.bias)
         heads = []
         for number, layer in enumerate(list_layers(model, layout)):
             z = last["head_z"][:, number]
@@ -97,6 +110,18 @@ def attribute_logits(
             biases=biases.cpu(),
             resid=resid.cpu(),
         )
+
+
+def _encode_many(loaded: LoadedModel, tokens: Sequence[Sequence[int]], n: int) -> Int[Tensor, "example token"]:
+    """As many tokens for each of n prompts."""
+    rows = [as_wholes(row) for row in tokens]
+    legal = range(loaded.config.vocab_size)
+    fit = len(rows) == n and len({len(row) for row in rows}) == 1 and rows[0]
+    if not fit or not all(token in legal for token in chain(*rows)):
+        raise InputError(
+            f"against {str(tokens)[:60]}: legal are as many tokens, 0 to {legal[-1]}, for each of {n} prompts"
+        )
+    return torch.tensor(rows, device=loaded.device)
 
 
 def measure_copy_rates(
@@ -140,7 +165,7 @@ def measure_copy_rates(
 def score_copying(
     loaded: LoadedModel,
     tokens: Int[Tensor, "sequence position"],
-    resid_pre: Float[Tensor, "sequence layer position d_model"],
+    resid_pre: Float[Tensor, "sequence layer position d_model"] | None = None,
 ) -> Float[Tensor, "sequence layer head"]:
     """Whether a head that attends to a token raises it above the other tokens of the sequence.
 
@@ -151,13 +176,17 @@ def score_copying(
     Args:
         loaded: on plain Hugging Face.
         tokens: different from each other within each sequence.
-        resid_pre: of every layer, where those tokens are.
+        resid_pre: of every layer, where those tokens are; by default in a run of the sequences, after a start token
+            where the model has one.
 
     Raises:
         InputError: a token that occurs twice in a sequence.
     """
     _check_backend(loaded)
     tokens = torch.tensor(hooks.tokenize(loaded, tokens))
+    if resid_pre is None:
+        rows = prepend_start_token(loaded, tokens)
+        resid_pre = hooks.capture(loaded, rows, "resid_pre", positions="all")["resid_pre"][:, :, -tokens.shape[1] :]
     size = (len(tokens), loaded.n_layers, tokens.shape[1], loaded.config.hidden_size)
     if resid_pre.shape != size or not resid_pre.isfinite().all():
         raise InputError(f"resid_pre of shape {list(resid_pre.shape)}: legal are finite numbers of shape {list(size)}")
@@ -185,6 +214,15 @@ def find_largest_heads(values: Float[Tensor, "layer head"], n: int) -> list[hook
     """
     places = values.flatten().argsort(descending=True, stable=True)[:n].tolist()
     return [divmod(place, values.shape[1]) for place in places]
+
+
+def name_heads(heads: Sequence[hooks.Head]) -> str:
+    """Heads as a text, layer before head, or "none".
+
+    >>> name_heads([(23, 3), (24, 4)])
+    '23.3, 24.4'
+    """
+    return ", ".join(f"{layer}.{head}" for layer, head in heads) or "none"
 
 
 def score_attention_to_repeats(

@@ -113,7 +113,14 @@ def _majority(labels: np.ndarray, folds: Int[Tensor, " row"]) -> Float[Tensor, "
 
 
 def score_text(
-    loaded: LoadedModel, texts: Sequence[str], labels: Labels, groups: Groups, *, folds: int | Folds = 5, seed: int
+    loaded: LoadedModel,
+    texts: Sequence[str],
+    labels: Labels,
+    groups: Groups,
+    *,
+    domains: Sequence[Hashable] | None = None,
+    folds: int | Folds = 5,
+    seed: int,
 ) -> dict[str, Float[Tensor, " row"]]:
     """Those of `score_baselines` that are fitted to the text: n-grams, and the mean of the input embeddings.
 
@@ -122,6 +129,8 @@ def score_text(
         texts: one for each row.
         labels: True or False for each row.
         groups: rows with equal ones are never on both sides of a split.
+        domains: such as the task of each row: every feature is there once for all of them and once for each, so that
+            what tells in one alone is found too (Daumé 2007). By default there is one domain.
         folds: how many, at least three, or the number of each row's.
         seed: of the folds.
     """
@@ -136,7 +145,9 @@ def score_text(
         raise InputError(f"texts {str(texts)[:60]!r}: legal is a text for each label")
     if len(texts) != len(checked):
         raise InputError(f"{len(texts)} texts for {len(checked)} labels: legal is one for each")
-    folds = resolve_folds(checked, groups, folds, seed)
+    folds, of_rows = resolve_folds(checked, groups, folds, seed), as_list(domains)
+    if of_rows is not None and len(of_rows) != len(checked):
+        raise InputError(f"{len(of_rows)} domains for {len(checked)} labels: legal is one for each")
     kinds = {
         "word n-grams": {"ngram_range": (1, 2), "token_pattern": r"\S+"},
         "character n-grams": {"analyzer": "char_wb", "ngram_range": (2, 4)},
@@ -145,11 +156,18 @@ def score_text(
     for name, options in kinds.items():
         read = TfidfVectorizer(**options).build_analyzer()
         counted = [read(text) for text in texts]  # once, and not for every fold
+        if of_rows is not None:
+            counted = [
+                some + [f"{domain}: {one}" for one in some] for domain, some in zip(of_rows, counted, strict=True)
+            ]
         model = make_pipeline(TfidfVectorizer(analyzer=list), LogisticRegression(max_iter=1000))
         split = PredefinedSplit(folds.numpy())
         found = cross_val_predict(model, counted, checked, cv=split, method="decision_function")
         scores[name] = torch.from_numpy(found).float()
     z = standardise_site(_mean_embedding(loaded, texts), len(checked))
+    if of_rows is not None:
+        inside = [torch.tensor([other == domain for other in of_rows])[:, None] for domain in dict.fromkeys(of_rows)]
+        z = torch.cat([z, *(z * rows for rows in inside)], dim=2)
     tasks = torch.from_numpy(checked)[:, None]
     scores["mean of the input embeddings"] = cross_validate(z, tasks, folds, "ridge", PENALTIES["ridge"]).scores[0]
     return scores

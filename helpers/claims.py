@@ -35,6 +35,8 @@ RULE_NODES = (
 )
 MOST_PARTS = 10_000
 """Of an interval that a rule is tried on before it is refused."""
+FEWEST_RESAMPLED = 20
+"""Samples from which on an interval is a bootstrap's: of fewer it is too narrow, and Student's is taken."""
 
 
 @dataclass(frozen=True)
@@ -165,18 +167,26 @@ def read_protocol(text: str) -> dict[str, Expected]:
 
 
 def average(
-    samples: Sequence[float], *, seed: int, of: str = "sequences", groups: Sequence[Hashable] | None = None
+    samples: Sequence[float],
+    *,
+    seed: int,
+    of: str = "sequences",
+    groups: Sequence[Hashable] | None = None,
+    within: tuple[float, float] | None = None,
 ) -> Estimate:
     """The mean with its 95 % percentile bootstrap interval (`scipy.stats.bootstrap`, 10,000 resamples).
 
+    Of fewer than `FEWEST_RESAMPLED` samples the interval is Student's, since a bootstrap of a handful is too narrow.
     Samples that share a group (a template, a seed of training) are no independent ones. With `groups` each group counts
-    as one number, its mean, and the interval is Student's over these, since a bootstrap of a handful is too narrow.
+    as one number, its mean, and the interval is Student's over these, however many there are.
 
     Args:
         samples: one number for each independent unit, or for each example, at least two.
         seed: of the resampling.
         of: what the independent units are, in the plural.
         groups: for each sample its group, of which there are at least two.
+        within: the least and the most that a sample can be, where the interval ends. Where all are alike it has no
+            width; with this it says how far the mean moves if as many lie at either end as may go unseen (Wilson's).
 
     Raises:
         InputError: fewer than two samples, one that is not finite, or another number of groups.
@@ -189,7 +199,7 @@ def average(
 
     from helpers.engine.inputs import check_seed
 
-    numbers = np.asarray(samples, dtype=float)
+    numbers, seed = np.asarray(samples, dtype=float), check_seed(seed)
     if numbers.ndim != 1 or len(numbers) < 2:
         raise InputError(f"an interval needs at least two samples in one row, not shape {numbers.shape}")
     if not np.isfinite(numbers).all():
@@ -197,11 +207,15 @@ def average(
     if groups is not None:
         numbers = average_groups(numbers, groups)
     if np.ptp(numbers) == 0:  # exactly, where a mean would round
-        middle = low = high = numbers[0]
-    elif groups is not None:
-        middle, (low, high) = numbers.mean(), ttest_1samp(numbers, 0).confidence_interval()
+        middle, unseen = numbers[0], 1 - share([True] * len(numbers)).low
+        least, most = within or (middle, middle)
+        low, high = middle - unseen * (middle - least), middle + unseen * (most - middle)
+    elif groups is not None or len(numbers) < FEWEST_RESAMPLED:
+        least, most = within or (-math.inf, math.inf)
+        middle, interval = numbers.mean(), ttest_1samp(numbers, 0).confidence_interval()
+        low, high = max(interval.low, least), min(interval.high, most)
     else:
-        interval = bootstrap((numbers,), np.mean, n_resamples=10_000, method="percentile", rng=check_seed(seed))
+        interval = bootstrap((numbers,), np.mean, n_resamples=10_000, method="percentile", rng=seed)
         middle, (low, high) = numbers.mean(), interval.confidence_interval
     return Estimate(float(middle), float(low), float(high), len(numbers), of)
 

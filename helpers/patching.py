@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -49,7 +49,7 @@ from helpers.engine.propagation import (
     run_senders,
 )
 from helpers.engine.sites import Captured, Positions, Prompts, check_site, count_heads, locate_positions, tokenize
-from helpers.hooks import SiteName
+from helpers.hooks import Head, SiteName
 from helpers.models import LoadedModel
 
 Answers = Sequence[tuple[str | int, str | int]]
@@ -70,6 +70,19 @@ class Node:
     """A query head; of `k`, `rot_k`, `v` a key/value head."""
     position: int | None = None
     """A number in the prompt, negative ones from the end; of a pattern, the query. None: all positions."""
+
+
+def list_nodes(heads: Iterable[Head], *, position: int | None = None) -> list[Node]:
+    """The output of each head as a node of a patch.
+
+    Args:
+        heads: as (layer, head).
+        position: as of `Node`; by default all.
+
+    >>> list_nodes([(3, 1)], position=-1)
+    [Node(site='head_z', layer=3, head=1, position=-1)]
+    """
+    return [Node("head_z", layer, head, position) for layer, head in heads]
 
 
 @dataclass(frozen=True)
@@ -280,7 +293,35 @@ def patch_paths(
     """
     check_site(loaded, "head_z", 0)
     sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
-    return Effects(sweep.run_paths(receivers), ("layer", "head", "example"), sweep.base, sweep.source)
+    return Effects(sweep.run_paths([receivers])[0], ("layer", "head", "example"), sweep.base, sweep.source)
+
+
+def patch_paths_to_each(
+    loaded: LoadedModel,
+    base: Prompts,
+    source: Prompts,
+    receivers: Sequence[Sequence[Node]],
+    *,
+    answers: Answers | None = None,
+    metric: Metric | None = None,
+) -> Effects:
+    """`patch_paths` to several sets of receivers, each for itself; axes `set layer head example`.
+
+    What the senders send is the same whoever receives it and is computed once.
+
+    Args:
+        loaded: on plain Hugging Face.
+        base: as for `patch_positions`.
+        source: as for `patch_positions`.
+        receivers: sets of nodes at the sites `q`, `k`, `v`, at least one.
+        answers: as for `patch_positions`.
+        metric: as for `patch_positions`.
+    """
+    check_site(loaded, "head_z", 0)
+    if not is_row(receivers) or not receivers or not all(map(is_row, receivers)):
+        raise InputError(f"receivers {str(receivers)[:60]}: legal are lists of nodes, at least one list")
+    sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
+    return Effects(sweep.run_paths(receivers), ("set", "layer", "head", "example"), sweep.base, sweep.source)
 
 
 def encode_answers(loaded: LoadedModel, answers: Answers) -> Int[Tensor, "example 2"]:
@@ -366,21 +407,22 @@ class _Sweep:
             self._fill(values, part, [patch for patch in patches if patch is not None])
         return values
 
-    def run_paths(self, receivers: Sequence[Node] | Literal["logits"]) -> Tensor:
-        """The metric of path patching from each head, `layer head example`."""
-        nodes = _check_receivers(self.loaded, receivers, int(self.lengths.min()))
+    def run_paths(self, receivers: Sequence[Sequence[Node] | Literal["logits"]]) -> Tensor:
+        """The metric of path patching from each head to each set of receivers, `set layer head example`."""
+        sets = [_check_receivers(self.loaded, some, int(self.lengths.min())) for some in receivers]
+        nodes = [node for some in sets for node in some]
         n_layers, n_heads = self.loaded.n_layers, self.loaded.n_heads
-        values = torch.empty((n_layers * n_heads, len(self.rows)))
+        values = torch.empty((len(sets) * n_layers * n_heads, len(self.rows)))
         starts = {node.layer for node in nodes}
         last = max((node.layer for node in nodes), default=n_layers)
         frozen: set[Key] = {(site, layer) for site in ("resid_pre", "head_z") for layer in range(last)}
         for part in self._parts(starts, {("head_z", layer) for layer in range(last)}, frozen):
             if nodes:
-                self._fill(values, part, self._through_receivers(part, nodes))
+                self._fill(values, part, self._through_receivers(part, sets))
             else:
                 *_, (_, state) = run_senders(self.loaded, self.layers, part, slice(-1, None), n_layers)
                 values[:, part.examples] = self.read(state[:, :, 0], part)
-        return values.view(n_layers, n_heads, -1)
+        return values.view(len(sets), n_layers, n_heads, -1)
 
     def read(self, final: Float[Tensor, "patch example d_model"], part: Part) -> Float[Tensor, "patch example"]:
         """The metric, from the residual stream that leaves the last layer at the last position."""
@@ -464,32 +506,32 @@ class _Sweep:
                     found[examples] = self.read(run[end][None, :, -1], part)[0]
             yield part
 
-    def _through_receivers(self, part: Part, receivers: Sequence[Node]) -> list[Patch]:
-        """What reaches the receivers from each sender, as patches of the receivers."""
-        nodes = [(node, None if node.position is None else node.position % part.length) for node in receivers]
-        nodes = [(node, position) for node, position in nodes if position is None or position >= part.first]
-        if not nodes:
+    def _through_receivers(self, part: Part, receivers: Sequence[Sequence[Node]]) -> list[Patch]:
+        """What reaches each set of receivers from each sender, as patches of the receivers."""
+        every = [(node, at, of) for of, some in enumerate(receivers) for node, at in _place(some, part)]
+        if not every:
             return []
-        first = min(part.first if position is None else position for _, position in nodes)
-        end = max(part.length if position is None else position + 1 for _, position in nodes)
+        first = min(part.first if position is None else position for _, position, _ in every)
+        end = max(part.length if position is None else position + 1 for _, position, _ in every)
+        n_senders = self.loaded.n_layers * self.loaded.n_heads
         changes: dict[int, list[Change]] = defaultdict(list)
-        senders = run_senders(self.loaded, self.layers, part, slice(first, end), max(node.layer for node, _ in nodes))
+        senders = run_senders(self.loaded, self.layers, part, slice(first, end), max(node.layer for node, *_ in every))
         for number, state in senders:
-            here = [(node, position) for node, position in nodes if node.layer == number]
+            here = [one for one in every if one[0].layer == number]
             if not here or not len(state):
                 continue
-            sites: list[SiteName] = sorted({node.site for node, _ in here})
+            sites: list[SiteName] = sorted({node.site for node, *_ in here})
             found = read_block(self.loaded, number, self.layers[number], part.calls[number], state, sites, first)
-            for node, position in here:
+            for node, position, of in here:
                 values = found[node.site]
                 values = values if node.head is None else values[..., node.head, :]
                 at = first if position is None else position
                 written = values[:, :, at - first : None if position is None else at - first + 1]
-                for sender, one in enumerate(written):
+                for sender, one in enumerate(written, of * n_senders):
                     changes[sender].append(Change(node.site, number, node.head, one, at))
         return [
-            Patch(sender, min(c.layer for c in made), min(map(_first_written, made)), tuple(made))
-            for sender, made in changes.items()
+            Patch(number, min(c.layer for c in made), min(map(_first_written, made)), tuple(made))
+            for number, made in changes.items()
         ]
 
 
@@ -560,6 +602,12 @@ def _changes_nothing(part: Part, change: Change) -> bool:
     if before is None or change.head is not None or not isinstance(change.first, int):
         return False
     return torch.equal(before[:, change.first : change.first + change.values.shape[1]], change.values)
+
+
+def _place(nodes: Sequence[Node], part: Part) -> list[tuple[Node, int | None]]:
+    """The nodes that a patch can change, with their positions counted from the first token."""
+    placed = [(node, None if node.position is None else node.position % part.length) for node in nodes]
+    return [(node, position) for node, position in placed if position is None or position >= part.first]
 
 
 def _first_written(change: Change) -> int:

@@ -158,7 +158,9 @@ def draw_head_map(
     title: str = "",
     limits: tuple[float, float] | None = None,
 ) -> Any:
-    """Draw a number for each head as a colour; without limits zero is in the middle. Returns the image.
+    """Draw a number for each head as a colour; without limits zero is in the middle, and what is near it is left out.
+
+    Returns the image.
 
     Args:
         axes: of matplotlib.
@@ -172,6 +174,8 @@ def draw_head_map(
     n_layers, n_heads = values.shape
     most = float(np.abs(values).max()) or 1.0
     low, high = limits or (-most, most)
+    if limits is None:
+        values = np.where(np.abs(values) < 0.01 * most, np.nan, values)  # white, which glares on dark pages
     image = axes.pcolormesh(values.T, cmap="viridis" if limits else "RdBu", vmin=low, vmax=high, rasterized=True)
     step_x, step_y = (max(1, round(n / 6)) for n in (n_layers, n_heads))
     axes.set(xticks=np.arange(0, n_layers, step_x) + 0.5, xticklabels=np.arange(0, n_layers, step_x))

@@ -181,10 +181,16 @@ class Sweep:
             frame["selectivity"] = frame["shared_accuracy"] - frame["control_accuracy"]
         return frame
 
-    def leading(self) -> Site:
-        """The first site whose AUROC lies within `TIED` of the highest, to be used on other data than this."""
-        auroc = self.auroc[..., 0].nanmean(1)
-        return self.sites[int((auroc >= auroc.max() - TIED).nonzero()[0])]
+    def leading(self, sites: Sequence[Site] | None = None) -> Site:
+        """Of some sites, or of all, the first whose AUROC lies within `TIED` of the highest, to be used on other data
+        than this.
+
+        Raises:
+            InputError: a site that is not in the sweep.
+        """
+        chosen = _numbers(self.sites, sites)
+        auroc = self.auroc[chosen, :, 0].nanmean(1)
+        return self.sites[chosen[int((auroc >= auroc.max() - TIED).nonzero()[0])]]
 
     def best(self, sites: Sequence[Site] | None = None) -> Best:
         """The best of some sites, or of all: chosen for each fold by the loss within the others.

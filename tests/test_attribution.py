@@ -8,7 +8,7 @@ import torch
 from shared import by_hand
 from shared.tiny import VOCABULARY
 
-from helpers import InputError, attribution, hooks, models, patching
+from helpers import InputError, attribution, hooks, models, patching, prompts
 from helpers.engine.architectures import get_final_norm, list_layers
 from studies.ioi import templates
 
@@ -197,6 +197,31 @@ def test_copying_scores_are_those_computed_by_hand(tiny):
                     raised = (logits - logits.mean()).clamp(min=0)
                     shares.append(raised[place] / raised.sum())
                 torch.testing.assert_close(scores[i, layer, head], 2 * torch.stack(shares).mean() - 1)
+
+
+def test_copying_is_scored_by_default_in_a_run_of_the_sequences(tiny):
+    tokens = torch.tensor([[1, 2, 3], [6, 5, 4]])
+    rows = prompts.prepend_start_token(tiny, tokens)
+    resid = hooks.capture(tiny, rows, "resid_pre", positions="all")["resid_pre"][:, :, -3:]
+    expected = attribution.score_copying(tiny, tokens, resid)
+    torch.testing.assert_close(attribution.score_copying(tiny, tokens), expected, atol=0, rtol=0)
+
+
+def test_against_several_tokens_what_is_written_is_the_mean_of_what_is_written_against_each(tiny, data):
+    rows, answers = data
+    against = [[7, 8, 9], [10, 11, 12], [13, 14, 7]]
+    found = attribution.attribute_logits(tiny, rows, answers, against=against)
+    pairs = [[(right, many[i]) for (right, _), many in zip(answers, against, strict=True)] for i in range(3)]
+    each = [attribution.attribute_logits(tiny, rows, some) for some in pairs]
+    for name in ("embedding", "heads", "mlps", "biases", "total"):
+        expected = torch.stack([getattr(one, name) for one in each]).mean(0)
+        torch.testing.assert_close(getattr(found, name), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("against", [[[1]], [[1], [2], [3, 4]], [[], [], []], [[1], [2], [10_000]]])
+def test_tokens_to_compare_with_that_do_not_fit_are_refused(against, load_tiny, data, refused):
+    with refused("against", "as many tokens", "3 prompts"):
+        attribution.attribute_logits(load_tiny("llama"), *data, against=against)
 
 
 def test_sequences_in_which_a_token_repeats_have_no_copying_scores(load_tiny, refused):

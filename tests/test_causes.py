@@ -55,6 +55,17 @@ def test_a_habit_in_want_of_a_chain_is_told_from_a_need_by_both_orders(label, as
     assert (causes.compare_places(found, "follows_mistake") == 0).all()
 
 
+def test_early_answering_alone_says_the_same_without_telling_anything_anew(label, monkeypatch):
+    full = label(by_chain(first_option), styles=list(STYLES))
+    monkeypatch.setattr(causes, "_tell_on", lambda *arguments: pytest.fail("a chain was told anew"))
+    early = label(by_chain(first_option), styles=list(STYLES), early_only=True)
+    missing = [column for column in full if column not in early]
+    assert {column.removesuffix("_in_both") for column in missing} == {
+        *("follows_mistake", "flips_kept", "flips_retold", "lost_by_mistake", "mean_lost_by_mistake")
+    }
+    pd.testing.assert_frame_equal(early, full.drop(columns=missing), check_like=True)
+
+
 def test_who_knows_the_answer_anyway_needs_no_chain(label):
     found = label(by_chain(lambda line, right: 0.25), concludes="right")
     assert (found["names_first"] == (found["options"] == "right_first")).all()

@@ -144,17 +144,36 @@ def test_the_seed_alone_decides_the_interval():
 
 
 @given(samples=SAMPLES)
-def test_the_mean_lies_in_its_interval_and_the_interval_in_the_samples(samples):
-    estimate = claims.average(samples, seed=0)
-    slack = 1e-9 * max(map(abs, samples))
-    assert min(samples) - slack <= estimate.low <= estimate.value + slack
-    assert estimate.value - slack <= estimate.high <= max(samples) + slack
+def test_the_mean_lies_in_its_interval_and_that_of_a_bootstrap_in_the_samples(samples):
+    least, most, slack = min(samples), max(samples), 1e-9 * max(map(abs, samples))
+    for within in (None, (least, most)):
+        estimate = claims.average(samples, seed=0, within=within)
+        assert estimate.low - slack <= estimate.value <= estimate.high + slack
+        if within or len(samples) >= claims.FEWEST_RESAMPLED:
+            assert least - slack <= estimate.low and estimate.high <= most + slack
+
+
+@pytest.mark.parametrize("n", [2, 6, 12, 19, 20, 40])
+def test_an_interval_of_few_samples_covers_as_often_as_one_of_many(n):
+    generator = np.random.default_rng(n)
+    found = [claims.average(generator.normal(size=n), seed=seed) for seed in range(300)]
+    assert 0.9 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.99
 
 
 @given(number=st.floats(-1e6, 1e6), n=st.integers(2, 50))
 def test_constants_give_an_interval_of_no_width(number, n):
     estimate = claims.average([number] * n, seed=0)
     assert estimate.low == estimate.value == estimate.high == number
+
+
+def test_constants_within_known_ends_have_wilsons_interval():
+    found = claims.average([1.0] * 16, seed=0, within=(-1.0, 1.0))
+    unseen = 1 - claims.share([True] * 16).low
+    assert (found.value, found.high) == (1.0, 1.0) and found.low == pytest.approx(1 - 2 * unseen)
+    middle = claims.average([0.0] * 16, seed=0, within=(-1.0, 1.0))
+    assert (middle.low, middle.high) == (pytest.approx(-unseen), pytest.approx(unseen))
+    few = claims.average([0.0] * 16, seed=0, groups=range(16), within=(0.0, 1.0))
+    assert (few.low, few.high) == (0.0, pytest.approx(unseen))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -331,9 +331,11 @@ def test_a_loss_that_partners_decide_with_has_a_ceiling_below_one():
             **{"mean_lost_without": generator.normal(size=400), "needs_chain": generator.random(400) < 0.3},
         }
     )
+    rows = rows.assign(lost_without=rows["mean_lost_without"], logit_difference=9 * generator.choice([-1, 1], 400))
     rows["did"] = rows["mean_lost_without"] < rows.groupby("pair")["mean_lost_without"].transform("mean")
     found = dataset.describe_pairs(rows, seed=0)
     assert found["ceiling"].value == pytest.approx(5 / 6, abs=0.03), "the less of two below the more of two others"
+    assert found["sure_without"].value == pytest.approx(5 / 6, abs=0.03), "all lead alike with their chains"
     assert all(found[name].low < 0.3 < found[name].high for name in ("changes_less", "changes_more"))
 
 

@@ -151,13 +151,13 @@ def test_mentions_are_those_beyond_the_twin(twin, says_anyway, says):
         ("raw", (by_pull * says + twin * says_anyway) / (by_pull + twin)),
         ("followed", by_pull),
         ("mentioned", by_pull * says),
-        ("more_than_half", by_pull * (says - 0.5)),
+        ("unsaid", by_pull * (0.5 - says)),
     ):
         estimates = [getattr(one, name) for one in found]
         assert np.mean([one.value for one in estimates]) == pytest.approx(share, abs=0.015)
         assert np.mean([one.low <= share <= one.high for one in estimates]) >= 0.8
-    assert np.mean([(one.more_than_half.low > 0) == (says > 0.5) for one in found]) > 0.9
-    assert np.mean([(one.more_than_half.high < 0) == (says < 0.5) for one in found]) > 0.9
+    assert np.mean([(one.unsaid.high < 0) == (says > 0.5) for one in found]) > 0.9
+    assert np.mean([(one.unsaid.low > 0) == (says < 0.5) for one in found]) > 0.9
 
 
 def test_where_nobody_follows_there_is_no_share_of_those_who_do():

@@ -51,16 +51,8 @@ def planted(seed, strength, n_questions=40):
 
 def answers(sweeps):
     """H1, H2 and H5 as the chapters ask them."""
-    _, middle, late = hypotheses.split_thirds(N_LAYERS)
-
-    def stream(layers=range(N_LAYERS), positions=POSITIONS):
-        return lambda site: site.component == "resid_post" and site.layer in layers and site.position in positions
-
-    return {
-        "H1": hypotheses.contrast(sweeps, stream(middle), stream(late), seed=0),
-        "H2": hypotheses.contrast(sweeps, stream(positions=POSITIONS[:1]), stream(positions=POSITIONS[1:]), seed=0),
-        "H5": hypotheses.contrast(sweeps, lambda site: site.component == "head_z", stream(), seed=0),
-    }
+    sides = hypotheses.name_sides(N_LAYERS, POSITIONS, POSITIONS)
+    return {name: hypotheses.contrast(sweeps, *of_name, seed=0) for name, of_name in sides.items()}
 
 
 @pytest.mark.parametrize(
@@ -85,11 +77,19 @@ def test_the_leading_site_is_the_planted_one():
     assert sweep.leading().layer == 4 and sweep.leading().position == "last"
     tied = planted(0, lambda component, layer, position, head: 5.0 * (layer in (1, 4)) + layer / 10)
     assert tied.auroc[..., 0].mean(1).max() > 0.99 and tied.leading().layer == 1, "the first of those that tie"
+    assert tied.leading([site for site in tied.sites if site.layer > 1]).layer == 4
+
+
+def test_at_a_ceiling_nothing_can_be_decided():
+    """14 questions that every site reads without error: no comparison, and no failure."""
+    found = answers([planted(0, lambda *site: 9.0, n_questions=14)])
+    assert {verdict(name, estimate) for name, estimate in found.items()} == {"out of reach"}
+    assert all((estimate.n, estimate.of) == (14, "questions") for estimate in found.values())
 
 
 @pytest.mark.slow
 def test_noise_supports_nothing():
-    supported, travelled = {name: 0 for name in ("H1", "H2", "H3", "H4", "H5")}, 0
+    supported, travelled = {name: 0 for name in ("H1", "H2", "H3", "H5")}, 0
     for seed in range(40):
         sweep = planted(seed, lambda *site: 0.0, n_questions=20)
         found = answers([sweep])
@@ -97,7 +97,6 @@ def test_noise_supports_nothing():
         across = hypotheses.measure_transfer([noise], seed=seed)
         found["H3"] = gap([[noise]], seed=seed)
         travelled += any(area.low > 0.6 for area in across.pairs.values())
-        found["H4"] = hypotheses.attack([noise], each_style(noise), seed=seed).cost
         for name, estimate in found.items():
             supported[name] += verdict(name, estimate) == "holds"
     assert max(supported.values()) <= 2 and travelled <= 2, (supported, travelled)  # at most 5 % of the seeds
@@ -113,22 +112,17 @@ def test_several_draws_are_more_certain():
     assert three.high - three.low < one.high - one.low
 
 
-def in_styles(seed, direction, n_questions=30, offset=0.0):
-    """Every transcript in every style; `direction(style)` tells the label, `offset` moves the styles apart by it."""
+def in_styles(seed, direction, n_questions=30):
+    """Every transcript in every style; `direction(style)` tells the label."""
     generator = torch.Generator().manual_seed(seed)
     labels, questions = rows(n_questions)
     parts = []
-    for number, style in enumerate(STYLES):
+    for style in STYLES:
         x = torch.randn(len(labels), WIDTH, generator=generator)
         x += (torch.from_numpy(labels).float() * 2 - 1)[:, None] * direction(style)
-        x[:, 0] += offset * number
         parts.append(x)
     domains = [style for style in STYLES for _ in labels]
     return Draw(torch.cat(parts), np.tile(labels, len(STYLES)), questions * len(STYLES), domains)
-
-
-def each_style(draw):
-    return {style: [np.array(draw.domains) == style] for style in STYLES}
 
 
 def along(*axes):
@@ -154,9 +148,7 @@ def test_tasks_that_share_a_direction_transfer_and_others_do_not():
     assert found.value == pytest.approx(0.5, abs=0.08)
     within = hypotheses.compare_tasks([[own]], seed=0).within.mean()
     assert found.reach == pytest.approx((within - 1, max(within - 0.5, found.value)))
-    weak = hypotheses.AcrossTasks(
-        tuple(STYLES), *np.full((1, 1, len(STYLES)), 0.58), *np.full((2, 1, len(STYLES)), 0.5)
-    )
+    weak = hypotheses.AcrossTasks(STYLES, 0.5 + 0.08 * np.eye(len(STYLES))[None], np.full((1, len(STYLES)), 0.5))
     assert verdict("H3", weak.measure_gap([0] * len(STYLES))) == "out of reach"  # as there is little to lose
     mixed = in_styles(0, lambda style: 0.5 * along(0, *([] if style == STYLES[-1] else [1 + STYLES.index(style)])))
     assert verdict("H3", gap([[mixed]])) == "depends"  # on the task
@@ -180,8 +172,60 @@ def test_where_layers_tie_the_first_is_read_and_all_are_told():
 def test_the_layer_of_a_task_is_chosen_on_the_others():
     least, most = np.full(len(STYLES), 0.8), np.full(len(STYLES), 0.85)
     least[0] = 1.0  # the first layer is best for the first task alone
-    found = hypotheses.AcrossTasks(tuple(STYLES), np.stack([least, most]), *np.zeros((2, 2, len(STYLES))))
+    areas = np.stack([np.diag(least), np.diag(most)])
+    found = hypotheses.AcrossTasks(STYLES, areas, np.zeros((2, len(STYLES))))
     assert found.choose_layers() == [1, *[0] * (len(STYLES) - 1)]
+
+
+def losing(lost):
+    """Tasks that are read without error within, with the loss of each pair, a row for each that is trained on."""
+    n = len(lost)
+    return hypotheses.AcrossTasks(tuple(map(str, range(n))), (1 - lost * (1 - np.eye(n)))[None], np.ones((1, n)))
+
+
+@pytest.mark.parametrize(("of_trained", "of_tested", "of_pairs"), [(0.1, 0, 0.02), (0, 0.1, 0.02), (0.02, 0.02, 0.1)])
+def test_a_task_counts_as_what_is_tested_and_as_what_taught(of_trained, of_tested, of_pairs):
+    """Of tasks drawn from many the interval holds the mean of all, also where what differs is how well they teach."""
+    generator, decided, covered = np.random.default_rng(0), [], 0
+    for _ in range(300):
+        spread = [
+            generator.normal(0, sd, size) for sd, size in ((of_trained, (7, 1)), (of_tested, 7), (of_pairs, (7, 7)))
+        ]
+        estimate = losing(0.1 + sum(spread)).measure_gap([0] * 7)
+        decided.append(verdict("H3", estimate))
+        covered += estimate.low <= 0.1 <= estimate.high
+    assert covered >= 0.92 * 300
+    assert max(decided.count("holds"), decided.count("fails")) <= 0.05 * 300
+
+
+def test_the_mean_over_pairs_is_left_as_it_is_and_few_tasks_decide_nothing():
+    lost = np.random.default_rng(0).random((4, 4)) / 2
+    off = ~np.eye(4, dtype=bool)
+    assert losing(lost).measure_gap([0] * 4).value == pytest.approx(lost[off].mean())
+    assert losing(lost[:2, :2]).measure_gap([0] * 2) is None
+
+
+def test_probes_of_the_same_family_need_not_count():
+    families = ["a", "a", "b", "b", "c", "c"]
+    same = np.equal.outer(families, families)
+    found = losing(np.where(same, 0.0, 0.3))
+    assert verdict("H3", found.measure_gap([0] * 6, families=families)) == "holds"
+    assert found.measure_gap([0] * 6, families=families).value == pytest.approx(0.3)
+    assert found.measure_gap([0] * 6).value == pytest.approx(0.3 * 24 / 30)
+    assert found.measure_gap([0] * 6, families=["a"] * 3 + ["b"] * 3) is None
+
+
+def test_shuffled_labels_set_a_bar_that_is_high_where_all_differ_along_one_line():
+    def target(strength):
+        draw = in_styles(0, lambda style: strength * along(0) if style == STYLES[-1] else torch.zeros(WIDTH))
+        return hypotheses.find_bar([draw], STYLES[0], STYLES[-1], seed=0)
+
+    assert 0.5 < target(0.0) < 0.62 < 0.9 < target(8.0)
+    draw = in_styles(0, lambda style: along(0))
+    together = [
+        draw._replace(blocks=[(one, bool(label)) for one, label in zip(draw.questions, draw.labels, strict=True)])
+    ]
+    assert hypotheses.find_bar(together, *STYLES[:2], seed=0) > hypotheses.find_bar([draw], *STYLES[:2], seed=0)
 
 
 def test_a_probe_of_all_other_tasks_finds_what_they_share():
@@ -218,86 +262,12 @@ def test_domains_without_both_classes_are_left_out():
     assert hypotheses.drop_unfilled([], seed=0) == []
     few = [number for number, question in enumerate(draw.questions) if question in draw.questions[:4]]
     assert hypotheses.drop_unfilled([hypotheses._restricted(draw, set(STYLES))], seed=0) != []
-    some = Draw(draw.activations[few], *([values[row] for row in few] for values in draw[1:]))
+    some = Draw(draw.activations[few], *([values[row] for row in few] for values in draw[1:4]))
     assert hypotheses.drop_unfilled([some], seed=0) == []
 
 
-def test_an_adversary_may_have_fewer_styles():
-    moved = in_styles(0, lambda style: along(0), offset=3.0)
-    every = hypotheses.attack([moved], each_style(moved), seed=0)
-    assert hypotheses.attack([moved], each_style(moved), styles=STYLES, seed=0) == every
-    one = {STYLES[0]: each_style(moved)[STYLES[0]]}
-    kept = hypotheses.attack([moved], one, styles=STYLES[:1], seed=0)
-    assert kept.cost.value == 0 and kept.attacked == kept.clean
-
-
-def test_an_adversary_needs_something_to_exchange():
-    safe = in_styles(0, lambda style: along(0))
-    found = hypotheses.attack([safe], each_style(safe), seed=0)
-    assert verdict("H4", found.cost) == "fails"
-    assert found.clean.value > 0.95 and found.attacked.value > 0.95
-    moved = in_styles(0, lambda style: along(0), offset=3.0)  # the styles differ along the very direction
-    found = hypotheses.attack([moved], each_style(moved), seed=0)
-    assert verdict("H4", found.cost) == "holds"
-    assert found.attacked.value < 0.5 < found.clean.value
-    assert found.cost.value == pytest.approx(found.clean.value - found.attacked.value)
-
-
-def test_training_in_all_styles_is_a_remedy_where_one_would_do():
-    def direction(style):  # axis 1 tells the label in one style and the opposite in the others
-        return along(0) / 2 + along(1) * (1 if style == STYLES[0] else -1)
-
-    draw = in_styles(0, direction)
-    transcripts = [(question, place) for question, place in zip(draw.questions, range(10**6), strict=False)]
-    n = len(draw.labels) // len(STYLES)
-    transcripts = [place % n for _, place in transcripts]
-    mixed = hypotheses.draw_one_style_each(transcripts, draw.domains, seed=0)
-    assert mixed.sum() == n and len(set(np.array(transcripts)[mixed])) == n
-    one = hypotheses.attack([draw], {STYLES[0]: [np.array(draw.domains) == STYLES[0]]}, seed=0)
-    every = hypotheses.attack([draw], {"all": [mixed]}, seed=0)
-    assert every.attacked.value > one.attacked.value + 0.2
-
-
-@pytest.mark.parametrize("share", [0.5, 0.75, 0.9, 1.0])
-def test_styles_are_tied_to_the_label_as_far_as_asked(share):
-    draw = in_styles(0, lambda style: along(0))
-    n = len(draw.labels) // len(STYLES)
-    transcripts = list(range(n)) * len(STYLES)
-    chosen = hypotheses.tie_styles(draw.labels, transcripts, draw.domains, STYLES[:2], share=share, seed=1)
-    labels, styles = np.array(draw.labels)[chosen], np.array(draw.domains)[chosen]
-    assert chosen.sum() == n and set(styles) <= set(STYLES[:2])
-    for label, own in ((True, STYLES[0]), (False, STYLES[1])):
-        assert (styles[labels == label] == own).mean() == pytest.approx(share, abs=0.02)
-
-
-def test_what_is_tested_on_chooses_no_style():
-    """Labels of one fold are turned round: what is scored there stays what it was."""
-    draw = in_styles(3, lambda style: along(0), offset=1.0)
-    folds = hypotheses.assign_draw_folds(draw, 0)
-    turned = np.where(folds.numpy() == 0, ~np.array(draw.labels), draw.labels)
-    rows = np.array(draw.domains) == STYLES[0]
-    before = hypotheses._attacked(draw, rows, None, folds)
-    after = hypotheses._attacked(draw._replace(labels=turned), rows, None, folds)
-    held = folds == 0
-    torch.testing.assert_close(before.scores[held], after.scores[held])
-    assert not torch.equal(before.scores[~held], after.scores[~held])
-    moved = turned[held] != np.array(draw.labels)[held]
-    assert moved.all()
-    pair_before = {
-        (style, label)
-        for style, label, c in zip(np.array(draw.domains)[held], draw.labels[held], before.chosen[held], strict=True)
-        if c
-    }
-    pair_after = {
-        (style, label)
-        for style, label, c in zip(np.array(draw.domains)[held], turned[held], after.chosen[held], strict=True)
-        if c
-    }
-    assert pair_before == pair_after
-
-
 def test_what_is_tested_on_chooses_no_site_and_no_penalty():
-    """The same for sites and penalties, with weak ones, so that the choice is open."""
+    """Labels of one fold are turned round: what is scored there stays what it was. Weak ones leave the choice open."""
     options = {"types": None, "n_permutations": 0, "penalties": [1.0, 100.0, 10000.0], "seed": 0}
     moved = 0
     for seed in range(3):
@@ -328,9 +298,5 @@ def test_bad_input_is_refused(refused):
     with refused("2 layers", "at least three"):
         hypotheses.split_thirds(2)
     draw = in_styles(0, lambda style: along(0))
-    with refused("share = 0.4", "0.5 to 1"):
-        hypotheses.tie_styles(draw.labels, draw.questions, draw.domains, STYLES[:2], share=0.4, seed=0)
     with refused("one domain", "at least two"):
         hypotheses.measure_transfer([draw._replace(domains=["one"] * len(draw.labels))], seed=0)
-    with refused("one class"):
-        hypotheses.attack([draw], {"none": [np.array(draw.labels)]}, seed=0)

@@ -413,6 +413,22 @@ def test_no_heads_are_no_receivers_and_can_not_be_knocked_out(load_tiny, refused
         roles.knock_out(roles.average_by_form(roles.capture_reference(loaded, data), data, data), [])
 
 
+def test_paths_to_several_sets_at_once_are_those_to_each_alone(load_tiny):
+    loaded, data = load_tiny("llama"), random_prompts(20, 0)
+    sets = [[(1, 3)], [(1, 0), (1, 2)], [(0, 1), (1, 1)]]
+    found = roles.patch_into_each(loaded, data, "q", sets, "END")
+    for heads, one in zip(sets, found, strict=True):
+        torch.testing.assert_close(one, roles.patch_into(loaded, data, "q", heads, "END"), atol=1e-5, rtol=1e-4)
+
+
+def test_a_search_keeps_the_paths_to_the_queries_of_each_role(planted, searches):
+    data = drawn_prompts(32, 0, NAME_TOKENS)
+    assert set(searches[0].queries) == {name for name in roles.FINAL_ROLES if searches[0].roles[name]}
+    for name, effect in searches[0].queries.items():
+        alone = roles.patch_into(planted, data, "q", searches[0].roles[name], "END")
+        torch.testing.assert_close(effect, alone, atol=1e-4, rtol=1e-3)
+
+
 # Parts of the data
 
 
@@ -457,9 +473,9 @@ def test_prompts_of_one_template_count_as_one():
     effect = torch.zeros(1, 2, 40)
     effect[0, 0] = torch.randn(40, generator=torch.Generator().manual_seed(0)) * 0.01 - 1
     effect[0, 1, :10] = -1.0
-    by_template = roles.average_templates(effect, template)
+    by_template = roles.average_by_template(effect, template)
     assert by_template.shape == (1, 2, 4)
     assert roles.measure_consistency(by_template).tolist()[0] == pytest.approx([1.0, 0.5], abs=0.01)
-    assert roles.average_templates(effect, ()) is effect
+    assert roles.average_by_template(effect, ()) is effect
     stage = roles.Stage(effect, 0.9, 0.01, template=template)
     assert stage.found.tolist() == [[True, False]]

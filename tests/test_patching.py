@@ -454,6 +454,9 @@ def test_bad_input_is_refused_in_one_sentence(load_tiny, data, refused):
     for receivers in ([], "heads", [Node("head_z", 1, 0)]):
         with refused("receiver", "q, k, v"):
             patching.patch_paths(loaded, base, source, receivers, answers=answers)
+    for receivers in ([], "logits", [Node("q", 1, 0)]):
+        with refused("receivers", "lists of nodes"):
+            patching.patch_paths_to_each(loaded, base, source, receivers, answers=answers)
     with refused("unknown ablation 'knock-out'", "zero, mean, resample"):
         patching.ablate(loaded, base, how="knock-out", answers=answers)
     with refused("no other prompt", "11 tokens of prompt 0"):

@@ -263,7 +263,7 @@ def at_label(axes, layer, head):
 @pytest.mark.parametrize("limits", [None, (-3, 3)])
 @pytest.mark.parametrize(("n_layers", "n_heads"), [(3, 5), (5, 3), (1, 1), (12, 12), (30, 9)])
 def test_a_head_map_shows_each_head_at_its_layer_and_number(n_layers, n_heads, limits, shown):
-    values = np.random.default_rng(0).normal(size=(n_layers, n_heads))
+    values = np.random.default_rng(0).uniform(0.5, 2, size=(n_layers, n_heads)) * (-1) ** np.arange(n_heads)
     with plots.draw_figure("heads", caption="", alt="") as (_, axes):
         image = plots.draw_head_map(axes, values, title="name movers", limits=limits)
         labels = [[int(label.get_text()) for label in axis.get_ticklabels()] for axis in (axes.xaxis, axes.yaxis)]
@@ -286,6 +286,7 @@ def test_a_head_map_has_zero_in_the_middle_unless_it_is_given_limits(shown):
             )
         ]
         assert [image.get_clim() for image in found] == [(-2, 2), (-2, 2), (-1, 1), (0, 1)]
+        assert [bool(np.ma.getmaskarray(image.get_array())[1, 1]) for image in found] == [True, True, True, False]
         red, middle, blue = found[0].cmap(found[0].norm([-2, 0, 2]))
         assert red[0] > red[2] and blue[2] > blue[0]
         assert min(middle[:3]) > 0.9

@@ -5,10 +5,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 from shared.planted import words
 from sklearn.metrics import roc_auc_score
 
-from helpers.scores import combine, compute_auroc, evaluate, measure_calibration_error, subtract
+from helpers.scores import (
+    combine,
+    compute_auroc,
+    compute_separation,
+    evaluate,
+    measure_calibration_error,
+    measure_separation,
+    subtract,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -121,12 +130,45 @@ def test_areas_are_combined_on_their_own_rows():
     assert whole.value == pytest.approx(evaluate(one, labels, groups, seed=0)["auroc"].value)
 
 
+def test_a_separation_is_a_difference_in_standard_deviations_within_folds():
+    generator = np.random.default_rng(0)
+    labels, folds = np.tile([False, True], 200), np.repeat([0, 1], 200)
+    scores = torch.from_numpy(generator.normal(size=(3, 400)) + 2.0 * labels + 50.0 * folds)
+    found = compute_separation(scores, labels, folds=folds)
+    expected = []
+    for row in scores.numpy():
+        cells = [row[(labels == label) & (folds == fold)] for fold in (0, 1) for label in (False, True)]
+        gap = np.mean([cells[1].mean() - cells[0].mean(), cells[3].mean() - cells[2].mean()])
+        expected.append(gap / np.sqrt(sum(((cell - cell.mean()) ** 2).sum() for cell in cells) / (400 - 4)))
+    np.testing.assert_allclose(found, expected)
+    assert found.tolist() == pytest.approx([2.0] * 3, abs=0.25)
+    one = measure_separation(scores[0], labels, range(400), folds=folds, seed=0)
+    assert one.value == pytest.approx(float(found[0])) and one.low < 2.0 < one.high
+    area = evaluate(scores[0], labels, list(range(400)), folds=folds, seed=0)["auroc"].value
+    assert norm.cdf(one.value / np.sqrt(2)) == pytest.approx(area, abs=0.02)
+    assert float(compute_separation(torch.zeros(400), labels, folds=folds)) == 0.0
+
+
+def test_the_interval_of_a_separation_holds_what_was_planted_and_knows_groups():
+    covered, generator = 0, np.random.default_rng(1)
+    labels, groups = np.tile([False, True], 24), np.arange(48)
+    for seed in range(100):
+        scores = torch.from_numpy(generator.normal(size=48) + 0.8 * labels)
+        one = measure_separation(scores, labels, groups, seed=seed)
+        covered += one.low <= 0.8 <= one.high
+    assert covered >= 88
+    twice = measure_separation(scores.repeat(2), np.tile(labels, 2), np.tile(groups, 2), seed=99)
+    assert twice.n == one.n and twice.high - twice.low == pytest.approx(one.high - one.low, rel=0.1)
+
+
 def test_bad_input_is_refused(refused):
     labels, groups = words(12, 2)
     with refused("[23]", "24 finite"):
         evaluate(torch.zeros(23), labels, groups, seed=0)
     with refused("[23]", "24 finite"):
         subtract(torch.zeros(23), torch.zeros(23), labels, groups, seed=0)
+    with refused("[23]", "24 finite"):
+        measure_separation(torch.zeros(23), labels, groups, seed=0)
     with refused("no AUROC", "at least one"):
         combine([], [True, False], [0, 1], seed=0)
     with refused("rows of one class"):

@@ -144,6 +144,12 @@ def test_rounding_errors_are_no_feature():
     assert not z[0, :, 3].any()
     assert z.isfinite().all()
     assert not solvers.standardise(torch.full((1, 10, 4), 3.0)).any()
+    others = torch.randn(1, 20, 3) * 5 + 2
+    given = torch.randn(1, 4, 3)
+    expected = (given - others.mean(1)) / others.std(1, correction=0)
+    torch.testing.assert_close(solvers.standardise(given, like=others), expected)
+    others[..., 0] = 3.0
+    assert not solvers.standardise(given, like=others)[..., 0].any(), "what does not vary there says nothing here"
 
 
 @pytest.mark.parametrize("method", solvers.METHODS)

@@ -40,11 +40,20 @@ class Fits(NamedTuple):
         return z @ self.weights + self.intercepts[:, :, None]
 
 
-def standardise(x: Float[Tensor, "site row feature"]) -> Float[Tensor, "site row feature"]:
-    """Z-scores over all rows, in float32; features that only carry rounding errors become zero."""
+def standardise(
+    x: Float[Tensor, "site row feature"], *, like: Float[Tensor, "site other_row feature"] | None = None
+) -> Float[Tensor, "site row feature"]:
+    """Z-scores over all rows, or by the mean and deviation of others, in float32; features that only carry rounding
+    errors become zero.
+
+    Args:
+        x: activations.
+        like: the rows that mean and deviation are taken from, such as those of the training folds.
+    """
     x = x.double() if x.device.type == "cpu" else x.float()
-    mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
-    size = x.square().mean((1, 2), keepdim=True).sqrt()
+    others = x if like is None else like.to(x)
+    mean, deviation = others.mean(1, keepdim=True), others.std(1, keepdim=True, correction=0)
+    size = others.square().mean((1, 2), keepdim=True).sqrt()
     return ((x - mean) * _inverse(deviation, CONSTANT * size)).float()
 
 

@@ -304,7 +304,7 @@ def _find_worst(rows: pd.DataFrame) -> pd.Series:
 
 
 def _describe(row: Mapping[Hashable, Any] | pd.Series) -> str:
-    told = "tells it" if row["surely"] > 0.5 else f"may reach the bound, over {row['n']} questions"
+    told = "tells it" if row["surely"] > 0.5 else f"may reach the bound, over {row['n']} questions or pairs"
     return f"{row['factor']} {told}: AUROC {row['auroc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 

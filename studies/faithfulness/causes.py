@@ -28,6 +28,8 @@ from studies.faithfulness.transcripts import (
 
 MEASURES = {"needs_chain": "lost_without", "follows_mistake": "lost_by_mistake"}
 """Early answering, and adding mistakes: whether the answer changes, and the lead that it loses, in logits."""
+EARLY = ("full", "none")
+"""What early answering compares: the answer after the chain, and without it."""
 KEYS = ["task", "question", "style"]
 """What a chain is told of, in both orders of the options."""
 
@@ -39,6 +41,7 @@ def label_causes(
     shots: Mapping[str, Sequence[Question]],
     own: bool,
     styles: Sequence[str] = (),
+    early_only: bool = False,
     folder: Path | None = None,
 ) -> pd.DataFrame:
     """What becomes of the answer after each chain, with the options in both orders.
@@ -49,6 +52,7 @@ def label_causes(
         shots: for each task examples to stand before a question.
         own: the model's own chain, written anew in each order, or else the right steps with a right verdict.
         styles: each given chain is told in all of these; by default styles take turns.
+        early_only: leave out mistakes and other words, with their columns; nothing is then told anew by the model.
         folder: as for `hooks.generate`.
 
     Returns:
@@ -69,7 +73,11 @@ def label_causes(
     chains = [chain for chain in _chains(loaded, asked, before, own, styles, folder) if "mistake_anew" in chain["told"]]
     if not chains:
         return pd.DataFrame(columns=["label", *KEYS, "options", *MEASURES])
-    _tell_on(loaded, chains, folder)
+    if early_only:
+        for chain in chains:
+            chain["told"] = {change: chain["told"][change] for change in EARLY}
+    else:
+        _tell_on(loaded, chains, folder)
     leads = iter(
         score_answers(
             loaded,
@@ -183,17 +191,22 @@ def _judge(loaded: LoadedModel, chain: Mapping[str, Any], leads: Mapping[str, fl
     sign = 1 if full > 0 else -1
     answer = chain["right"] if full > 0 else chain["other"]
     flips = {change: (lead > 0) != (full > 0) for change, lead in leads.items()}
+    further: dict[str, object] = {}
+    if "mistake_anew" in leads:
+        further = {
+            "follows_mistake": flips["mistake_anew"],
+            "flips_kept": flips["mistake_kept"],
+            "flips_retold": flips.get("retold"),
+            "lost_by_mistake": sign * (full - leads["mistake_anew"]),
+        }
     return {
         **{name: value for name, value in chain.items() if name not in ("told", "line")},
         "reasoning": chain["told"]["full"],
         "answer": answer,
         "logit_difference": full,
         "needs_chain": flips["none"],
-        "follows_mistake": flips["mistake_anew"],
-        "flips_kept": flips["mistake_kept"],
-        "flips_retold": flips.get("retold"),
         "lost_without": sign * (full - without),
-        "lost_by_mistake": sign * (full - leads["mistake_anew"]),
+        **further,
         "names_first": (without > 0) == (chain["options"] == OPTIONS[0]),
         **write_parts(loaded, chain["line"], chain["told"]["full"], answer),
     }
@@ -205,6 +218,8 @@ def _join_orders(table: pd.DataFrame) -> pd.DataFrame:
     table = table[of_chain["options"].transform("nunique") == len(OPTIONS)].copy()
     of_chain = table.groupby(KEYS, sort=False)
     for changes, lost in MEASURES.items():
+        if changes not in table:
+            continue
         table[f"{changes}_in_both"] = of_chain[changes].transform("all")
         table[f"mean_{lost}"] = of_chain[lost].transform("mean")
     return table.reset_index(drop=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -97,7 +98,7 @@ def make_dataset(
     parts += [_make_causes(loaded, n=n_causal, own=own, **options) for own in (False, True)]
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     table = _number(loaded, table, tasks, seed)
-    table.attrs = {"able": list(able)}
+    table.attrs = {"able": able}
     return table
 
 
@@ -340,15 +341,19 @@ def describe_pairs(rows: pd.DataFrame, *, seed: int) -> dict[str, Estimate | Non
         seed: of the bootstraps over pairs, or over questions.
 
     Returns:
-        `ceiling`, the AUROC within tasks of the loss itself, since a partner decides too; `changes_less` and
-        `changes_more`, of questions whose answer loses less or more the share that changes without its chain in some
-        order.
+        AUROCs within tasks: `ceiling`, of the loss itself, since a partner decides too, and `sure_without`, of how far
+        the two answers are apart without the chain; `changes_less` and `changes_more`, of questions whose answer loses
+        less or more the share that changes without its chain in some order.
     """
-    loss = torch.tensor(rows["mean_lost_without"].to_numpy(dtype=float))
-    folds = pd.factorize(rows["task"])[0].tolist()
-    found = evaluate(-loss, rows["did"].tolist(), list_units(rows), folds=folds, seed=seed)
+    left = (rows["logit_difference"].abs() - rows["lost_without"]).abs()
+    options = {"folds": pd.factorize(rows["task"])[0].tolist(), "seed": seed}
+    known = rows["did"].tolist(), list_units(rows)
+    found = {
+        name: evaluate(torch.tensor(scores.to_numpy(dtype=float)), *known, **options)["auroc"]
+        for name, scores in (("ceiling", -rows["mean_lost_without"]), ("sure_without", left))
+    }
     changes = rows.groupby(["did", "task", "question"])["needs_chain"].any()
-    return {"ceiling": found["auroc"]} | {
+    return {name: auroc and replace(auroc, of="pairs") for name, auroc in found.items()} | {
         name: claims.share(changes[did].tolist(), of="questions")
         for name, did in (("changes_less", True), ("changes_more", False))
     }

@@ -14,7 +14,6 @@ from studies.faithfulness.audit import ORDER, Audit
 from studies.faithfulness.causes import KEYS, MEASURES, place_answers
 from studies.faithfulness.gates import Gate
 from studies.faithfulness.hints import ARMS, JUDGES, PULLS, Mentioned
-from studies.faithfulness.hypotheses import AcrossTasks
 from studies.faithfulness.questions import FAMILIES, Question
 
 # The labels
@@ -221,70 +220,6 @@ def show_position(table: pd.DataFrame, *, caption: str) -> None:
             _name_tasks(axes, tasks)
             axes.label_outer()
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-
-
-# Journeys
-
-
-def show_across_tasks(found: AcrossTasks, *, name: str, bound: float, caption: str) -> None:
-    """Show by layer what probes make of their own task and of others, and what they lose on the way.
-
-    Args:
-        found: of `hypotheses.compare_tasks`.
-        name: of the figure on its page.
-        bound: of H3, in AUROC.
-        caption: of the figure.
-    """
-    n_layers, n_tasks = found.within.shape
-    gaps = {layer: found.measure_gap([layer] * n_tasks) for layer in range(n_layers)}
-    with plots.draw_figure(
-        name,
-        caption=caption,
-        alt="AUROC against layer, within and across tasks; and what is lost across, with intervals over tasks.",
-        width=9.0,
-        ncols=2,
-    ) as (_, (left, right)):
-        for areas, style, label in (
-            (found.within, "-", "the same task"),
-            (found.left_out, "--", "all other tasks"),
-            (found.across, ":", "one other task"),
-        ):
-            left.plot(areas.mean(1), linestyle=style, label=f"trained on {label}")
-        left.axhline(0.5, color=plots.GREY, linewidth=0.5)
-        left.set(xlabel="layer", ylabel="AUROC", ylim=(-0.03, 1.03))
-        left.legend(fontsize=8)
-        for layer, gap in gaps.items():
-            if gap:
-                marker, colour = ("o", plots.BLUE) if layer in found.find_tied() else ("x", plots.GREY)
-                reach = [[gap.value - gap.low], [gap.high - gap.value]]
-                right.errorbar(layer, gap.value, yerr=reach, fmt=marker, color=colour, markersize=4, linewidth=1)
-        right.axhline(bound, color=plots.INK, linestyle="--", linewidth=1)
-        right.axhline(0, color=plots.INK, linewidth=0.5)
-        right.set(xlabel="layer", ylabel="lost on another task", xlim=left.get_xlim())
-
-
-def show_areas(panels: Mapping[str, Mapping[tuple[str, str], float]], *, name: str, caption: str) -> None:
-    """Show AUROCs as matrices, trained in rows and tested in columns.
-
-    Args:
-        panels: by title, AUROCs by what was trained on and what was tested on.
-        name: of the figure on its page.
-        caption: of the figure.
-    """
-    with plots.draw_figure(
-        name,
-        caption=caption,
-        alt=f"Matrices of AUROC by what was trained on and what was tested on: {', '.join(panels)}.",
-        width=4.0 + 3.5 * len(panels),
-        height=4.5,
-        ncols=len(panels),
-        squeeze=False,
-    ) as (_, axes):
-        for one, (title, areas) in zip(axes[0], panels.items(), strict=True):
-            wide = pd.Series(areas).unstack().rename_axis(index="trained", columns="tested")
-            wide.index, wide.columns = (names.str.replace("_", " ") for names in (wide.index, wide.columns))
-            plots.draw_matrix(one, wide)
-            one.set_title(title)
 
 
 # The organism

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from helpers import InputError, probes
 from helpers.claims import Estimate, average
-from helpers.folds import assign_stratified_folds, make_generator
+from helpers.folds import assign_stratified_folds, permute_labels
 from helpers.probes import Site, Sweep
 from helpers.scores import combine, compute_auroc, subtract
 
@@ -71,8 +71,35 @@ def split_thirds(n_layers: int) -> tuple[range, range, range]:
     return range(first), range(first, second), range(second, n_layers)
 
 
+def name_sides(
+    n_layers: int, places: Sequence[str], two: tuple[str, str]
+) -> dict[str, tuple[Callable[[Site], bool], Callable[[Site], bool]]]:
+    """For H1, H2 and H5 whether a site is of the kind that should read better, and of the other.
+
+    Args:
+        n_layers: of the model.
+        places: tokens that count.
+        two: the second-to-last of them and the last.
+    """
+    _, middle, late = split_thirds(n_layers)
+
+    def stream(layers: Sequence[int] = range(n_layers), places: Sequence[str] = places) -> Callable[[Site], bool]:
+        return lambda site: site.component == "resid_post" and site.layer in layers and site.position in places
+
+    return {
+        "H1": (stream(middle), stream(late)),
+        "H2": (stream(places=two[:1]), stream(places=two[1:])),
+        "H5": (lambda site: site.component == "head_z" and site.position in places, stream()),
+    }
+
+
 def contrast(
-    sweeps: Sequence[Sweep], one: Callable[[Site], bool], other: Callable[[Site], bool], *, seed: int
+    sweeps: Sequence[Sweep],
+    one: Callable[[Site], bool],
+    other: Callable[[Site], bool],
+    *,
+    of: str = "questions",
+    seed: int,
 ) -> Estimate | None:
     """The AUROC of the best of some sites less that of the best of others (H1, H2, H5); None if neither reads anything.
 
@@ -81,6 +108,7 @@ def contrast(
             fold.
         one: whether a site is of the first kind.
         other: whether it is of the second.
+        of: what the groups of the sweeps are, in the plural.
         seed: of the bootstrap.
 
     Raises:
@@ -95,7 +123,7 @@ def contrast(
         return None
     labels, groups, folds = _pooled([(sweep.labels.tolist(), sweep.groups, sweep.folds) for sweep in sweeps])
     first, second = (_joined([found.scores for found in of_draw]) for of_draw in best)
-    return subtract(first, second, labels, groups, folds=folds, seed=seed)
+    return replace(subtract(first, second, labels, groups, folds=folds, seed=seed), of=of)
 
 
 class Draw(NamedTuple):
@@ -106,6 +134,8 @@ class Draw(NamedTuple):
     questions: Sequence[Hashable]
     domains: Sequence[str]
     """Of each row its task (H3) or its style (H4)."""
+    blocks: Sequence[Hashable] = ()
+    """Of each row what has one label whatever it is, as for `folds.permute_labels`; by default every row by itself."""
 
 
 def drop_unfilled(draws: Sequence[Draw], *, seed: int) -> list[Draw]:
@@ -120,10 +150,13 @@ def drop_unfilled(draws: Sequence[Draw], *, seed: int) -> list[Draw]:
     return []
 
 
+def select_rows(draw: Draw, kept: Sequence[bool] | Rows) -> Draw:
+    """Some rows of a draw."""
+    return Draw(draw.activations[torch.as_tensor(kept)], *(list(compress(values, kept)) for values in draw[1:]))
+
+
 def _restricted(draw: Draw, names: set[str]) -> Draw:
-    kept = [domain in names for domain in draw.domains]
-    labels, questions = list(compress(draw.labels, kept)), list(compress(draw.questions, kept))
-    return Draw(draw.activations[torch.tensor(kept)], labels, questions, list(compress(draw.domains, kept)))
+    return select_rows(draw, [domain in names for domain in draw.domains])
 
 
 def _lacking(draw: Draw, seed: int) -> set[str]:
@@ -170,10 +203,9 @@ def measure_transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
     n = len(names)
     weights = {pair: 1 / n if len(set(pair)) == 1 else -1 / (n * (n - 1)) for pair in terms}
     options = {"folds": folds, "seed": seed}
-    return Transfer(
-        {pair: combine([(1.0, *term)], labels, groups, **options) for pair, term in terms.items()},
-        combine([(weights[pair], *term) for pair, term in terms.items()], labels, groups, **options),
-    )
+    found = {pair: combine([(1.0, *term)], labels, groups, **options) for pair, term in terms.items()}
+    apart = combine([(weights[pair], *term) for pair, term in terms.items()], labels, groups, **options)
+    return Transfer({pair: replace(area, of="questions") for pair, area in found.items()}, apart)
 
 
 def measure_areas(draw: Draw, training: Mapping[str, Rows], *, seed: int) -> dict[tuple[str, str], float]:
@@ -198,16 +230,53 @@ def measure_areas(draw: Draw, training: Mapping[str, Rows], *, seed: int) -> dic
     }
 
 
+def find_bar(draws: Sequence[Draw], trained: str, tested: str, *, n_shuffled: int = 100, seed: int) -> float:
+    """The AUROC that one in twenty probes of shuffled labels of one domain reaches in another.
+
+    A bootstrap over the questions of a test knows nothing of the luck of training. Where a direction that has nothing
+    to do with the label tells something, because all activations differ along one line, this bar lies high.
+
+    Args:
+        draws: of the data, at one site.
+        trained: the domain whose labels are shuffled.
+        tested: the other.
+        n_shuffled: how often.
+        seed: of the folds and the shuffling.
+    """
+    found = []
+    for draw in draws:
+        folds, truth = assign_draw_folds(draw, seed), torch.tensor(list(map(bool, draw.labels)))
+        here, there = (torch.from_numpy(_equal(draw.domains, name)) for name in (trained, tested))
+        columns = torch.zeros(len(truth), n_shuffled, dtype=torch.bool)
+        questions, blocks = (list(compress(part, here)) for part in (draw.questions, draw.blocks or range(len(truth))))
+        options = {"n_permutations": n_shuffled, "blocks": blocks, "seed": seed}
+        columns[here] = permute_labels(truth[here], questions, **options)
+        z = probes.standardise(draw.activations[None])
+        for fold in range(int(folds.max()) + 1):
+            left, held = here & (folds != fold), there & (folds == fold)
+            fits = probes.fit(z[:, left], columns[left], method="ridge", penalties=[PENALTY])
+            found.append(compute_auroc(fits.scores(z[:, held])[0, 0].T, truth[held]))
+    return float(torch.stack(found).mean(0).quantile(0.95))
+
+
 class AcrossTasks(NamedTuple):
     """What probes of each task make of it and of others, in every layer: AUROCs on other questions."""
 
     tasks: tuple[str, ...]
-    within: Float[ndarray, "layer task"]
-    """By a probe of the same task."""
-    across: Float[ndarray, "layer task"]
-    """By probes of one other task each, which saw as many questions, on average."""
+    areas: Float[ndarray, "layer trained tested"]
+    """By probes of one task each, which saw as many questions."""
     left_out: Float[ndarray, "layer task"]
     """By one probe of all other tasks together."""
+
+    @property
+    def within(self) -> Float[ndarray, "layer task"]:
+        """By a probe of the same task."""
+        return np.diagonal(self.areas, axis1=1, axis2=2)
+
+    @property
+    def across(self) -> Float[ndarray, "layer task"]:
+        """By probes of one other task each, on average."""
+        return (self.areas.sum(1) - self.within) / (len(self.tasks) - 1)
 
     def find_tied(self, kept: Sequence[int] | slice = slice(None)) -> list[int]:
         """The layers whose mean AUROC within some tasks lies within `probes.TIED` of the best."""
@@ -219,24 +288,41 @@ class AcrossTasks(NamedTuple):
         numbers = range(len(self.tasks))
         return [self.find_tied([one for one in numbers if one != left])[0] for left in numbers]
 
-    def measure_gap(self, layers: Sequence[int], *, alone: bool = True) -> Estimate | None:
-        """Within tasks less across (H3), with Student's interval over tasks; None where none is surely read within.
+    def measure_gap(
+        self, layers: Sequence[int], *, alone: bool = True, families: Sequence[str] | None = None
+    ) -> Estimate | None:
+        """Within tasks less across (H3), with an interval over tasks; None where none is surely read within, or tasks
+        are fewer than three.
+
+        A task counts twice, as what is tested and as what the others' probes were trained on, so that losses of single
+        tasks are no independent numbers. The interval is that of the jackknife, which leaves a task out in both places
+        (Efron and Stein 1981), with Student's quantiles. Where `alone` is False it is over tested tasks only.
 
         Args:
             layers: for each task the one to read.
             alone: whether the probes from elsewhere are of one task each, or of all others together.
+            families: of each task its family, of which there are at least three: probes of the same one don't count.
         """
-        numbers = range(len(self.tasks))
-
-        def over_tasks(areas: Float[ndarray, " task"]) -> Estimate:
-            return average(areas.tolist(), seed=0, groups=numbers, of="tasks")
-
+        numbers = np.arange(len(self.tasks))
         within = self.within[layers, numbers]
-        if over_tasks(within).low <= 0.5:
+        if len(numbers) < 3 or average(within.tolist(), seed=0, groups=self.tasks, of="tasks").low <= 0.5:
             return None
-        elsewhere = (self.across if alone else self.left_out)[layers, numbers]
-        gap, most = over_tasks(within - elsewhere), float(within.mean())
-        return replace(gap, reach=(most - 1, max(most - 0.5, gap.value)))  # elsewhere chance is the least to expect
+        kinds = numbers if families is None else np.asarray(families)
+        if len(set(kinds.tolist())) < 3:
+            return None
+        lost = within[:, None] - self.areas[layers, :, numbers]  # tested trained
+        pairs = kinds[:, None] != kinds
+        each = _leave_out(lost, pairs) if alone else within - self.left_out[layers, numbers]
+        gap, most = average(each.tolist(), seed=0, groups=self.tasks, of="tasks"), float(within.mean())
+        # elsewhere chance is the least to expect
+        return replace(gap, reach=(min(most - 1, gap.value), max(most - 0.5, gap.value)))
+
+
+def _leave_out(values: Float[ndarray, "task task"], pairs: Bool[ndarray, "task task"]) -> Float[ndarray, " task"]:
+    """The jackknife's pseudo-values of a mean over pairs of tasks: what each task adds, on either side."""
+    numbers = np.arange(len(values))
+    without = [values[pairs & (numbers[:, None] != left) & (numbers != left)].mean() for left in numbers]
+    return len(values) * values[pairs].mean() - (len(values) - 1) * np.array(without)
 
 
 def compare_tasks(layers: Sequence[Sequence[Draw]], *, seed: int) -> AcrossTasks:
@@ -252,137 +338,18 @@ def compare_tasks(layers: Sequence[Sequence[Draw]], *, seed: int) -> AcrossTasks
     tasks = sorted(set(layers[0][0].domains))
     if len(tasks) < 2:
         raise InputError(f"one task, {tasks}: legal are at least two")
-    found = np.empty((3, len(layers), len(tasks)))
-    for number, draws in enumerate(layers):
-        found[:, number] = np.mean([_compare_tasks(draw, tasks, seed) for draw in draws], axis=0)
-    return AcrossTasks(tuple(tasks), *found)
+    found = [np.mean([_compare_tasks(draw, tasks, seed) for draw in draws], axis=0) for draws in layers]
+    areas = np.stack(found)
+    return AcrossTasks(tuple(tasks), areas[:, :-1], areas[:, -1])
 
 
-def _compare_tasks(draw: Draw, tasks: Sequence[str], seed: int) -> Float[ndarray, "3 task"]:
-    """Within, across and left out."""
+def _compare_tasks(draw: Draw, tasks: Sequence[str], seed: int) -> Float[ndarray, "trained tested"]:
+    """A row for probes of each task, and a last one for those of all but the task that is tested."""
     rows_of = {task: _equal(draw.domains, task) for task in tasks}
     training = rows_of | {f"not {task}": ~rows for task, rows in rows_of.items()}
     areas = measure_areas(draw, training, seed=seed)
-    return np.array(
-        [
-            [areas[task, task] for task in tasks],
-            [np.mean([areas[one, task] for one in tasks if one != task]) for task in tasks],
-            [areas[f"not {task}", task] for task in tasks],
-        ]
-    )
-
-
-class Attack(NamedTuple):
-    """What an adversary who may choose the style makes of probes."""
-
-    clean: Estimate
-    """AUROC in the style of the training rows."""
-    attacked: Estimate
-    """Where the transcripts of either class come in the style that was worst for the probe in the training folds."""
-    cost: Estimate
-    """The first less the second (H4)."""
-
-
-def attack(
-    draws: Sequence[Draw], sources: Mapping[str, Sequence[Rows]], *, styles: Sequence[str] | None = None, seed: int
-) -> Attack:
-    """Train in some styles, let an adversary choose a style for each class, and average over what was trained on.
-
-    Args:
-        draws: with every transcript in every style.
-        sources: by name, for each draw the rows that may be trained on.
-        styles: those that the adversary may choose; all by default.
-        seed: of folds and bootstrap.
-
-    Raises:
-        InputError: a training set without both classes.
-    """
-    parts = {
-        name: [
-            _attacked(draw, rows, styles, assign_draw_folds(draw, seed))
-            for draw, rows in zip(draws, of_draw, strict=True)
-        ]
-        for name, of_draw in sources.items()
-    }
-    labels, groups, folds = _pooled([(draw.labels, draw.questions, assign_draw_folds(draw, seed)) for draw in draws])
-    clean, attacked = [], []
-    for name, of_draw in parts.items():
-        scores = _joined([part.scores for part in of_draw])
-        clean.append((1 / len(parts), scores, _flat(sources[name])))
-        attacked.append((1 / len(parts), scores, _flat([part.chosen for part in of_draw])))
-    cost = clean + [(-weight, scores, rows) for weight, scores, rows in attacked]
-    return Attack(*(combine(terms, labels, groups, folds=folds, seed=seed) for terms in (clean, attacked, cost)))
-
-
-class _Attacked(NamedTuple):
-    scores: Float[Tensor, " row"]
-    chosen: Rows
-
-
-def _attacked(draw: Draw, source: Rows, styles: Sequence[str] | None, folds: Int[Tensor, " row"]) -> _Attacked:
-    """Scores of all rows by the probes that did not see their fold, and those rows that the adversary puts there."""
-    z = probes.standardise(draw.activations[None])
-    labels, numbers = np.asarray(draw.labels, dtype=bool), folds.numpy()
-    styles = sorted(set(draw.domains) if styles is None else styles)
-    of_style = {style: _equal(draw.domains, style) for style in styles}
-    found, chosen = torch.empty(len(labels)), np.zeros(len(labels), dtype=bool)
-    for fold in range(int(folds.max()) + 1):
-        left = numbers != fold
-        training = left & source
-        if len(set(labels[training])) < 2:
-            raise InputError(f"without fold {fold} the training set has one class: legal are both")
-        tasks = torch.from_numpy(labels[training])[:, None]
-        fits = probes.fit(z[:, training], tasks, method="ridge", penalties=[PENALTY])
-        scores = fits.scores(z)[0, 0, :, 0]
-
-        def meant(pair: tuple[str, str]) -> Rows:
-            return np.where(labels, of_style[pair[0]], of_style[pair[1]])
-
-        def area(pair: tuple[str, str], scores: Tensor = scores, left: Rows = left) -> float:
-            rows = torch.from_numpy(meant(pair) & left)
-            return float(compute_auroc(scores[rows], torch.from_numpy(labels)[rows]))
-
-        worst = meant(min(product(styles, styles), key=area))
-        found[~left] = scores[~left]
-        chosen |= worst & ~left
-    return _Attacked(found, chosen)
-
-
-def draw_one_style_each(transcripts: Sequence[Hashable], styles: Sequence[str], *, seed: int) -> Rows:
-    """Of every transcript one style at random: as many rows as one style has, of all styles (for the remedy)."""
-    generator = make_generator(seed)
-    names = sorted(set(styles))
-    meant = {transcript: names[generator.integers(len(names))] for transcript in dict.fromkeys(transcripts)}
-    return np.array([meant[one] == style for one, style in zip(transcripts, styles, strict=True)])
-
-
-def tie_styles(
-    labels: Sequence[bool],
-    transcripts: Sequence[Hashable],
-    styles: Sequence[str],
-    pair: tuple[str, str],
-    *,
-    share: float,
-    seed: int,
-) -> Rows:
-    """Of every transcript one of two styles, so that of each class so large a share has its own: the first style goes
-    with the label, the second with its absence.
-
-    Raises:
-        InputError: a share below one half or above one.
-    """
-    if not 0.5 <= share <= 1:
-        raise InputError(f"share = {share}: legal are 0.5 to 1")
-    generator = make_generator(seed)
-    label_of = dict(zip(transcripts, map(bool, labels), strict=True))
-    meant = {}
-    for label in (True, False):
-        ones = [one for one in label_of if label_of[one] == label]
-        order = generator.permutation(len(ones))
-        for place, number in enumerate(order):
-            own = place < round(share * len(ones))
-            meant[ones[number]] = pair[0 if own == label else 1]
-    return np.array([meant[one] == style for one, style in zip(transcripts, styles, strict=True)])
+    alone = [[areas[one, other] for other in tasks] for one in tasks]
+    return np.array([*alone, [areas[f"not {task}", task] for task in tasks]])
 
 
 def assign_draw_folds(draw: Draw, seed: int) -> Int[Tensor, " row"]:

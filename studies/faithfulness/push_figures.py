@@ -40,8 +40,8 @@ def show_depth(
 
 
 def show_doses(key: str, trials: Mapping[str, Trial], *, caption: str) -> None:
-    """By dose and place: what share of units each direction turns, with its controls at the chosen dose; what is left of
-    the probability of the two answers; and how much dearer ordinary text becomes."""
+    """By dose and place the share of units that each direction turns, beside its controls at the chosen dose; what the
+    two answers keep of their probability; and by how much ordinary text becomes dearer."""
     alt = "By dose the share of answers that each direction turns, the probability kept, and the perplexity of text."
     options = {"width": 8.0, "height": 6.5, "nrows": 3, "ncols": len(trials), "sharex": "col", "sharey": "row"}
     heights = {"gridspec_kw": {"height_ratios": [2, 1, 1]}}

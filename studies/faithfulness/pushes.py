@@ -96,7 +96,9 @@ def measure_distance(activations: Float[Tensor, "row feature"], labels: Sequence
     return float(_subtract_means(activations, labels).norm())
 
 
-def _subtract_means(activations: Float[Tensor, "row *feature"], labels: Sequence[bool]) -> Float[Tensor, "*feature"]:
+def _subtract_means(
+    activations: Float[Tensor, "row *any feature"], labels: Sequence[bool]
+) -> Float[Tensor, "*any feature"]:
     truth = torch.tensor(list(map(bool, labels)))
     return activations[truth].float().mean(0) - activations[~truth].float().mean(0)
 

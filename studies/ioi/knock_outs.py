@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,18 +14,14 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from helpers import baselines, claims, patching
+from helpers import attribution, baselines, claims, patching
+from helpers.attribution import Attribution
 from helpers.baselines import AgainstControls, Controls
 from helpers.claims import Estimate
 from helpers.hooks import Captured, Head
 from helpers.models import LoadedModel
 from studies.ioi.roles import ROLES, Search, capture_reference
-from studies.ioi.templates import IOI
-
-
-def list_nodes(heads: Iterable[Head], *, position: int | None = None) -> list[patching.Node]:
-    """The heads as nodes of a patch, at one position or at all."""
-    return [patching.Node("head_z", layer, head, position) for layer, head in heads]
+from studies.ioi.templates import IOI, list_absent
 
 
 @dataclass
@@ -51,7 +47,7 @@ class KnockOuts:
             effects = patching.ablate(
                 self.loaded,
                 self.data.prompts,
-                [list_nodes(sorted(heads)) for heads in new],
+                [patching.list_nodes(sorted(heads)) for heads in new],
                 reference=self.captured,
                 groups=self.data.forms,
                 reference_groups=self.reference.forms,
@@ -125,7 +121,7 @@ def average_templates(values: ArrayLike | Tensor, data: IOI, *, seed: int) -> Es
 
 
 def list_subsets(found: Search, *, seed: int, n_halves: int = 3) -> dict[str, list[Head]]:
-    """By name the sets that are knocked out of model and circuit: none, all, each role, and random halves.
+    """By name the sets that are knocked out of model and circuit: all, each role, and random halves.
 
     Args:
         found: the circuit.
@@ -133,12 +129,49 @@ def list_subsets(found: Search, *, seed: int, n_halves: int = 3) -> dict[str, li
         n_halves: of a circuit of more than three heads; a smaller one has none.
     """
     circuit, generator = list(found.heads), np.random.default_rng(seed)
-    subsets = {"no head": [], "the whole circuit": circuit}
+    subsets = {"the whole circuit": circuit}
     subsets |= {name: list(heads) for name, heads in found.roles.items() if heads}
     for number in range(n_halves if len(circuit) > 3 else 0):
         half = generator.permutation(len(circuit))[: len(circuit) // 2]
         subsets[f"random half {number + 1}"] = [circuit[i] for i in sorted(half)]
     return subsets
+
+
+def compare_reactions(
+    model: Float[NDArray, "set prompt"], circuit: Float[NDArray, "set prompt"]
+) -> Float[NDArray, "set prompt"]:
+    """How far apart a knock-out moves model and circuit, prompt by prompt: positive in the mean of each set.
+
+    What they differ by with nothing knocked out is no part of it: that is how faithful the circuit is.
+
+    Args:
+        model: the logit difference, whole in the first row and without each set in the others.
+        circuit: the same of the circuit alone.
+    """
+    apart = (model - circuit)[1:] - (model - circuit)[0]
+    return apart * np.sign(apart.mean(1, keepdims=True))
+
+
+def bound_completeness(
+    out: KnockOuts, apart: Float[NDArray, "set prompt"], whole: Float[NDArray, " prompt"]
+) -> Estimate:
+    """By how much what `compare_reactions` gave falls short of a tenth of the logit difference, for the worst set.
+
+    Args:
+        out: averages over its prompts.
+        apart: of every set.
+        whole: the model's logit difference.
+    """
+    return claims.bound([out.average(0.1 * whole - one) for one in apart])
+
+
+def bound_turn(writing: AgainstControls) -> Estimate | None:
+    """Whether heads write towards the answer, and more so than after every control: the smaller of the two.
+
+    Args:
+        writing: what they write after a knock-out, beside what they write after each control's.
+    """
+    return claims.bound([writing.own, writing.lead]) if writing.lead else None
 
 
 def rank_heads(found: Search) -> list[Head]:
@@ -235,12 +268,28 @@ def compare_with_rivals(
     """
     average, sets = score.mean(0), [list(heads), []]
     for layer, count in Counter(layer for layer, _ in heads).items():
-        free = [head for head in range(average.shape[1]) if (layer, head) not in {*avoid, *heads}]
-        best = sorted(free, key=lambda head: -float(average[layer, head]))[:count]
-        sets[1] += [(layer, head) for head in best]
+        sets[1] += rank_rivals(average, layer, {*avoid, *heads})[:count]
     means = [add_up(score.movedim(0, -1), some) / len(some) for some in sets if some]
-    # Student's interval: a bootstrap of a handful is too narrow
-    return baselines.compare_with_controls(torch.stack(means), groups=range(len(score)), seed=seed)
+    return baselines.compare_with_controls(torch.stack(means), seed=seed)
+
+
+def rank_rivals(score: Float[Tensor, "layer head"], layer: int, avoid: Collection[Head]) -> list[Head]:
+    """The heads of a layer that are not to be avoided, the highest score first."""
+    free = [(layer, head) for head in range(score.shape[1]) if (layer, head) not in avoid]
+    return sorted(free, key=lambda place: -float(score[place]))
+
+
+def split_names(loaded: LoadedModel, data: IOI, parts: Attribution) -> dict[str, Float[Tensor, "layer head prompt"]]:
+    """What each head writes of IO and of S, each less the mean of all names that are not in the prompt, in logits.
+
+    Args:
+        loaded: on plain Hugging Face.
+        data: the prompts.
+        parts: what is written there of IO less S, as S less absent names is IO less these, less IO less S.
+    """
+    absent = list_absent(loaded, data)
+    split = attribution.attribute_logits(loaded, data.prompts, data.answers, against=absent)
+    return {"IO": split.heads, "S": split.heads - parts.heads}
 
 
 def sum_takers(

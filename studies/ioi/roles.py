@@ -15,8 +15,8 @@ those, who feeds the values of those at S2, who feeds the keys of those at S1+1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from helpers import InputError, attribution, hooks
 from helpers.hooks import Captured, Head, SiteName
 from helpers.models import LoadedModel
-from helpers.patching import Node, patch_paths
+from helpers.patching import Node, patch_paths, patch_paths_to_each
 from studies.ioi.templates import IOI
 
 SMALLEST_SHARE = 0.01
@@ -36,6 +36,8 @@ LEAST_COPYING = 0.5
 """Of the names that a head must raise or lower."""
 PERCENTILE = 95
 SIGN_FLIPS = 2000
+MOST_HALVES = 0.5
+"""Of the halves of the templates: a head whose effect passes in more is firm."""
 COPIED = 16
 """Prompts whose names the copying of a head is tried on, each of which costs an unembedding for each head."""
 
@@ -63,6 +65,8 @@ ROLES = {
     "duplicate token": Role("values", True, ("S2 attends S1",)),
     "previous token": Role("keys", True, ("S1+1 attends S1",)),
 }
+FINAL_ROLES = ("name mover", "S-suppressor", "negative")
+"""Those that write to the logits in the intact model."""
 RECEIVERS: dict[StageName, str] = {
     "logits": "the logits at END",
     "backup": "the logits at END, once name movers and S-suppressors are knocked out",
@@ -92,7 +96,7 @@ class Stage:
 
     @property
     def found(self) -> Bool[Tensor, "layer head"]:
-        consistency = measure_consistency(average_templates(self.effect, self.template))
+        consistency = measure_consistency(average_by_template(self.effect, self.template))
         large = (consistency > self.least_consistency) & (self.mean.abs() >= self.smallest)
         return large & self.judged
 
@@ -116,6 +120,8 @@ class Search:
     """(role, score) → what a head must exceed."""
     roles: dict[str, tuple[Head, ...]]
     """The heads of each role, largest effect first; none where the model does not do the task."""
+    queries: dict[str, Float[Tensor, "layer head example"]] = field(default_factory=dict)
+    """For each role of `FINAL_ROLES` that has heads, the effect of every head through their queries alone."""
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -137,7 +143,7 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
     attributed = attribution.attribute_logits(loaded, data.prompts, data.answers)
     difference = attributed.total
     found = Search(difference, {}, score_heads(loaded, data), {}, dict.fromkeys(ROLES, ()))
-    by_template = average_templates(difference[None], data.template)
+    by_template = average_by_template(difference[None], data.template)
     if float(difference.mean()) <= 0 or measure_consistency(by_template[0]) <= bound_consistency(
         by_template, seed=seed
     ):
@@ -149,7 +155,7 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
         smallest = SMALLEST_SHARE * float(difference.mean())
         judged = effect.clone()
         judged[tuple(torch.tensor(left_out, dtype=torch.long).view(-1, 2).T)] = 0
-        least = bound_consistency(average_templates(judged, data.template), seed=seed)
+        least = bound_consistency(average_by_template(judged, data.template), seed=seed)
         found.stages[stage] = Stage(judged, least, smallest, left_out, data.template)
         for name, role in ROLES.items():
             if role.stage == stage:
@@ -163,7 +169,11 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
         effect, scores = _without(loaded, data, reference, movers, attributed)
         found.scores.update(scores)
         look("backup", effect, movers)
-    look("queries", patch_into(loaded, data, "q", movers, "END"))
+    readers = {name: found.roles[name] for name in FINAL_ROLES if found.roles[name]}
+    sets = [*readers.values(), *([movers] if movers else [])]
+    effects = patch_into_each(loaded, data, "q", sets, "END") if sets else []
+    found.queries.update(zip(readers, effects, strict=False))
+    look("queries", effects[-1] if movers else None)
     look("values", patch_into(loaded, data, "v", found.roles["S-inhibition"], "S2"))
     look("keys", patch_into(loaded, data, "k", found.roles["induction"], "S1+1"))
     return found
@@ -202,7 +212,7 @@ def measure_attention(loaded: LoadedModel, data: IOI) -> dict[tuple[str, str], F
     return found
 
 
-def average_templates(
+def average_by_template(
     effect: Float[Tensor, "*head example"], template: Sequence[int]
 ) -> Float[Tensor, "*head template"]:
     """The mean over the examples of each template, in any order; the effect itself where no templates are given."""
@@ -248,11 +258,22 @@ def measure_firmness(found: Search, *, seed: int, n_halves: int = 40) -> dict[tu
         some = torch.isin(template, names[torch.randperm(len(names), generator=generator)[: len(names) // 2]])
         for name, stage in stages.items():
             effect, of = stage.effect[..., some], tuple(template[some].tolist())
-            least = bound_consistency(average_templates(effect, of), seed=seed)
+            least = bound_consistency(average_by_template(effect, of), seed=seed)
             again = Stage(effect, least, stage.smallest, stage.left_out, of).found
             for head in found.roles[name]:
                 passed[name, head] = passed.get((name, head), 0.0) + float(again[head]) / n_halves
     return passed
+
+
+def list_firm(found: Search, passed: Mapping[tuple[str, Head], float]) -> list[Head]:
+    """The heads of a circuit that pass, in one of their roles, in most halves of the templates.
+
+    Args:
+        found: by `search`.
+        passed: of `measure_firmness`.
+    """
+    firm = {head for (_, head), share in passed.items() if share > MOST_HALVES}
+    return [head for head in found.heads if head in firm]
 
 
 def _heads(
@@ -284,19 +305,32 @@ def patch_into(
         heads: the receivers.
         place: the position at which they are changed, by its name in `IOI.positions`.
     """
-    if not heads:
-        return None
+    return patch_into_each(loaded, data, site, [heads], place)[0] if heads else None
+
+
+def patch_into_each(
+    loaded: LoadedModel, data: IOI, site: SiteName, sets: Sequence[Sequence[Head]], place: str
+) -> Float[Tensor, "set layer head example"]:
+    """`patch_into` several sets of heads, each for itself.
+
+    Args:
+        loaded: on plain Hugging Face.
+        data: as for `patch_into`.
+        site: as for `patch_into`.
+        sets: of receivers, none empty.
+        place: as for `patch_into`.
+    """
     shared = loaded.n_heads // hooks.count_heads(loaded, site)  # query heads on one key/value head
-    receivers = sorted({(layer, head // shared) for layer, head in heads})
-    effect = torch.zeros(loaded.n_layers, loaded.n_heads, len(data.prompts))
+    receivers = [sorted({(layer, head // shared) for layer, head in heads}) for heads in sets]
+    effect = torch.zeros(len(sets), loaded.n_layers, loaded.n_heads, len(data.prompts))
     corrupted = data.corrupted("p_ABC")
     order = sorted(range(len(data.prompts)), key=lambda i: data.positions[place][i])
     for position, members in groupby(order, key=lambda i: data.positions[place][i]):
         chosen = list(members)
         base, source = ([rows[i] for i in chosen] for rows in (data.prompts, corrupted))
         answers = [data.answers[i] for i in chosen]
-        nodes = [Node(site, layer, head, position) for layer, head in receivers]
-        effect[:, :, chosen] = patch_paths(loaded, base, source, nodes, answers=answers).effect
+        nodes = [[Node(site, *head, position) for head in heads] for heads in receivers]
+        effect[..., chosen] = patch_paths_to_each(loaded, base, source, nodes, answers=answers).effect
     return effect
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Literal, get_args
 
-import pandas as pd
-
 from helpers import InputError
 from helpers.folds import make_generator
 from helpers.models import LoadedModel
@@ -94,7 +92,7 @@ CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 class IOI:
     """Prompts of which the right continuation is the indirect object, as token ids with their parts.
 
-    The task and the corruptions are those of Wang et al. (2023), the sentences are this book's own.
+    The task and the corruptions are those of Wang et al. (2023); for whose sentences see `SENTENCES`.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -150,18 +148,6 @@ class IOI:
             for place, name in zip(("IO", "S1", "S2"), names, strict=True):
                 row[self.positions[place][i]] = name
         return rows
-
-    def table(self, loaded: LoadedModel) -> pd.DataFrame:
-        """One row for each prompt, to read."""
-        rows = {
-            "prompt": ["".join(loaded.token_labels(list(row))) for row in self.prompts],
-            "indirect object": loaded.token_labels(list(self.io)),
-            "subject": loaded.token_labels(list(self.subject)),
-            "order": self.order,
-            "template": self.template,
-            "tokens": [len(row) for row in self.prompts],
-        }
-        return pd.DataFrame(rows | self.positions)
 
 
 def draw_ioi(
@@ -231,6 +217,12 @@ def draw_ioi(
         others=tuple(zip(*others, strict=True)),
         positions={name: tuple(position) for name, position in places.items()},
     )
+
+
+def list_absent(loaded: LoadedModel, data: IOI) -> list[list[int]]:
+    """For each prompt all names of a single token but the two that stand in it: as many for each."""
+    names = [encode_word(loaded, name) for name in keep_single_tokens(loaded, NAMES)]
+    return [[name for name in names if name not in pair] for pair in data.answers]
 
 
 def _checked_template(template: str) -> str:

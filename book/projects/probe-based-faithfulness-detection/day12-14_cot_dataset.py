@@ -92,7 +92,7 @@ run.value("n_tasks", len(tasks))
 def rate(rows, column):
     """A share with its interval over questions."""
     shares = rows.groupby(["task", "question"])[column].mean()
-    options = {"seed": seed, "of": "questions"}
+    options = {"seed": seed, "of": "questions", "within": (0.0, 1.0)}
     return claims.average(shares.astype(float).tolist(), **options)
 
 
@@ -194,21 +194,18 @@ def beyond(pull, rows=hinted):
     """How much oftener a pull is followed than its twin, over questions."""
     excess = hints.measure_excess(rows)
     some = excess.loc[excess["pull"] == pull, "excess"].dropna().tolist()
-    options = {"seed": seed, "of": "questions"}
-    differ = len(set(some)) > 1  # else there is no telling how far it spreads
-    return claims.average(some, **options) if differ else None
+    options = {"seed": seed, "of": "questions", "within": (-1.0, 1.0)}
+    return claims.average(some, **options) if len(some) > 1 else None
 
 
 # %%
 run.claim("a-sentence-moves-answers", estimate=beyond("sentence"), baseline=0.0)
 run.claim("an-example-moves-answers", estimate=beyond("example"), baseline=0.0)
 run.claim("an-order-moves-answers", estimate=beyond("order"), baseline=0.0)
-of_professor = hinted[
-    hinted["hint"].str.startswith(("A prof", "The answer to"))
-]
-of_key = hinted[hinted["hint"].str.startswith(("The answer key", "Earlier"))]
-run.value("professor", beyond("sentence", of_professor) or "not asked here")
-run.value("answer_key", beyond("sentence", of_key) or "not asked here")
+of_pull = hints.name_pulls(hinted)
+for who in hints.WORDINGS:
+    said = hinted[of_pull == f"sentence, {who}"]
+    run.value(who.replace(" ", "_"), beyond("sentence", said) or "not asked")
 
 # %%
 right = plain.assign(right_chain=plain["answer"] == plain["right"])
@@ -263,7 +260,7 @@ says = hints.read_mentions(reader, moved, threshold)
 moved = moved.assign(mentions_reader=says)
 mentions = {
     (pull, judged): hints.measure_mentions(rows, judged, seed=seed)
-    for pull, rows in moved.groupby("pull")
+    for pull, rows in moved.groupby(hints.name_pulls(moved))
     for judged in hints.JUDGES
 }
 
@@ -273,14 +270,14 @@ heard = [
     for judged in hints.JUDGES
     if judged != "mentions_reader" or trial.low > hints.TRUSTED
 ]
-of_sentence = [mentions.get(("sentence", judged)) for judged in heard]
-found = [
-    one.more_than_half
-    for one in of_sentence
-    if one and one.followed.low > 0  # else nothing was moved
+unsaid = [
+    one.unsaid
+    for (pull, judged), one in mentions.items()
+    if one and pull.startswith("sentence") and judged in heard
+    if one.followed.low > 0  # else nothing was moved
 ]
-most = max(found, key=lambda estimate: estimate.value, default=None)
-run.claim("sentences-go-unmentioned", estimate=most, baseline=0.0)
+least = claims.bound(unsaid) if unsaid else None
+run.claim("sentences-go-unmentioned", estimate=least, baseline=0.0)
 
 # %%
 run.value("reader_auroc", trial)
@@ -346,8 +343,8 @@ def by_place(measure, some):
     """How much oftener it is true where the answer is the last option."""
     rows = given[given["task"].isin(some)]
     apart = causes.compare_places(rows, measure).tolist()
-    enough = len(apart) > 1
-    return claims.average(apart, seed=seed, of="questions") if enough else None
+    options = {"seed": seed, "of": "questions", "within": (-1.0, 1.0)}
+    return claims.average(apart, **options) if len(apart) > 1 else None
 
 
 sums = [task for task in tasks if task in qs.ARITHMETIC]
@@ -404,7 +401,8 @@ for measure in causes.MEASURES:
 # same candidate where a task has few, else next to each other in size (names: in the draw). Of a pair, the answer that loses less is said *not to
 # hang* on its chain. A pair stays together in folds and counts as one; close ones, and answers that change with the order, are
 # left out. The partner decides too: even the loss itself tells the label with an AUROC of {glue:text}`ceiling` only. And a sure
-# answer has more to lose (rank correlation {glue:text}`sure_and_needed`), so that a probe must beat the model's own output.
+# answer has more to lose (rank correlation {glue:text}`sure_and_needed`), while how far the options are apart without the chain
+# tells the label with {glue:text}`sure_without`: a probe must beat the model's own output.
 #
 # ## Audit the design
 #
@@ -430,7 +428,8 @@ for label in figures.LABELS:
         behaviour[label] = rows.assign(did=did), checked
 
 # %% tags=["hide-input"]
-pairs = dict.fromkeys(("ceiling", "changes_less", "changes_more"))
+ABOUT = ("ceiling", "sure_without", "changes_less", "changes_more")
+pairs = dict.fromkeys(ABOUT)
 if "causal_given" in behaviour:
     pairs = dataset.describe_pairs(behaviour["causal_given"][0], seed=seed)
 for key, value in pairs.items():
@@ -532,8 +531,7 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 # ## Where this breaks
 #
 # - **Constructed transcripts are not the model's.** It reads a contradiction that it did not write.
-# - **Who mentions?** Answers that a pull did not move may mention it too. Where wordings pull to different sides, the share
-#   beyond the twin belongs to no answers in particular.
+# - **Who mentions?** Answers that a pull did not move may mention it too, and no reasoning says which of the two it is.
 # - **The audit sees what is large.** With some thirty questions a task, a confound of one task, or of a period that is not
 #   listed, passes.
 # - **A pair is relative.** Of the chains called "does not hang" {glue:text}`changes_less` change their answer in some order when

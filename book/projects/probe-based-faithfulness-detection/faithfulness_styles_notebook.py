@@ -15,9 +15,9 @@
 # %% [markdown]
 # # Can style fool a probe?
 #
-# The fourth hypothesis: probes of faithfulness are vulnerable to changes of style. We tell the same transcripts in eight
-# styles, with the label held fixed, and let an adversary choose which style each class comes in. Then we tie style to
-# label in the training set, little by little, and look for the point at which a probe learns the style instead.
+# The fourth hypothesis says that it can. Here the same transcripts are told in eight styles by rule, and once more by a
+# language model in its own words, while the label stays. Then an adversary chooses the style that each class comes in.
+# We ask how much a probe loses, which part of the loss comes back for free, and whether counting words would do better.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -25,532 +25,394 @@
 # You will learn
 #
 # - to attack a probe without attacking its noise;
-# - how much of a tie between style and label a linear probe forgives;
-# - whether training in all styles is a remedy.
+# - to tell a style that shifts all scores from one that hides the label;
+# - when subtracting each style's mean helps, and when it does harm.
 
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
-n_questions: int = 5  # of each task, in each of eight styles, 5 to 400
-n_own: int = 4  # of each task, for hints and chains, 4 to 400 by 4
+n_questions: int = 8  # of each task, in each style, 5 to 400
+n_own: int = 0  # of each task, for hints and chains, none of which are read at nought, 0 to 400 by 4
 n_samples: int = 2  # draws of worked examples for hints, 1 to 8
 n_tasks: int = 4  # of those that passed, at most so many, 1 to 14
 n_data_seeds: int = 1  # draws of the data, 1 to 10
+writer_name: str = ""  # of a model that paraphrases the questions of all tasks anew; empty: those kept are read
 seed: int = 0  # of all sampling, 0 to 999000
 device: str = "cpu"  # cpu, or cuda where there is a GPU
 
 # %%
-import numpy as np
-import pandas as pd
-from helpers import ROOT, claims, hooks, plots, probes, runs, scores
-from studies.faithfulness import causes, dataset, hypotheses, questions
-from studies.faithfulness.hypotheses import HYPOTHESES, Draw
-from studies.faithfulness.transcripts import (
-    N_SHOTS,
-    construct,
-    list_places,
-    put_in_context,
+from helpers import runs
+from studies.faithfulness import (
+    adversary,
+    dataset,
+    paraphrases,
+    questions,
+    style_figures,
+    styles,
 )
 
 run = runs.begin("faithfulness_styles_notebook", globals())
 model = run.loaded
 gates = dataset.read_passed_tasks(model) or {}
 tasks = gates.get("constructed", list(questions.TASKS))[:n_tasks]
+numbers = range(seed, seed + n_data_seeds)
+FOUR, EIGHT = list(styles.FAMILIAR), [*styles.FAMILIAR, *styles.STRANGE]
+sizes = {"n": n_questions, "seeds": numbers}
 
 # %% [markdown]
 # ## Tell everything in every style
 #
-# The label is *answer contradicts reasoning*, on the tasks that [days 12 to 14](day12-14_cot_dataset) let through. Each
-# question is told eight times as there, and all of that in every style: the four of the data set, and four in which no
-# probe on this page is trained.
+# The label is *answer contradicts reasoning*, on tasks that [days 12 to 14](day12-14_cot_dataset) let through: eight
+# transcripts of each question, half of which contradict. The residual stream is read at the site that reads the label
+# best on another draw of questions (of sites that tie, the first). One probe is trained in each of the four styles of the
+# data set, and tested on other questions in all.
 
 # %%
-FAMILIAR = dict(questions.STYLES)
-STRANGE = {
-    "catechism": lambda steps, verdict: (
-        f"What do we know? {' '.join(steps)} And so? It is {verdict}."
-    ),
-    "list": lambda steps, verdict: (
-        " ".join(f"({i}) {step}" for i, step in enumerate(steps, start=1))
-        + f" => {verdict}."
-    ),
-    "doubting": lambda steps, verdict: (
-        f"Wait. {' Hmm. '.join(steps)} No doubt any more: {verdict}."
-    ),
-    "archaic": lambda steps, verdict: (
-        f"Hearken! {' Mark ye: '.join(steps)} Verily, it is {verdict}."
-    ),
-}
-STYLES = FAMILIAR | STRANGE
-PLACES = ("answer", "end", "next", "last")
-
-
-def told(asked):
-    """Every transcript of some questions in every style; those that differ in style alone share a number."""
-    parts = [
-        construct(model, asked, styles={name: style})
-        for name, style in STYLES.items()
-    ]
-    return pd.concat([part.assign(transcript=part.index) for part in parts])
-
-
-def read(table, layers=None):
-    """The residual stream where the label is fixed."""
-    return hooks.capture(
-        model,
-        table["text"].tolist(),
-        "resid_post",
-        layers=layers,
-        positions=list_places(model, table, PLACES),
-        as_trees=True,
-    )
-
-
-def grouped(table):
-    return list(zip(table["task"], table["question"], strict=True))
-
+site = styles.choose_site(model, tasks=tasks, n=5, seed=seed + 1000)
+known = paraphrases.read(paraphrases.locate(model))
+if writer_name:
+    known = paraphrases.write(model, writer_name, **sizes)
+told = styles.FAMILIAR | styles.STRANGE
+if known is not None:
+    told = told | {"paraphrased": paraphrases.make_style(known)}
+tables = [
+    styles.tell_questions(model, told, tasks=tasks, n=n_questions, seed=number)
+    for number in numbers
+]
+draws = [styles.read_draw(model, table, site) for table in tables]
+each = styles.take_each_style(draws, FOUR)
+of_one = adversary.fit_probes(draws, each, seed=seed)
 
 # %% tags=["hide-input"]
-asked = questions.draw_questions(model, tasks=tasks[:1], n=1, seed=seed)
-shown = told(asked).drop_duplicates("style")
+shift = adversary.measure_shift(of_one)
+run.value("shift", shift)
+run.value("site", str(site))
+run.value("n_rows", sum(map(len, tables)))
+run.value(
+    "n_asked", len({question for draw in draws for question in draw.questions})
+)
+style_figures.show_scores(
+    {style: of_draw[0] for style, of_draw in of_one.items()},
+    list(told),
+    caption=f"Styles move all scores, by up to {shift:.2f} of the distance between the classes; where orange and blue overlap within a row, a style hides the label. Scores by probes of one style each (panels) on held-out questions told in each style (rows): bars hold nine tenths of the transcripts, points are medians, a line across is the mean of the style. {site}; first draw of the data, {n_questions} questions of each of {len(tasks)} tasks, five folds together.",
+)
+
+# %% tags=["hide-input"]
 run.table(
     "styles",
-    [
-        {"style": row["style"], "transcript": row["text"].replace("\n", " ")}
-        for row in shown.to_dict("records")
-    ],
-    caption="One transcript in every style; the first four are those of the data set.",
+    style_figures.list_tellings(tables[0]),
+    caption="One transcript in every style; probes are trained in the first four.",
 )
 
 # %% [markdown]
-# One site is read. It is chosen on another draw of questions, in the styles as they come.
-
-# %%
-few = questions.draw_questions(model, tasks=tasks, n=5, seed=seed + 1000)
-first = construct(model, few)
-site = probes.sweep(
-    read(first),
-    first["contradicts"].astype(bool).tolist(),
-    grouped(first),
-    types=None,
-    n_permutations=0,
-    seed=seed,
-).leading()
-draws, transcripts = [], []
-for number in range(seed, seed + n_data_seeds):
-    table = told(
-        questions.draw_questions(model, tasks=tasks, n=n_questions, seed=number)
-    )
-    states = read(table, layers=[site.layer])
-    draws.append(
-        Draw(
-            probes.read_features(states, site),
-            table["contradicts"].astype(bool).tolist(),
-            grouped(table),
-            table["style"].tolist(),
-        )
-    )
-    transcripts.append(table["transcript"].tolist())
-
-# %% tags=["hide-input"]
-run.value("site", str(site))
-run.value("n_rows", sum(len(draw.labels) for draw in draws))
-draw = draws[0]
-fixed = {"seed": seed, "folds": hypotheses.assign_draw_folds(draw, seed)}
-grid = probes.transfer(
-    draw.activations, draw.labels, draw.questions, draw.domains, **fixed
-)
-wide = grid.pivot(index="trained", columns="tested", values="auroc")
-wide = wide.rename(index=lambda name: name.replace("_", " "))
-wide = wide.rename(columns=lambda name: name.replace("_", " "))
-own = grid[grid["trained"] == grid["tested"]]["auroc"].mean()
-other = grid[grid["trained"] != grid["tested"]]["auroc"].mean()
-with plots.draw_figure(
-    "transfer",
-    caption=f"Trained in one style (rows), tested in another (columns): AUROC {claims.shorten(own)} within, {claims.shorten(other)} across on average. {site}; {n_questions} questions of each of {len(tasks)} tasks, folds by question.",
-    alt="Matrix of AUROC by training style and test style.",
-    width=5.0,
-) as (_, axes):
-    plots.draw_matrix(axes, wide)
-apart = hypotheses.measure_transfer(draws, seed=seed).apart
-run.value("apart", apart)
-run.claim(
-    "styles-transfer",
-    "A probe of one style loses less than 0.1 of AUROC on other styles.",
-    rule="value < 0.1",
-    estimate=apart,
-    baseline=0.0,
-    baseline_is="nothing lost",
-    tolerance=0.05,
-)
-
-# %% [markdown]
-# Site: {glue:text}`site`, on {glue:text}`n_rows` transcripts. Within styles less across: {glue:text}`apart`
-# (**{glue:text}`claim-styles-transfer`**).
+# Read are {glue:text}`n_rows` transcripts of {glue:text}`n_asked` questions, at {glue:text}`site`.
 #
 # ## Let an adversary choose the style
 #
-# An adversary who picks the worst of four tellings for each single transcript would beat a coin, too: of four noisy
-# scores the lowest is low. So ours has to commit: one style for transcripts that contradict, one for those that don't,
-# chosen among all pairs in the training folds and tried on the others. On noise it gains nothing (a test says so).
+# Who picks the worst of eight tellings for each single transcript beats even a coin, since the lowest of eight noisy
+# scores is low. So ours commits: one style for all transcripts that contradict, one for all others. The pair is chosen
+# for each probe among all pairs, in the training folds, by scores that were held out within them, and tried on the test
+# fold, of which the choice has seen nothing.
 #
-# **What we expect.** {cite:t}`kumar2026pressure` saw probes of deception collapse under eight shifts of style, and
-# recover to an AUROC of .98 when trained on several (the abstract was read; other model, other label). If the styles move
-# activations along the probe's direction, the adversary has something to exchange.
+# What is lost has two parts. **Offset**: a style shifts all scores, whatever the label, and the adversary tells
+# contradictions in one that shifts them down and the rest in one that shifts them up. That can be undone without labels:
+# subtract from each score the mean of its style in the training folds. **Direction**: what an adversary who knows of this
+# still takes, because in some style the label is written elsewhere.
 #
-# The rule was written for the four styles of the data set, and a first run had been seen when the four strange ones were
-# added. So both are shown: an adversary with the familiar styles, and one with all eight, against the same probes.
+# **What we expect.** The rule, a loss of more than a tenth, was written for the four styles of the data set; the four
+# strange ones were added when a first run had been seen, so both are shown. The styles put other words around the same
+# verdict and answer. We expect shifts, and the label in the same direction.
+
+# %%
+transcripts = [table["transcript"].tolist() for table in tables]
+mixed = [
+    styles.mix_styles(draw, which, FOUR, seed=seed)
+    for draw, which in zip(draws, transcripts, strict=True)
+]
+of_all = adversary.fit_probes(draws, {"all four": mixed}, seed=seed)
+tried = adversary.try_remedies(of_one, of_all, EIGHT, seed=seed)
+by_four = adversary.attack(of_one, FOUR, seed=seed)
+
+# %%
+cost, split = tried.clean.lost_in(by_four), tried.split_cost()
+whole = split["whole"]
+run.claim("h4-constructed", estimate=cost, baseline=0.0)
+run.claim("h4-more-styles", estimate=whole, baseline=cost.value)
+run.claim("h4-offset", estimate=split["offset"], baseline=0.0)
+run.claim("h4-direction", estimate=split["direction"], baseline=0.0)
+
+# %% [markdown]
+# And beside the probe a bag of words: counts of words and pairs of words with logistic regression, trained and attacked
+# likewise. In the data set each word stands equally often on both sides of the label, so that there is little to read. A
+# second one is given more: X stands for the answer and Y for the other candidate, in the whole text.
+
+# %%
+kinds = {
+    "words": [table["text"].tolist() for table in tables],
+    "words, answer marked": list(map(styles.mark_answers, tables)),
+}
+words = {
+    kind: adversary.fit_words(texts, draws, each, seed=seed)
+    for kind, texts in kinds.items()
+}
+left = {
+    kind: adversary.attack(fits, EIGHT, seed=seed)
+    for kind, fits in words.items()
+}
+
+# %%
+ahead = tried.attacked.ahead_of(left["words"])
+behind = left["words, answer marked"].ahead_of(tried.attacked)
+run.claim(
+    "a-probe-outlasts-words", estimate=ahead, baseline=left["words"].area.value
+)
+run.claim(
+    "marked-words-outlast-the-probe",
+    estimate=behind,
+    baseline=tried.attacked.area.value,
+)
+
+# %% tags=["hide-input"]
+all_by_four = adversary.attack(of_all, FOUR, seed=seed)
+plain = {
+    kind: adversary.read_clean(fits, seed=seed) for kind, fits in words.items()
+}
+style_figures.show_attacks(
+    tried,
+    (by_four, all_by_four),
+    {kind: (plain[kind], left[kind]) for kind in kinds},
+    caption="What an adversary leaves of the AUROC, who chooses a style for each class from the four familiar ones, from all eight, and from all eight knowing that each score is less the mean of its style. Equally many training rows; means over training styles and folds, 95 % bootstrap intervals over questions; dotted: chance.",
+)
+run.value("clean", tried.clean.area)
+run.value("attacked", by_four.area)
+run.value("cost", cost)
+low, high, often = adversary.find_favourite(tried.attacked, draws)
+run.value("low", style_figures.name_style(low))
+run.value("high", style_figures.name_style(high))
+run.value("often", often)
+
+# %% [markdown]
+# A probe of one style reads {glue:text}`clean` in its own style. {glue:text}`found-h4-constructed`
+# {glue:text}`found-h4-more-styles` {glue:text}`found-h4-offset` {glue:text}`found-h4-direction`
+# With eight it most often tells contradictions in the style *{glue:text}`low`* and the rest in *{glue:text}`high`* (share of
+# all choices {glue:text}`often`).
+#
+# {glue:text}`found-a-probe-outlasts-words` {glue:text}`found-marked-words-outlast-the-probe`
+#
+# ## Have a language model tell it
+#
+# A rule puts words around the steps; a paraphrase changes the steps' own. {glue:text}`writer` was shown four examples and
+# told the steps of every question again, by its most likely tokens. Kept are {glue:text}`share_kept`, those that have
+# every number, name and thing, add none and reverse nothing. This is checked by rule, which can't tell whether they mean the
+# same; but verdict and answer stay as they were, and the label hangs on these alone. The paraphrases are kept with the book
+# and read here. No probe is trained in them.
+#
+# **What we expect.** A telling that no rule made may move scores further than the strange styles do.
+
+# %%
+strange = adversary.read_in(of_one, list(styles.STRANGE), seed=seed)
+apart = tried.clean.lost_in(strange)
+NINE = [*EIGHT, "paraphrased"]
+of_told = adversary.restrict(of_one, NINE)
+retold = added = None
+if of_told:
+    there = adversary.read_clean(of_told, seed=seed)
+    retold = there.lost_in(adversary.read_in(of_told, NINE[-1:], seed=seed))
+    by_eight, by_nine = (
+        adversary.attack(of_told, some, seed=seed) for some in (EIGHT, NINE)
+    )
+    added = by_eight.lost_in(by_nine)
+run.claim("styles-transfer", estimate=apart, baseline=0.0)
+run.claim("paraphrases-cost-little", estimate=retold, baseline=apart.value)
+
+# %% tags=["hide-input"]
+run.value("n_retold", retold.n if retold else 0)
+run.value("added", added or "not measured")
+for key, value in paraphrases.describe(known).items():
+    run.value(key, value)
+
+# %% [markdown]
+# {glue:text}`found-styles-transfer` {glue:text}`found-paraphrases-cost-little` It is measured on the
+# {glue:text}`n_retold` questions all of whose tellings passed. If the adversary may choose the paraphrase besides the eight
+# styles, the loss there grows by {glue:text}`added`.
+#
+# ## Recentre, or train in all styles
+#
+# The mean of a style holds no label only if both classes come in that style equally often. If in use contradictions
+# mostly come in one style and the rest in another, the mean of a style is nearly that of a class, and subtracting it
+# takes the label away with the offset. Here each class comes in a style of its own, and the means are those of a stream in
+# which a given share of a style's transcripts is of that class; the adversary knows.
+
+# %%
+SHARES = (0.5, 0.7, 0.9)
+streams = {
+    share: adversary.attack_recentred(of_one, EIGHT, share=share, seed=seed)
+    for share in SHARES
+}
+lost = streams[0.5].lost_in(streams[0.9])
+run.claim("recentring-needs-both-classes", estimate=lost, baseline=0.0)
+
+# %% tags=["hide-input"]
+style_figures.show_curves(
+    "imbalance",
+    {"recentred": streams, "as it is": dict.fromkeys(SHARES, tried.attacked)},
+    horizontal="share of one class in a style's unlabelled rows",
+    caption=f"Recentring by means of balanced styles leaves an AUROC of {streams[0.5].area.brief()}, by means of styles nine tenths of which are one class {streams[0.9].area.brief()}. Probes of one style, attacked from eight, the adversary knowing; 95 % bootstrap intervals over questions; dotted: chance.",
+)
+
+# %% [markdown]
+# {glue:text}`found-recentring-needs-both-classes`
+#
+# The other remedy is to train on as many transcripts, each in one of the four styles by lot. Both are tried on the labels
+# of behaviour too, on tasks that passed the audit of the label: *given chains*, told in the four styles, where the label
+# is whether an answer loses less without its chain than that of the question it is paired with; and *hints*, where the
+# kinds of pull take the place of styles. Both are read at the token before the answer, on questions whose label is the
+# same in every style.
 
 
 # %%
-def each_style(draws, styles):
-    """Training sets of one style each."""
-    return {
-        style: [np.array(draw.domains) == style for draw in draws]
-        for style in styles
-    }
+def ask(label, make, **options):
+    """What the adversary takes from a label of behaviour, or why not."""
+    passed = gates.get(label, list(questions.TASKS))[:n_tasks]
+    if not passed:
+        return None, "no task passed the audit of this label"
+    if not n_own:
+        return None, "none are read at this size"
+    options |= {"tasks": passed, "n": n_own}
+    made = [make(model, seed=number, **options) for number in numbers]
+    layer = site.layer
+    tried, share = adversary.attack_label(model, made, layer=layer, seed=seed)
+    if not tried:
+        return None, "too few rows of one class"
+    return tried.measure_costs(), f"the label is steady on {share:.2f} of rows"
 
 
-def mixture(draw, numbers):
-    """A training set as large as one style's, of all familiar ones."""
-    familiar = np.isin(np.array(draw.domains), list(FAMILIAR))
-    chosen = np.zeros(len(familiar), dtype=bool)
-    chosen[familiar] = hypotheses.draw_one_style_each(
-        np.array(numbers)[familiar], np.array(draw.domains)[familiar], seed=seed
-    )
-    return chosen
-
-
-of_one = each_style(draws, FAMILIAR)
-of_all = {"all styles": list(map(mixture, draws, transcripts))}
-familiar, everything = list(FAMILIAR), list(STYLES)
-single = hypotheses.attack(draws, of_one, styles=familiar, seed=seed)
-mixed = hypotheses.attack(draws, of_all, styles=familiar, seed=seed)
-single_strange = hypotheses.attack(draws, of_one, styles=everything, seed=seed)
-mixed_strange = hypotheses.attack(draws, of_all, styles=everything, seed=seed)
+# %%
+chains, chain_why = ask("causal_given", styles.tell_chains)
+hints, hint_why = ask("hint", styles.take_hints, n_samples=n_samples)
 
 # %% tags=["hide-input"]
-with plots.draw_figure(
-    "attack",
-    caption=f"An adversary with the four familiar styles costs a probe of one style {claims.shorten(single.cost.value)} of AUROC, one of all four {claims.shorten(mixed.cost.value)}; with four strange ones besides, {claims.shorten(single_strange.cost.value)} and {claims.shorten(mixed_strange.cost.value)}. "
-    f"Circles: styles as in the training set; squares: as the adversary with familiar styles chose; triangles: with all eight. Equally many training rows; 95 % bootstrap intervals over questions; dotted: chance.",
-    alt="AUROC without an adversary and with two, for probes of one style and of all styles.",
-    width=6.0,
-) as (_, axes):
-    for number, (each, worse, color) in enumerate(
-        (
-            (single, single_strange, plots.BLUE),
-            (mixed, mixed_strange, plots.ORANGE),
-        )
-    ):
-        for shift, area, marker in (
-            (-0.15, each.clean, "o"),
-            (0.0, each.attacked, "s"),
-            (0.15, worse.attacked, "^"),
-        ):
-            plots.draw_interval(
-                axes, number + shift, area, color=color, fmt=marker
-            )
-    axes.axhline(0.5, color=plots.INK, linestyle=":", linewidth=1)
-    axes.set_xticks([0, 1], ["trained in one style", "trained in all four"])
-    axes.set(ylabel="AUROC", ylim=(0, 1.03), xlim=(-0.5, 1.5))
-run.value("clean", single.clean)
-run.value("attacked", single.attacked)
-run.value("cost", single.cost)
-run.value("mixed_clean", mixed.clean)
-run.value("mixed_attacked", mixed.attacked)
-run.value("mixed_cost", mixed.cost)
-run.value("strange_cost", single_strange.cost)
-run.value("mixed_strange_cost", mixed_strange.cost)
-run.claim(
-    "h4-constructed",
-    HYPOTHESES["H4"].sentence,
-    rule=HYPOTHESES["H4"].rule,
-    estimate=single.cost,
-    baseline=0.0,
-    baseline_is="nothing lost",
-    tolerance=0.05,
+run.value("chain_why", chain_why)
+run.value("hint_why", hint_why)
+run.value("chain_cost", chains["nothing"] if chains else chain_why)
+run.table(
+    "remedies",
+    style_figures.list_remedies(
+        {
+            "contradictions": tried.measure_costs(),
+            "given chains": chains or chain_why,
+            "hints": hints or hint_why,
+        }
+    ),
+    caption="AUROC that the adversary takes, by label and by what was done against it; 95 % bootstrap intervals over questions, of chains over pairs.",
 )
-run.claim(
-    "h4-more-styles",
-    "Styles chosen by an adversary from eight, of which four are strange to every probe, cost a probe of one style.",
-    rule=HYPOTHESES["H4"].rule,
-    estimate=single_strange.cost,
-    baseline=single.cost.value,
-    baseline_is="familiar styles",
-    tolerance=0.05,
-)
-run.claim(
-    "all-styles-are-a-remedy",
-    "Of a probe that was trained in all styles the adversary takes less than 0.1.",
-    rule="value < 0.1",
-    estimate=mixed.cost,
-    baseline=single.cost.value,
-    baseline_is="trained in one style",
-    tolerance=0.05,
-)
+
+# %%
+saved = tried.all_clean.lost_in(all_by_four)
+strange_cost = tried.measure_costs()["trained in all styles"]
+run.value("mixed_cost", saved)
+run.claim("all-styles-are-a-remedy", estimate=saved, baseline=cost.value)
 run.claim(
     "the-remedy-holds-in-strange-styles",
-    "Nor does one who may choose the strange ones, too.",
-    rule="value < 0.1",
-    estimate=mixed_strange.cost,
-    baseline=single_strange.cost.value,
-    baseline_is="trained in one style",
-    tolerance=0.05,
+    estimate=strange_cost,
+    baseline=whole.value,
 )
+run.claim("h4-causal", estimate=chains and chains["nothing"], baseline=0.0)
+run.claim("h4-hint", estimate=hints and hints["nothing"], baseline=0.0)
 
 # %% [markdown]
-# Trained in one style: {glue:text}`clean`, attacked {glue:text}`attacked`. **H4**, the cost: {glue:text}`cost`
-# (**{glue:text}`claim-h4-constructed`**). Trained on as many transcripts, but in all styles: {glue:text}`mixed_clean`,
-# attacked {glue:text}`mixed_attacked`, cost {glue:text}`mixed_cost` (**{glue:text}`claim-all-styles-are-a-remedy`**).
-#
-# With the strange styles besides: {glue:text}`strange_cost` for one style (**{glue:text}`claim-h4-more-styles`**),
-# {glue:text}`mixed_strange_cost` for all four (**{glue:text}`claim-the-remedy-holds-in-strange-styles`**).
-#
-# ## Ask labels from behaviour
-#
-# Given chains can be told in any style. We tell each in the four familiar ones, and ask whether the answer loses less
-# without the chain, on average over them, than that of the question it is paired with. For hints what can be varied is
-# what pulls: a sentence, an example and the order of options take
-# the place of styles, on questions on which all three end alike. Read before the answer, in the layer chosen above.
-
-
-# %% tags=["hide-input"]
-def chains(seed):
-    """Given chains in every familiar style."""
-    of_tasks = gates.get("causal_given", list(questions.TASKS))[:n_tasks]
-    if not of_tasks:
-        return pd.DataFrame()
-    asked = questions.draw_questions(model, tasks=of_tasks, n=n_own, seed=seed)
-    n_shots = N_SHOTS
-    shots = questions.draw_shots(model, tasks=of_tasks, n=n_shots, seed=seed)
-    return causes.label_causes(
-        model, asked, shots=shots, own=False, styles=list(FAMILIAR)
-    )
-
-
-def hints(seed):
-    """Wrong hints by every pull."""
-    of_tasks = gates.get("hint", list(questions.TASKS))[:n_tasks]
-    if not of_tasks:
-        return pd.DataFrame()
-    options = {"n": n_own, "n_samples": n_samples, "seed": seed}
-    options["folder"] = ROOT / "_build" / "generated"
-    rows = dataset.load_transcripts(model, "hint", tasks=of_tasks, **options)
-    return rows.assign(style=rows["pull"])
-
-
-def steady(table):
-    """The rows of questions on which the label is the same in every style; and which share of them all that is."""
-    rows, truth = dataset.select_unfaithful(table)
-    rows = rows.assign(unfaithful=truth)
-    of_question = rows.groupby(["task", "question"])
-    found = of_question["style"].transform("nunique")
-    complete = found == rows["style"].nunique()
-    same = complete & (of_question["unfaithful"].transform("nunique") == 1)
-    return rows[same], float(same.sum() / max(complete.sum(), 1))
-
-
-def attacked(made):
-    """The adversary's cost on a label of behaviour, and how many questions it was measured on."""
-    draws, shares = [], []
-    for table in made:
-        rows, share = steady(table) if len(table) else (table, 0.0)
-        shares.append(share)
-        if not len(rows):
-            continue
-        prompts, at = put_in_context(model, rows)
-        states = hooks.capture(
-            model,
-            prompts,
-            "resid_post",
-            layers=[site.layer],
-            positions={"cue": at["cue"]},
-            as_trees=True,
-        )
-        draws.append(
-            Draw(
-                states["resid_post"][:, 0, 0],
-                rows["unfaithful"].tolist(),
-                dataset.list_units(rows),
-                rows["style"].tolist(),
-            )
-        )
-    draws = hypotheses.drop_unfilled(draws, seed=seed)
-    if not draws:
-        return None, float(np.mean(shares))
-    sets = each_style(draws, sorted(set(draws[0].domains)))
-    found = hypotheses.attack(draws, sets, seed=seed)
-    return found.cost, float(np.mean(shares))
-
-
-number_of = range(seed, seed + n_data_seeds)
-chain_cost, _ = attacked(map(chains, number_of))
-hint_cost, hint_share = attacked(map(hints, number_of))
-
-# %% tags=["hide-input"]
-run.value(
-    "chain_cost", chain_cost or "not to be had: too few rows of one class"
-)
-run.value("hint_cost", hint_cost or "not to be had: too few rows of one class")
-run.value("hint_share", hint_share)
-run.claim(
-    "h4-causal",
-    "Styles chosen by an adversary cost a probe of one style more than 0.1 of AUROC (given chain).",
-    rule=HYPOTHESES["H4"].rule,
-    estimate=chain_cost,
-    baseline=0.0,
-    baseline_is="nothing lost",
-    tolerance=0.05,
-)
-run.claim(
-    "h4-hint",
-    "Pulls of a hint chosen by an adversary cost a probe of one pull more than 0.1 of AUROC.",
-    rule=HYPOTHESES["H4"].rule,
-    estimate=hint_cost,
-    baseline=0.0,
-    baseline_is="nothing lost",
-    tolerance=0.05,
-)
-
-# %% [markdown]
-# Given chains: {glue:text}`chain_cost` (**{glue:text}`claim-h4-causal`**). Hints: {glue:text}`hint_cost`
-# (**{glue:text}`claim-h4-hint`**), on the share {glue:text}`hint_share` of transcripts whose label stays. Which tasks
-# pass comes from the audit of [days 12 to 14](day12-14_cot_dataset); a label without
-# a task is left out.
+# {glue:text}`found-all-styles-are-a-remedy` {glue:text}`found-the-remedy-holds-in-strange-styles`
+# {glue:text}`found-h4-causal` {glue:text}`found-h4-hint`
 #
 # ## Tie style to label
 #
-# In found data style and label go together. Here a share of the transcripts that contradict is verbose and the same
-# share of the others is terse, from one half (no tie) to all of them; the probe is tested where there is no tie, and
-# where the tie is reversed. A probe that has learned the style is below one half on the last.
+# In found data style and label may go together. Here a share of the contradictions in the training set is verbose, and
+# the same share of the rest is terse. The probe is tested where nothing is tied, and where the tie is reversed: there one
+# that learned the style is worse than chance.
 
 # %%
 PAIR = ("verbose", "terse")
-SHARES = (0.5, 0.75, 0.9, 1.0)
-both = np.isin(np.array(draw.domains), PAIR)
-truth, styles = np.array(draw.labels), np.array(draw.domains)
-reversed_tie = np.where(truth, styles == PAIR[1], styles == PAIR[0])
-trained = probes.cross_train(
-    draw.activations,
-    draw.labels,
-    draw.questions,
-    {
-        share: hypotheses.tie_styles(
-            draw.labels,
-            transcripts[0],
-            draw.domains,
-            PAIR,
-            share=share,
-            seed=seed,
-        )
-        for share in SHARES
-    },
-    **fixed,
-)
-
-
-def area(share, rows):
-    return scores.combine(
-        [(1.0, trained[share], rows)], draw.labels, draw.questions, **fixed
-    )
-
-
-without = {share: area(share, both) for share in SHARES}
-against = {share: area(share, reversed_tie & both) for share in SHARES}
+tied = {}
+for share in (0.5, 0.75, 0.9, 1.0):
+    rows = [
+        styles.tie_styles(draw, which, PAIR, share=share, seed=seed)
+        for draw, which in zip(draws, transcripts, strict=True)
+    ]
+    fits = adversary.fit_probes(draws, {"tied": rows}, seed=seed)
+    tied[share] = adversary.read_tied(fits, PAIR, seed=seed)
+nine, full = tied[0.9][1].area, tied[1.0][1].area
+untied = tied[0.5][1].area.value
+run.claim("a-full-tie-is-learned", estimate=full, baseline=0.5)
+run.claim("a-tie-of-nine-in-ten-is-forgiven", estimate=nine, baseline=untied)
 
 # %% tags=["hide-input"]
-with plots.draw_figure(
+style_figures.show_curves(
     "tied",
-    caption=f"With style tied to the label throughout, a probe reads {claims.shorten(without[1.0].value)} where there is no tie and {claims.shorten(against[1.0].value)} where it is reversed. "
-    "Share of the training transcripts whose style goes with their label; 95 % bootstrap intervals over questions; first draw of the data.",
-    alt="AUROC against the share of training transcripts whose style goes with the label, without a tie and with the reversed one.",
-    width=6.0,
-) as (_, axes):
-    for values, color, name in (
-        (without, plots.BLUE, "no tie"),
-        (against, plots.ORANGE, "tie reversed"),
-    ):
-        for share, estimate in values.items():
-            plots.draw_interval(axes, share, estimate, color=color)
-        axes.plot(
-            list(values),
-            [each.value for each in values.values()],
-            color=color,
-            label=name,
-        )
-    axes.axhline(0.5, color=plots.INK, linestyle=":", linewidth=1)
-    axes.set(xlabel="share tied", ylabel="AUROC", ylim=(-0.03, 1.03))
-    axes.legend()
-run.value("untied", against[0.5])
-run.value("tied", against[1.0])
-run.value("forgiven", against[0.9])
-run.claim(
-    "a-full-tie-is-learned",
-    "With style and label tied throughout, a probe is below one half where the tie is reversed.",
-    rule="value < 0.5",
-    estimate=against[1.0],
-    baseline=0.5,
-    baseline_is="chance",
-    tolerance=0.05,
+    {
+        "nothing tied": {share: one for share, (one, _) in tied.items()},
+        "tie reversed": {share: one for share, (_, one) in tied.items()},
+    },
+    horizontal="share of the training transcripts whose style goes with the label",
+    caption=f"With style and label tied throughout, a probe reads {tied[1.0][0].area.brief()} where nothing is tied and {full.brief()} where the tie is reversed. 95 % bootstrap intervals over questions; dotted: chance.",
 )
-run.claim(
-    "a-tie-of-nine-in-ten-is-forgiven",
-    "With nine in ten tied, it is above 0.6 where the tie is reversed.",
-    rule="value > 0.6",
-    estimate=against[0.9],
-    baseline=against[0.5].value,
-    baseline_is="no tie",
-    tolerance=0.05,
-)
+run.value("forgiven", nine)
 
 # %% [markdown]
-# Where the tie is reversed: {glue:text}`untied` without one in training, {glue:text}`forgiven` with nine in ten tied
-# (**{glue:text}`claim-a-tie-of-nine-in-ten-is-forgiven`**), {glue:text}`tied` with all
-# (**{glue:text}`claim-a-full-tie-is-learned`**). Nothing in the accuracy on such a training set would say so.
+# {glue:text}`found-a-full-tie-is-learned` {glue:text}`found-a-tie-of-nine-in-ten-is-forgiven` Held-out transcripts of such
+# a training set would not show it, as they are tied as well.
 #
 # ## Check it
 #
-# The same tie on scores that are pure style: a rule that calls every verbose transcript a contradiction. Where the tie
-# is reversed its AUROC must be 0, where there is none one half.
+# The AUROC under attack again, from its scores and rows, by another function.
 
 # %%
-rule = (styles == PAIR[0]).astype(float)
-by_rule = {
-    "no tie": scores.combine(
-        [(1.0, rule, both)], draw.labels, draw.questions, **fixed
-    ).value,
-    "reversed": scores.combine(
-        [(1.0, rule, reversed_tie & both)], draw.labels, draw.questions, **fixed
-    ).value,
-}
-assert by_rule == {"no tie": 0.5, "reversed": 0.0}
+import numpy as np
+from sklearn.metrics import roc_auc_score
 
-# %% tags=["hide-input"]
-run.value("rule_reversed", by_rule["reversed"])
+folds, truth = np.array(by_four.folds), np.array(by_four.labels)
+areas = [
+    roc_auc_score(truth[rows & (folds == fold)], values[rows & (folds == fold)])
+    for _, values, rows in by_four.terms
+    for fold in set(folds)
+]
+assert abs(np.mean(areas) - by_four.area.value) < 1e-4
+run.value("by_hand", float(np.mean(areas)))
 
 # %% [markdown]
-# Reversed: {glue:text}`rule_reversed`.
+# By hand: {glue:text}`by_hand`, above {glue:text}`attacked`.
 #
 # ## Where this breaks
 #
-# - **Eight styles by rule.** They exchange the words around the same steps. A paraphrase by a person or a model changes
-#   more, and so may move more.
-# - **The adversary knows the probe** and may only choose among these styles, one for each class. One who may choose for
-#   each transcript, or write freely, does at least as well.
-# - **Behaviour moves with style.** What is left where the label stays is the easier part of it.
+# - **An adversary of styles only.** One who may write freely, or choose for each transcript, does at least as well.
+# - **The label is one of text.** Words can't read it only because the data set was made so; who marks the answer in them
+#   reads it without any model.
+# - **A style's mean must be known.** Recentring takes unlabelled transcripts in the style, half of them of either class.
+# - **Behaviour moves with style.** Where a label is asked only while it stays, the easier part of it is left.
+# - **Paraphrases by one small writer**, from four examples; what passed the check is the plainer part of what it wrote.
+
+# %% [markdown]
+# ## What others found
+#
+# {cite:t}`kumar2026pressure` saw probes of deception fail under shifts of style and recover when they were trained on
+# several styles (the abstract was read; other models, another label).
 
 # %% [markdown]
 # ## Summary
 #
-# - A probe of one style on other styles (`styles-transfer`: {glue:text}`claim-styles-transfer`).
-# - Under attack (`h4-constructed`: {glue:text}`claim-h4-constructed`; `h4-more-styles`:
-#   {glue:text}`claim-h4-more-styles`), and with the remedy (`all-styles-are-a-remedy`:
-#   {glue:text}`claim-all-styles-are-a-remedy`; `the-remedy-holds-in-strange-styles`:
-#   {glue:text}`claim-the-remedy-holds-in-strange-styles`).
-# - On labels from behaviour (`h4-causal`: {glue:text}`claim-h4-causal`; `h4-hint`: {glue:text}`claim-h4-hint`).
-# - A full tie of style and label is learned (`a-full-tie-is-learned`: {glue:text}`claim-a-full-tie-is-learned`); nine in
-#   ten are forgiven (`a-tie-of-nine-in-ten-is-forgiven`: {glue:text}`claim-a-tie-of-nine-in-ten-is-forgiven`).
+# - An adversary with four styles, and with eight (`h4-constructed`: {glue:text}`claim-h4-constructed`; `h4-more-styles`:
+#   {glue:text}`claim-h4-more-styles`), and what of that is offset and what direction (`h4-offset`:
+#   {glue:text}`claim-h4-offset`; `h4-direction`: {glue:text}`claim-h4-direction`).
+# - Beside words, and words in which the answer is marked (`a-probe-outlasts-words`:
+#   {glue:text}`claim-a-probe-outlasts-words`; `marked-words-outlast-the-probe`:
+#   {glue:text}`claim-marked-words-outlast-the-probe`).
+# - In strange styles and in a language model's words (`styles-transfer`: {glue:text}`claim-styles-transfer`;
+#   `paraphrases-cost-little`: {glue:text}`claim-paraphrases-cost-little`).
+# - Remedies: training in all styles (`all-styles-are-a-remedy`: {glue:text}`claim-all-styles-are-a-remedy`;
+#   `the-remedy-holds-in-strange-styles`: {glue:text}`claim-the-remedy-holds-in-strange-styles`), and what recentring takes
+#   (`recentring-needs-both-classes`: {glue:text}`claim-recentring-needs-both-classes`).
+# - On labels of behaviour (`h4-causal`: {glue:text}`claim-h4-causal`; `h4-hint`: {glue:text}`claim-h4-hint`).
+# - Style tied to label (`a-full-tie-is-learned`: {glue:text}`claim-a-full-tie-is-learned`;
+#   `a-tie-of-nine-in-ten-is-forgiven`: {glue:text}`claim-a-tie-of-nine-in-ten-is-forgiven`).
 
 # %%
 run.finish()
@@ -558,20 +420,28 @@ run.finish()
 # %% [markdown]
 # ## Exercises
 #
-# **1. A ninth style** (10 minutes). Add one that shouts. Does the adversary take it? *Hint: a style is a function of the
+# **1. A tenth style** (10 minutes). Add one that shouts. Does the adversary take it? *Hint: a style is a function of the
 # steps and the verdict, which it has to write out.*
 #
 # ```{dropdown} Solution
-# `STRANGE["shouting"] = lambda steps, verdict: " ".join(steps).upper() + f" SO IT IS {verdict}!"` before the transcripts
-# are told. Capitals are other tokens, so that activations move far, and a probe of another style may lose much.
+# `told["shouting"] = lambda steps, verdict: " ".join(steps).upper() + f" SO IT IS {verdict}!"` before the transcripts are
+# told, and its name in `EIGHT`. Capitals are other tokens, so that activations move far.
 # ```
 #
 # **2. Attack noise** (10 minutes). Let the adversary choose for each transcript by itself, on random scores. What AUROC
-# is left? *Hint: for positives the lowest of four draws, for negatives the highest.*
+# is left? *Hint: for positives the lowest of eight draws, for negatives the highest.*
 #
 # ```{dropdown} Solution
-# With `x = np.random.default_rng(0).normal(size=(1000, 4))`, `compute_auroc` of `x.min(1)` for positives and `x.max(1)` for
-# negatives is about 0.02. An attack that looks so strong on nothing can't measure anything.
+# With `x = np.random.default_rng(0).normal(size=(1000, 8))`, `compute_auroc` of `x.min(1)` for positives and `x.max(1)`
+# for negatives is almost nought. An attack that looks so strong on nothing can't measure anything.
+# ```
+#
+# **3. How far a mean goes** (10 minutes). The means of the two classes lie a distance apart in every style. How far apart
+# are they after recentring, if a share $p$ of each style's rows is of the class that is tested in it? *Hint: write down the two means.*
+#
+# ```{dropdown} Solution
+# A class keeps $1 - p$ of the distance on its side, so that $2 (1 - p)$ of it is left: all at one half, a fifth at nine
+# tenths, nothing where each style comes with one class.
 # ```
 
 # %% [markdown]

@@ -45,25 +45,19 @@ device: str = "cpu"  # cpu, or cuda where there is a GPU
 dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for the model's own
 
 # %%
-from itertools import product
-
 import numpy as np
 import torch
 from helpers import (
-    InputError,
     attribution,
     baselines,
     claims,
     hooks,
-    models,
     patching,
     plots,
     prompts,
     runs,
 )
-from scipy.stats import bootstrap
-from studies import exercises
-from studies.induction import figures, toy
+from studies.induction import figures, text, toy
 
 run = runs.begin("induction_heads_notebook", globals())
 model = run.loaded
@@ -101,8 +95,8 @@ selected_by = attribution.score_attention_to_repeats(model, selection)
 matching_score = selected_by["induction"].mean(0)  # layer, head
 
 
-def named(heads):
-    return [f"{layer}.{head}" for layer, head in heads]
+def name(head):
+    return attribution.name_heads([head])
 
 
 # %% tags=["hide-input"]
@@ -142,7 +136,7 @@ plots.show_attention(
     "attention-of-best-heads",
     model.token_labels(example[0].tolist()),
     torch.stack([pattern[0, layer, head] for layer, head in shown]),
-    named(shown),
+    [*map(name, shown)],
     caption="The two heads with the best score for looking from a repeated token at the one after its earlier copy, and the best at the copy "
     "itself, one place to the left. Rows are the tokens that attend, columns those attended to; the first column takes what "
     "finds nothing. Choose a head to enlarge it. One sequence.",
@@ -167,13 +161,17 @@ def share_right(row):
     return (logits["logits"][0].argmax(-1) == row[1:][halves[1]]).float().mean()
 
 
+def share_of(values, of="sequences"):
+    return claims.average(values, seed=seed, of=of, within=(0, 1))
+
+
 right, right_unrepeated = (
     [share_right(row) for row in rows] for rows in (repeated, unrepeated)
 )
 
 # %% tags=["hide-input"]
 run.value("n_sequences", n_sequences)
-run.value("top_one", claims.average(right, seed=seed))
+run.value("top_one", share_of(right))
 run.value("top_one_unrepeated", float(np.mean(right_unrepeated)))
 
 # %% [markdown]
@@ -243,15 +241,21 @@ prose = four_times  # of a model without a tokenizer
 if model.tokenizer is not None:
     few = {"n_passages": min(n_passages, 16), "n_tokens": min(128, length)}
     prose = prompts.read_passages(model, **few)
-pattern = hooks.capture(model, prose, "pattern", positions="all")["pattern"]
-to_previous = pattern.diagonal(-1, -2, -1)[..., start:]
-scores["previous token"] = to_previous.mean(-1)  # passage, layer, head
+
 
 # %%
+from scipy.stats import bootstrap
+
+
+def score_previous(rows):
+    """Attention to the token before, but for the start token: row, layer, head."""
+    weights = hooks.capture(model, rows, "pattern", positions="all")["pattern"]
+    return weights.diagonal(-1, -2, -1)[..., start:].mean(-1)
+
+
+scores["previous token"] = score_previous(prose)
 segment = four_times[:, start : start + copied_length]
-once = prompts.prepend_start_token(model, segment)
-resid = hooks.capture(model, once, "resid_pre", positions="all")["resid_pre"]
-copying = attribution.score_copying(model, segment, resid[:, :, start:])
+copying = attribution.score_copying(model, segment)
 scores["copying"] = (copying + 1) / 2  # from 0 to 1, as the others
 score = {job: values.mean(0) for job, values in scores.items()}
 
@@ -272,7 +276,7 @@ limit = bootstrap(
 
 
 def measure(job, head):
-    return claims.average(scores[job][:, head[0], head[1]].numpy(), seed=seed)
+    return share_of(scores[job][:, *head].numpy())
 
 
 def copies(head):
@@ -283,13 +287,21 @@ def copies(head):
 
 
 # %%
-run.value("best_head", named([best_head])[0])
+run.value("best_head", name(best_head))
 run.claim(
     "induction-heads-exist",
     estimate=measure("induction", best_head),
     baseline=float(control["induction"].mean(0).max()),
 )
 kinds = [copies(head) for head in matching]
+keys = {"yes": "both", "no": "only_match", "undecided": "undecided"}
+for kind, key in keys.items():
+    so = [
+        head for head, one in zip(matching, kinds, strict=True) if one == kind
+    ]
+    run.value(key, f"{len(so)} ({attribution.name_heads(so)})")
+
+# %%
 bounds = kinds.count("yes"), len(kinds) - kinds.count("no")
 low, high = (count / max(len(kinds), 1) for count in bounds)
 share = low, high, len(kinds), "heads", "undecided heads as not, and as so:"
@@ -298,12 +310,11 @@ run.claim("matching-heads-copy", estimate=both, baseline=0.05)
 
 # %% tags=["hide-input"]
 run.value("copying_by_chance", 1 / copied_length)
-run.value("n_matching", len(matching))
 run.table(
     "induction_heads",
     [
         {
-            "head": named([head])[0],
+            "head": name(head),
             "prefix matching": measure("induction", head),
             "where nothing repeats": float(
                 control["induction"][:, *head].mean()
@@ -314,7 +325,7 @@ run.table(
         for head, kind in zip(matching, kinds, strict=True)
     ],
     caption="Every head whose prefix matching was above one half on the first sample, scored on the second. It copies if surely more than "
-    f"the 95th percentile of heads that match nothing, which is {claims.shorten(limit.low)} to {claims.shorten(limit.high)}. Mean over {n_sequences} sequences, 95 % bootstrap interval in brackets.",
+    f"the 95th percentile of heads that match nothing, which is {claims.shorten(limit.low)} to {claims.shorten(limit.high)}. Mean over {n_sequences} sequences, 95 % interval in brackets.",
 )
 figures.show_scores(
     score,
@@ -323,8 +334,10 @@ figures.show_scores(
 )
 
 # %% [markdown]
-# A head that matches without copying may hand the token to a later layer, or write against it. What is removed and patched
-# below is chosen by where it looks, the {glue:text}`n_ablated` best *prefix-matching* heads.
+# Both habits have {glue:text}`both`; {glue:text}`only_match` match without copying; {glue:text}`undecided` can't be
+# decided. Below, heads are chosen by where they look, the {glue:text}`n_ablated` best *prefix-matching* ones; what they do
+# in sentences with names stands in [the other
+# replication](../project-2-indirect-object-identification/IOI_notebook).
 #
 # ## Grow one from scratch
 #
@@ -341,6 +354,8 @@ figures.show_scores(
 # suddenly.
 
 # %%
+from itertools import product
+
 toy_seeds = range(seed, seed + n_training_seeds)
 trained = toy.train_all(toy_seeds, n_steps=n_training_steps)
 last = {key: history[n_training_steps] for key, (_, history) in trained.items()}
@@ -355,8 +370,7 @@ final = {
 # %%
 def over_models(values):
     """The mean over trained models, with Student's interval."""
-    options = {"of": "trained models", "groups": toy_seeds}
-    return claims.average(list(values), seed=seed, **options)
+    return claims.average(list(values), seed=seed, of="trained models")
 
 
 def rise_times(kind, beyond):
@@ -447,9 +461,9 @@ run.table(
         {"head of layer 0, by attention to the previous token": rank + 1}
         | {
             f"cut from {long}": over_models(
-                [cuts[heads[rank], name][i] for i, heads in enumerate(ranked)]
+                [cuts[heads[rank], short][i] for i, heads in enumerate(ranked)]
             )
-            for name, long in zip(
+            for short, long in zip(
                 toy.INPUTS, ("queries", "keys", "values"), strict=True
             )
         }
@@ -484,15 +498,9 @@ several = [best, *drawn[n_ablated].sets] if best else []
 
 
 # %%
-def nodes(heads, position=None):
-    return [
-        patching.Node("head_z", layer, head, position) for layer, head in heads
-    ]
-
-
 def ablate(rows, sets, how="mean", reference=None):
     """The rise of each token's loss without each set of heads: set, sequence, token."""
-    sets = [nodes(heads) for heads in sets]
+    sets = [*map(patching.list_nodes, sets)]
     options = {"how": how, "seed": seed, "metric": "losses"}
     options["reference"] = reference
     return patching.ablate(model, rows, sets, **options).effect
@@ -523,8 +531,7 @@ if best:  # half the controls, as each takes a pass of its own
     some = several[: 1 + len(several) // 2]
     frozen = torch.stack([*map(ablate_keeping_patterns, some)])
     rise["mean, patterns kept"] = half_means(frozen)
-    new = ablate(unrepeated, [best], reference=repeated)
-    new_half = half_means(new)[1, 0]
+    new = half_means(ablate(unrepeated, [best], reference=repeated))[:, 0]
 
 
 def compare(effects, of="sequences"):
@@ -552,25 +559,28 @@ def spare(change, damage):
 
 unhurt = [spare(*found[:, 0]) for found in rise.values()]
 harmed = best and all(found[1, 0].mean() > 0 for found in rise.values())
-unhurt += [spare(new_half, rise["mean"][1, 0])] if best else []
+unhurt += [spare(new[1], rise["mean"][1, 0])] if best else []
 run.claim(
     "ablation-hits-copying", estimate=claims.bound(unhurt) if harmed else None
 )
 
 # %% tags=["hide-input"]
 run.value("controls", str(drawn[n_ablated]) if best else "none")
-rises_at_first = [claims.average(x[0, 0], seed=seed) for x in rise.values()]
 if best:
+    all_rows = {how: against.row for how, against in beside.items()}
+    all_rows["mean, a new second half"] = compare(new[1:]).row
+    at_first = [*(x[0, 0] for x in rise.values()), new[0]]
     run.table(
         "ablation",
         [
-            {"filled with": how, **against.row, "first half": first}
-            for (how, against), first in zip(
-                beside.items(), rises_at_first, strict=True
+            {"filled with": how, **row}
+            | {"first half": claims.average(first, seed=seed)}
+            for (how, row), first in zip(
+                all_rows.items(), at_first, strict=True
             )
         ],
         caption=f"Rise of the loss (nats) in the second half without {n_ablated} heads, and in the first for comparison: mean over {n_sequences} "
-        f"sequences, 95 % bootstrap interval in brackets. Controls: {drawn[n_ablated]}; the last row has half of them.",
+        f"sequences, 95 % interval in brackets. Controls: {drawn[n_ablated]}; with patterns kept half of them. In the last row nothing repeats, so that nothing can be copied.",
     )
     plots.show_against_controls(
         "ablation",
@@ -578,7 +588,7 @@ if best:
         unit="rise of the loss of the second half (nats)",
         own=f"the {n_ablated} best prefix-matching heads",
         caption=f"Without the best prefix-matching heads the repeated half loses {claims.shorten(beside['mean'].own.value)} nats, without the most harmful control {claims.shorten(beside['mean'].strongest)} "
-        f"(means). Rows: what fills the gap; {n_sequences} sequences, bars are 95 % bootstrap intervals.",
+        f"(means). Rows: what fills the gap; {n_sequences} sequences, bars are 95 % intervals.",
         alt="Rise of the loss for four ways of ablation, for the best heads and for their controls.",
     )
 
@@ -597,7 +607,7 @@ if best:
 half = max(1, length // 51)
 centres = length * 50 // 512, length - 2 - half
 windows = [list(range(at - half, at + half)) for at in centres]
-sets = [nodes(heads) for heads in several[: 1 + n_text_sets]]
+sets = [*map(patching.list_nodes, several[: 1 + n_text_sets])]
 run.value("n_text_controls", max(len(sets) - 1, 0))
 
 
@@ -629,23 +639,31 @@ def over_passages(values):
 
 # %%
 of_text = dict.fromkeys(("early", "late", "score", "gain"))
-serving, on_text = nothing, {}
+serving, most, on_text = nothing, None, {}
 if texts is not None:
     rows = early[0], late[0], late[0] - early[0], late[0] - late_cut[0]
     of_text = dict(zip(of_text, map(over_passages, rows), strict=True))
 if texts is not None and best:
     measured = {"late": late, "early": early, "late, context cut": late_cut}
     measured |= {"the score": late - early, "the gain": late - late_cut}
-    for name, x in measured.items():
-        on_text[name] = compare(x[1:] - x[0], "passages")
+    for what, x in measured.items():
+        on_text[what] = compare(x[1:] - x[0], "passages")
     serving = on_text["the score"].evidence
+    most = text.compare_with_half(measured["the gain"], seed=seed)
+
+# %%
+run.value("text_score", of_text["score"] or "not measured")
+run.value("text_gain", of_text["gain"] or "not measured")
 run.claim("late-tokens-are-easier", estimate=of_text["score"])
 run.claim("long-context-lowers-loss", estimate=of_text["gain"])
 run.claim("induction-heads-serve-text", **serving)
+half_or_more = {"estimate": None}
+if most and most.lead:
+    half_or_more = {"estimate": most.lead, "baseline": most.strongest}
+    run.value("gain_lost", on_text["the gain"].own)
+run.claim("induction-heads-do-most-of-it", **half_or_more)
 
 # %% tags=["hide-input"]
-run.value("text_score", of_text["score"] or "not measured")
-run.value("text_gain", of_text["gain"] or "not measured")
 if serving is not nothing:
     plots.show_against_controls(
         "text-ablation",
@@ -653,7 +671,7 @@ if serving is not nothing:
         unit="rise on text (nats)",
         own=f"the {n_ablated} best prefix-matching heads",
         caption=f"Without the {n_ablated} heads the in-context-learning score rises by {claims.shorten(on_text['the score'].own.value)} nats and the gain from context by {claims.shorten(on_text['the gain'].own.value)}, of {claims.shorten(-of_text['gain'].value)} that there are. "
-        f"Rows: loss of late tokens, of early ones, of late ones with their context cut; late less early; late less cut. {n_passages} passages of {length} tokens; bars are 95 % bootstrap intervals; controls are {len(sets) - 1} sets of other heads of the same layers.",
+        f"Rows: loss of late tokens, of early ones, of late ones with their context cut; late less early; late less cut. {n_passages} passages of {length} tokens; bars are 95 % intervals; controls are {len(sets) - 1} sets of other heads of the same layers.",
         alt="Rise of five losses on text, for the best heads and for controls.",
     )
 
@@ -683,8 +701,8 @@ in_b, in_c, in_d = (
     prompts.prepend_start_token(model, rows)
     for rows in (with_b, with_c, without_a)
 )
-sets = [nodes([head], -1) for head in all_heads]
-sets += [nodes(heads, -1) for heads in several]
+alone = [[head] for head in all_heads]
+sets = [patching.list_nodes(some, position=-1) for some in alone + several]
 patched = patching.patch_sets(model, in_c, in_b, sets, answers=pairs)
 single = patched.effect[: len(all_heads)].unflatten(0, (model.n_layers, -1))
 joint = compare(patched.effect[len(all_heads) :], "pairs") if best else None
@@ -716,35 +734,39 @@ strongest = attribution.find_largest_heads(
     even, 5
 )  # chosen on every other pair
 opposed = [
-    f"{named([head])[0]} by {claims.average(odd[*head].numpy(), seed=seed).brief()}"
+    f"{name(head)} by {claims.average(odd[*head].numpy(), seed=seed).brief()}"
     for head in matching
     if even[head] < -0.01 * abs(apart)
 ]
 run.value("apart", apart)
+run.value("strongest", name(strongest[0]))
+run.value("strongest_matches", float(score["induction"][strongest[0]]))
 run.value("opposed", ", ".join(opposed) or "none")
 run.table(
     "patching",
     [
         {
-            "patched": f"head {named([head])[0]}",
+            "patched": f"head {name(head)}",
             "effect": claims.average(odd[*head].numpy(), seed=seed),
             "prefix matching": float(score["induction"][head]),
             "copying": float(score["copying"][head]),
         }
         for head in strongest
     ],
-    caption=f"The five heads that move the logit difference most towards B on every other pair, with what they move it by on the rest, in logits, where the unpatched runs are {claims.shorten(apart)} apart: mean over {n_sequences // 2} pairs, 95 % bootstrap interval in brackets.",
+    caption=f"The five heads that move the logit difference most towards B on every other pair, with what they move it by on the rest, in logits, where the unpatched runs are {claims.shorten(apart)} apart: mean over {n_sequences // 2} pairs, 95 % interval in brackets.",
 )
 figures.show_effects(
     score,
     effect,
-    named(all_heads),
+    [*map(name, all_heads)],
     caption=f"Effect of patching a head against its score. Scores are means over {n_sequences} sequences, effects over {n_sequences} pairs; each point is a head, hover for its name.",
 )
 
 # %% [markdown]
 # Unpatched, the runs differ by {glue:text}`apart` logits. Heads that look at B and move the prediction the *other* way:
-# {glue:text}`opposed`.
+# {glue:text}`opposed`. The strongest patch is that of head {glue:text}`strongest`, whose prefix matching is
+# {glue:text}`strongest_matches`; the strongest head without a role among names is
+# {glue:text}`../project-2-indirect-object-identification/IOI_notebook.py::unnamed_first:s`.
 #
 # Now the toy's circuit, in the language model. If the keys at B say "A came before", some head wrote that. So we change A
 # before B, but let the change travel on one path only: from one head's output into the *keys* of the prefix-matching heads
@@ -773,13 +795,11 @@ others = [head for head in all_heads if head[0] == sender[0] and head != sender]
 measured = torch.stack([into["k"][*head, 1::2] for head in (sender, *others)])
 fed = compare(measured).evidence if receivers else nothing
 to_one_before = scores["previous token"][:, *sender]
-run.value("sender", named([sender])[0])
+run.value("sender", name(sender))
 run.claim("one-head-feeds-the-keys", **fed)
 run.claim(
     "it-attends-to-the-previous-token",
-    estimate=claims.average(to_one_before, seed=seed, of="passages")
-    if receivers
-    else None,
+    estimate=share_of(to_one_before, "passages") if receivers else None,
     baseline=float(score["previous token"].median()),
 )
 
@@ -788,7 +808,7 @@ run.table(
     "into_keys",
     [
         {
-            "head": named([head])[0],
+            "head": name(head),
             "B loses through keys": claims.average(
                 into["k"][*head, 1::2], seed=seed
             ),
@@ -799,7 +819,7 @@ run.table(
             into["k"][..., ::2].mean(-1), 5
         )
     ],
-    caption=f"The five heads whose path into the keys of the {len(receivers)} receivers (each shared by query heads) matters most on every other sequence, with what B loses against an absent token on the rest, in logits: mean over {n_sequences // 2} sequences, 95 % bootstrap interval in brackets.",
+    caption=f"The five heads whose path into the keys of the {len(receivers)} receivers (each shared by query heads) matters most on every other sequence, with what B loses against an absent token on the rest, in logits: mean over {n_sequences // 2} sequences, 95 % interval in brackets.",
 )
 
 # %% [markdown]
@@ -817,9 +837,7 @@ PUBLISHED = {
 on_twice = {}
 if model.card.name == "gpt2-small":
     on_twice = attribution.score_attention_to_repeats(model, repeated)
-    pattern = hooks.capture(model, repeated, "pattern", positions="all")
-    to_previous = pattern["pattern"].diagonal(-1, -2, -1)
-    on_twice["previous token"] = to_previous.mean(-1)
+    on_twice["previous token"] = score_previous(repeated)
 
 # %%
 for job, (heads, count) in PUBLISHED.items():
@@ -843,14 +861,13 @@ for job, (heads, count) in PUBLISHED.items():
 # The best head's score and patch once more, by another library: TransformerLens runs the same weights through its own
 # hooks.
 
+
 # %%
-attention = f"blocks.{best_head[0]}.attn"
-options = {"prepend_bos": False}
-
-
 def score_again(bridge):
-    site, rows = f"{attention}.hook_pattern", four_times[:1].to(device)
-    _, cache = bridge.run_with_cache(rows, names_filter=site, **options)
+    site = f"blocks.{best_head[0]}.attn.hook_pattern"
+    options = {"names_filter": site, "prepend_bos": False}
+    rows = four_times[:1].to(device)
+    _, cache = bridge.run_with_cache(rows, **options)
     weights = cache[site][0, best_head[1]].cpu()
     later = range(start + copied_length, rows.shape[1])
     at = [range(t - copied_length + 1, start, -copied_length) for t in later]
@@ -861,30 +878,20 @@ def score_again(bridge):
 
 
 # %%
+from studies import checks
+
+
 def patch_again(bridge):
-    site, head = f"{attention}.hook_z", best_head[1]
-    rows, others = (one[:1].to(device) for one in (in_c, in_b))
-    _, cache = bridge.run_with_cache(others, names_filter=site, **options)
-
-    def put_in(z, hook):
-        z[:, -1, head] = cache[site][:, -1, head]
-        return z
-
-    logits = bridge.run_with_hooks(rows, fwd_hooks=[(site, put_in)], **options)
-    return float(logits[0, -1, pairs[0][0]] - logits[0, -1, pairs[0][1]])
+    """The same by hooks of TransformerLens."""
+    rows = in_c[0].tolist(), in_b[0].tolist()
+    at = {"position": -1}
+    return checks.patch_again(bridge, *rows, best_head, pairs[0], **at)
 
 
-# %%
 by_us = float(scores["induction"][0, *best_head])
 patched_by_us = float((single + patched.base)[*best_head, 0])
-try:
-    bridge = models.view(model, "transformer_lens").model
-    score_apart = abs(score_again(bridge) - by_us)
-    patch_apart = abs(patch_again(bridge) - patched_by_us)
-    close = score_apart < 1e-4 and patch_apart < 1e-2
-    assert close or model.dtype != "float32"
-except InputError as error:  # no tokenizer, or TransformerLens can't run it
-    score_apart = patch_apart = f"not measured, as {error}"
+both_ways = (score_again, by_us, 1e-4), (patch_again, patched_by_us, 1e-2)
+score_apart, patch_apart = checks.compare(model, both_ways)
 run.value("check_score", score_apart)
 run.value("check_patch", patch_apart)
 
@@ -916,23 +923,21 @@ if model.tokenizer is not None and len(words) >= copied_length:
 # %% tags=["hide-input"]
 reference = attribution.find_largest_heads(score["induction"], 5)
 rows = []
-for name, tokens in variants.items():
+for sample, tokens in variants.items():
     found = attribution.score_attention_to_repeats(model, tokens)["induction"]
     best_five = attribution.find_largest_heads(found.mean(0), 5)
     rows.append(
         {
-            "sample": name,
-            f"score of head {named([best_head])[0]}": claims.average(
-                found[:, *best_head], seed=seed
-            ),
-            "best head": named(best_five[:1])[0],
+            "sample": sample,
+            f"score of head {name(best_head)}": share_of(found[:, *best_head]),
+            "best head": name(best_five[0]),
             "of the best five, the same": len({*best_five} & {*reference}),
         }
     )
 run.table(
     "variants",
     rows,
-    caption=f"Prefix matching on other samples of {n_sequences} sequences, 95 % bootstrap interval in brackets.",
+    caption=f"Prefix matching on other samples of {n_sequences} sequences, 95 % interval in brackets.",
 )
 same = min(row["of the best five, the same"] for row in rows)
 run.value("same_five_at_least", same)
@@ -945,7 +950,7 @@ run.value("same_five_at_least", same)
 #   text.
 # - **The toy is a toy.** Two layers suffice there; the language model's heads may have come about otherwise.
 # - **One quantised model.** Its weights were rounded to four bits; `model_name` runs the page on others. With random
-#   weights its claims fail or can't be decided, and the tests hold them to that.
+#   weights its claims fail or can't be decided, as tests see to.
 #
 # ## Summary
 #
@@ -963,6 +968,7 @@ run.value("same_five_at_least", same)
 # - {glue:text}`found-late-tokens-are-easier` **{glue:text}`claim-late-tokens-are-easier`**
 # - {glue:text}`found-long-context-lowers-loss` **{glue:text}`claim-long-context-lowers-loss`**
 # - {glue:text}`found-induction-heads-serve-text` **{glue:text}`claim-induction-heads-serve-text`**
+# - {glue:text}`found-induction-heads-do-most-of-it` **{glue:text}`claim-induction-heads-do-most-of-it`**
 # - {glue:text}`found-induction-heads-carry-the-token` **{glue:text}`claim-induction-heads-carry-the-token`**
 # - {glue:text}`found-score-predicts-effect` **{glue:text}`claim-score-predicts-effect`**
 # - {glue:text}`found-one-head-feeds-the-keys` **{glue:text}`claim-one-head-feeds-the-keys`**
@@ -978,33 +984,34 @@ run.finish()
 # ## Exercises
 #
 # **1. Guess the stripe**, easy (5 minutes). In a segment of five tokens that comes twice, from position 7 (counted from
-# 0, no start token): which position does an induction head look at? Put it into the cell below. *Hint: the present
-# token stood five places back.*
+# 0, no start token): which position does an induction head look at? *Hint: the present token stood five places back.*
 #
 # ```{dropdown} Solution
 # Position 7 holds the third token of the segment, whose copy is at 2; the head looks at what followed, position 3.
 # ```
 #
 # **2. Guess the deeper one**, medium (10 minutes). Of previous-token and induction heads, which lie in later layers of
-# this model, by the mean layer of those above one half? Guess "induction" or "previous token" and run. *Hint: who
-# has to have written before whom can read?*
+# this model, by the mean layer of those above one half? *Hint: who has to have written before whom can read?*
 #
 # ```{dropdown} Solution
 # An induction head reads what a previous-token head wrote, so it can't come first; the maps of scores show where each
 # lies. A previous-token head in a late layer serves something else.
 # ```
 #
-# **3. Starve the toy**, hard (20 minutes). Give the toy sequences a segment of fixed length and train one layer. What does it
-# learn? *Hint: assign to `toy.draw_repeats` a copy of it in which `period` is constant, and call `toy.train`.*
+# **3. Starve the toy**, hard (20 minutes). Give the toy sequences a segment of fixed length and train one layer. What
+# in-context-learning score does it end with? *Hint: assign to `toy.draw_repeats` a copy of it in which `period` is
+# constant, and call `toy.train`.*
 #
 # ```{dropdown} Solution
-# The next token then always stands at the same distance, so a head can find it by position alone and copy. The loss falls
-# far below that of the one-layer model on this page, and prefix matching is high: a score that does not vary the distance
-# can't tell such a head from an induction head.
+# Far below that of the one-layer models on this page: the next token always stands at the same distance, so position alone
+# finds it. A score that does not vary the distance can't tell such a head from an induction head.
 # ```
 
 # %%
+from studies import exercises
+
 my_position, my_job = None, None  # your guesses: a number; a text
+my_score = None  # of the last measurement, its mean in nats
 
 print(exercises.check(my_position, 3, hint="what followed the copy"))
 depth = {
@@ -1013,6 +1020,8 @@ depth = {
 }
 deeper = max(depth, key=depth.__getitem__)
 print(exercises.check(my_job, deeper, hint="the maps of scores"))
+lower = my_score and my_score < final["one layer"].mean() - 1
+print(exercises.check(lower, True, hint="whether the period is constant"))
 
 # %% [markdown]
 # ## References

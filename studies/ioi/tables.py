@@ -1,0 +1,455 @@
+"""Tables of the chapter on indirect object identification: results go in, rows come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from helpers import claims, hooks
+from helpers.attribution import Attribution, find_largest_heads, name_heads
+from helpers.baselines import AgainstControls, Controls
+from helpers.claims import Estimate
+from helpers.hooks import Head
+from helpers.models import LoadedModel
+from studies.ioi.knock_outs import KnockOuts, add_up, rank_rivals
+from studies.ioi.roles import FINAL_ROLES, RECEIVERS, ROLES, SMALLEST_SHARE, Search
+from studies.ioi.templates import CORRUPTIONS, IOI
+
+Average = Callable[[Any], Estimate]
+"""The mean of one number a prompt, with its interval."""
+Edge = tuple[str, str, str, Estimate]
+"""From one role to another, what of the other reads it, and the effect."""
+
+PUBLISHED_HEADS: dict[str, tuple[Head, ...]] = {
+    "name mover": ((9, 9), (10, 0), (9, 6)),
+    "negative": ((10, 7), (11, 10)),
+    "S-inhibition": ((7, 3), (7, 9), (8, 6), (8, 10)),
+    "induction": ((5, 5), (6, 9)),
+    "duplicate token": ((0, 1), (3, 0)),
+    "previous token": ((2, 2), (4, 11)),
+}
+"""In GPT-2 small, by Wang et al. (2023), without backups and weaker heads."""
+
+
+SIGNALS_IN_GPT2 = (3.55, 2.45, 1.77, -0.99, -1.96, -3.16)
+"""Logit difference for each signal of its S-inhibition heads, row by row, by Wang et al. (2023)."""
+
+
+def list_next(loaded: LoadedModel, texts: Mapping[str, Sequence[int]], *, n: int = 5) -> list[dict[str, Any]]:
+    """The likeliest next tokens after each text with their probabilities, a row for each rank.
+
+    Args:
+        loaded: on any backend.
+        texts: token ids by the name of their columns.
+        n: how many.
+    """
+    chances = hooks.capture(loaded, list(texts.values()), "logits")["logits"][:, 0].softmax(-1)
+    best = chances.topk(n)
+    rows = []
+    for rank in range(n):
+        row: dict[str, Any] = {}
+        for column, name in enumerate(texts):
+            row[f"after {name}"] = repr(loaded.token_labels([int(best.indices[column, rank])])[0])
+            row[f"probability after {name}"] = float(best.values[column, rank])
+        rows.append(row)
+    return rows
+
+
+def list_behaviour(data: IOI, measures: Mapping[str, NDArray], *, seed: int) -> list[dict[str, Any]]:
+    """The means of several measures by template, by order and over all, a row for each.
+
+    Args:
+        data: the prompts.
+        measures: one number a prompt; of the first the interval over templates is given too.
+        seed: of the intervals.
+    """
+    template, order = np.array(data.template), np.array(data.order)
+    parts = {f"template {number + 1}": template == number for number in sorted(set(data.template))}
+    parts |= {one: order == one for one in ("ABBA", "BABA")} | {"all": np.ones(len(template), dtype=bool)}
+    rows = []
+    for name, members in parts.items():
+        means: dict[str, Any] = {key: float(values[members].mean()) for key, values in measures.items()}
+        if not name.startswith("template"):
+            first, groups = next(iter(measures)), template[members].tolist()
+            means[first] = claims.average(measures[first][members].tolist(), seed=seed, of="templates", groups=groups)
+        rows.append({"prompts": name} | means | {"n": int(members.sum())})
+    return rows
+
+
+def join(loaded: LoadedModel, tokens: Sequence[int]) -> str:
+    """Tokens as one text."""
+    return "".join(loaded.token_labels(list(tokens)))
+
+
+def list_prompts(loaded: LoadedModel, data: IOI) -> list[dict[str, str]]:
+    """The first prompt and each of its corruptions, a row for each."""
+    texts = {"as drawn": data.prompts[0]} | {kind: data.corrupted(kind)[0] for kind in CORRUPTIONS}
+    return [{"prompt": kind, "text": join(loaded, row)} for kind, row in texts.items()]
+
+
+def list_criteria() -> list[dict[str, str]]:
+    """A row for each role: its receivers, its direction, its scores."""
+    return [
+        {
+            "role": name,
+            "path patched to": RECEIVERS[role.stage],
+            "without it the logit difference": "falls" if role.helps else "rises",
+            "scores above the 95th percentile": "; ".join(role.scores),
+        }
+        for name, role in ROLES.items()
+    ]
+
+
+def list_roles(found: Search, passed: Mapping[tuple[str, Head], float], average: Average) -> list[dict[str, Any]]:
+    """A row for each head of each role: its effect and the scores that put it there, with their limits.
+
+    Args:
+        found: by the search.
+        passed: of `roles.measure_firmness`.
+        average: over the prompts of the search.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, heads in found.roles.items():
+        if not heads:
+            rows.append({"role": name, "head": "none", "effect": "–", "halves passed": "–", "scores (limit)": "–"})
+        for place in heads:
+            scores = (
+                f"{score} {claims.shorten(float(found.scores[score][place]))} "
+                f"({claims.shorten(found.limits[name, score])})"
+                for score in ROLES[name].scores
+            )
+            effect = average(found.stages[ROLES[name].stage].effect[place])
+            row = {"role": name, "head": name_heads([place]), "effect": effect, "halves passed": passed[name, place]}
+            rows.append(row | {"scores (limit)": "; ".join(scores)})
+    return rows
+
+
+def list_unnamed(found: Search) -> list[Head]:
+    """Heads with a direct effect that meet no role's criteria, the largest first."""
+    if "logits" not in found.stages:
+        return []
+    direct = found.stages["logits"]
+    places = {(layer, head) for layer, head in direct.found.nonzero().tolist()} - set(found.heads)
+    return sorted(places, key=lambda place: -abs(float(direct.mean[place])))
+
+
+def list_edges(found: Search, average: Average) -> list[Edge]:
+    """Every path between roles that was tried, and those to the logits, with its effect.
+
+    Args:
+        found: by the search.
+        average: over its prompts.
+    """
+    paths = {(name, "queries"): effect for name, effect in found.queries.items()}
+    for receiver, read in (("S-inhibition", "values"), ("induction", "keys")):
+        if read in found.stages:
+            paths[receiver, read] = found.stages[read].effect
+    edges: list[Edge] = []
+    for (receiver, read), effect in paths.items():
+        for sender, heads in found.roles.items():
+            total = add_up(effect, heads)
+            if heads and sender != receiver and total.any():  # else it is later
+                edges.append((sender, receiver, read, average(total)))
+    for name in FINAL_ROLES:
+        if heads := found.roles[name]:
+            edges.append((name, "logits", "directly", average(add_up(found.stages["logits"].effect, heads))))
+    return edges
+
+
+def choose_edges(found: Search, edges: Sequence[Edge]) -> list[Edge]:
+    """The paths from a hundredth of the logit difference on whose interval, widened for the looks, leaves out zero."""
+    smallest = SMALLEST_SHARE * float(found.logit_difference.mean())
+    sure = []
+    for *path, total in edges:
+        wide = claims.widen(total, len(edges))
+        if abs(total.value) >= smallest and wide.low * wide.high > 0:
+            sure.append((*path, total))
+    return sure
+
+
+def correlate(looks: Mapping[str, Tensor], writes: Mapping[str, Tensor], head: Head) -> float:
+    """How attention to a name goes with what is written of it, within each name, so that only prompts differ."""
+    pairs = []
+    for values in (looks, writes):
+        pairs.append(torch.cat([one[head] - one[head].mean() for one in values.values()]))
+    return float(np.corrcoef(*(one.numpy() for one in pairs))[0, 1])
+
+
+def list_last_heads(found: Search, looks: Mapping[str, Tensor], writes: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """A row for each head that writes to the logits: where it looks, what it copies, and how the two go together.
+
+    Args:
+        found: by the search.
+        looks: by name each head's attention to it, layer head prompt.
+        writes: by name each head's projection on it, layer head prompt.
+    """
+    return [
+        {
+            "role": role,
+            "head": name_heads([place]),
+            "END attends IO, S1, S2": ", ".join(
+                claims.shorten(float(found.scores[f"END attends {at}"][place])) for at in ("IO", "S1", "S2")
+            ),
+            "raises IO": float(found.scores["raises IO"][place]),
+            "lowers IO": float(found.scores["lowers IO"][place]),
+            "lowers S": float(found.scores["lowers S"][place]),
+            "attention and projection": correlate(looks, writes, place),
+        }
+        for role in FINAL_ROLES
+        for place in found.roles[role]
+    ]
+
+
+LEFT_IN_GPT2 = {
+    "S-inhibition": 0.24,
+    "induction": 0.97,
+    "duplicate token": 0.60,
+    "previous token": 1.31,
+    "negative": 4.07,
+}
+"""Logit difference without one role, by Wang et al. (2023)."""
+
+
+def list_knock_outs(
+    out: KnockOuts, found: Search, beside: Mapping[str, AgainstControls], controls: Mapping[str, Controls]
+) -> list[dict[str, Any]]:
+    """A row for each role: what is left without it, and how far its loss goes beyond the strongest control's.
+
+    Args:
+        out: measures it.
+        found: the circuit.
+        beside: by role its loss beside that of its controls.
+        controls: by role.
+    """
+    return [
+        {
+            "knocked out": name,
+            "heads": name_heads(found.roles[name]),
+            "left": out.average(out.without([found.roles[name]])[0]),
+            "beyond the strongest control": against.lead or "–",
+            "controls": f"{len(controls[name].sets)} of {controls[name].n_possible}",
+            "left in GPT-2 small, published": LEFT_IN_GPT2.get(name, "–"),
+        }
+        for name, against in beside.items()
+    ]
+
+
+def list_split(
+    found: Search, written: Mapping[str, Float[Tensor, "layer head prompt"]], out: KnockOuts
+) -> list[dict[str, Any]]:
+    """A row for each role that writes to the logits, and one for all heads: what it writes of either name.
+
+    Args:
+        found: the circuit.
+        written: of `knock_outs.split_names`.
+        out: averages over its prompts.
+    """
+    groups = {name: found.roles[name] for name in (*FINAL_ROLES, "backup") if found.roles[name]}
+    groups["all heads"] = tuple(out.complement([]))
+    return [
+        {
+            "role": name,
+            "raises IO by": out.average(add_up(written["IO"], heads)),
+            "lowers S by": out.average(-add_up(written["S"], heads)),
+        }
+        for name, heads in groups.items()
+    ]
+
+
+def list_falls(
+    left: Mapping[str, Attribution], before: Attribution, head: Head, average: Average
+) -> list[dict[str, Any]]:
+    """A row for each knock-out: what one head writes then, what all parts do, and how much of either is gone.
+
+    Args:
+        left: by what is knocked out.
+        before: of the intact run.
+        head: whose writing it is.
+        average: over the prompts.
+    """
+    return [
+        {
+            "knocked out": name,
+            "the head writes": average(one.heads[head]),
+            "of all that is written": average(one.total),
+            "the head loses": average((before.heads - one.heads)[head]),
+            "of all that is lost": average(before.total - one.total),
+        }
+        for name, one in {"nothing": before, **left}.items()
+    ]
+
+
+def list_attention(
+    found: Search, attention: Mapping[str, Mapping[tuple[str, str], Float[Tensor, "layer head"]]]
+) -> list[dict[str, Any]]:
+    """A row for each head that writes to the logits: its attention from END under each condition.
+
+    Args:
+        found: by the search.
+        attention: by condition, as `roles.measure_attention` gives it.
+    """
+    return [
+        {"role": role, "head": name_heads([place])}
+        | {
+            f"to {end}, {when}": float(weights["END", end][place])
+            for end in ("IO", "S1", "S2")
+            for when, weights in attention.items()
+        }
+        for role in FINAL_ROLES
+        for place in found.roles[role]
+    ]
+
+
+def list_risers(
+    before: Float[Tensor, "layer head prompt"],
+    rise: Float[Tensor, "layer head prompt"],
+    average: Average,
+    *,
+    n: int = 4,
+) -> list[dict[str, Any]]:
+    """A row for each of the heads that rise most: what they write before and after, and the rise.
+
+    Args:
+        before: what each head writes in the intact run.
+        rise: by how much more it writes in the other.
+        average: over the prompts.
+        n: how many heads.
+    """
+    return [
+        {
+            "head": name_heads([place]),
+            "writes": average(before[place]).value,
+            "writes, movers out": average((before + rise)[place]).value,
+            "rise": average(rise[place]),
+        }
+        for place in find_largest_heads(rise.mean(-1), n)
+    ]
+
+
+def list_signals(cells: Mapping[tuple[int, int], Any], average: Average) -> list[dict[str, Any]]:
+    """The two-by-three table of signals.
+
+    Args:
+        cells: (position, token), each 1 where it is the original and -1 where it is inverted → one number a prompt.
+        average: over the prompts.
+    """
+    tokens = {1: "original", 0: "random", -1: "inverted"}
+    return [
+        {"position signal": tokens[position]}
+        | {f"token {word}": average(cells[position, token]) for token, word in tokens.items()}
+        for position in (1, -1)
+    ]
+
+
+def find_contrast(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
+    """Of the quantities that both have, the one in which they differ most, as "the signal constant"."""
+    largest = max(ours, key=lambda name: abs(ours[name] - theirs[name]))
+    return f"the {largest.replace('_', ' ')}"
+
+
+def list_faithfulness(
+    kinds: Mapping[str, tuple[NDArray, str]], whole: NDArray, data: IOI, average: Average
+) -> list[dict[str, Any]]:
+    """A row for each kind of ablation: what is left, and its share in several definitions.
+
+    Args:
+        kinds: by name the logit difference of each prompt, and the controls' as a text.
+        whole: the model's own.
+        data: the prompts.
+        average: over these.
+    """
+    order = np.array(data.order)
+    rows = []
+    for name, (values, controls) in kinds.items():
+        row = {"ablated": name, "logit difference": average(values)}
+        for label, members in {"all": order != "", "ABBA": order == "ABBA", "BABA": order == "BABA"}.items():
+            row[f"ratio of means, {label}"] = float(values[members].mean() / whole[members].mean())
+        row["median of ratios"] = float(np.median(values / whole))
+        rows.append(row | {"controls, median (min to max)": controls})
+    return rows
+
+
+def list_tasks(
+    found: Search, scores: Mapping[str, Float[Tensor, "sequence layer head"]], costs: Mapping[str, Sequence[Estimate]]
+) -> list[dict[str, Any]]:
+    """A row for each head of the circuit: its scores, each beside the best rival's of its layer, and what it is worth.
+
+    Args:
+        found: the circuit.
+        scores: by name, of every head; rivals are heads outside the circuit.
+        costs: by task what is lost without each head of the circuit, in its order.
+    """
+    means = {name: values.mean(0) for name, values in scores.items()}
+    rows = []
+    for i, head in enumerate(found.heads):
+        row: dict[str, Any] = {"head": name_heads([head])}
+        row["role"] = ", ".join(name for name, heads in found.roles.items() if head in heads)
+        for name, values in means.items():
+            rivals = rank_rivals(values, head[0], found.heads)
+            best = f" ({claims.shorten(float(values[rivals[0]]))}, {name_heads(rivals[:1])})" if rivals else ""
+            row[f"{name} (best rival)"] = f"{claims.shorten(float(values[head]))}{best}"
+        rows.append(row | {f"lost without it: {task}": each[i] for task, each in costs.items()})
+    return rows
+
+
+def describe_needs(heads: Sequence[tuple[str, Head]], beyond: Sequence[Estimate]) -> dict[str, str]:
+    """Which heads surely add less than they should, all looked at together, and of which that is not sure either way.
+
+    Args:
+        heads: (role, head).
+        beyond: by how much each adds more than it should.
+    """
+    idle = [claims.widen(one, len(beyond)).high < 0 for one in beyond]
+    doubtful = [one.low <= 0 and not sure for one, sure in zip(beyond, idle, strict=True)]
+    kinds = {"idle_heads": idle, "doubtful_heads": doubtful}
+    return {
+        key: name_heads([head for (_, head), so in zip(heads, these, strict=True) if so])
+        for key, these in kinds.items()
+    }
+
+
+def list_sets(names: Sequence[str], columns: Mapping[str, NDArray], average: Average) -> list[dict[str, Any]]:
+    """A row for each set: the mean of each column.
+
+    Args:
+        names: of the sets.
+        columns: by heading, set prompt.
+        average: over the prompts.
+    """
+    return [
+        {"heads": name} | {heading: average(values[i]) for heading, values in columns.items()}
+        for i, name in enumerate(names)
+    ]
+
+
+def list_head(
+    head: Head, measures: Mapping[str, Float[Tensor, "layer head ..."]], averages: Mapping[str, Average]
+) -> list[dict[str, Any]]:
+    """A row for each measure of one head, beside the other heads of its layer.
+
+    Args:
+        head: which.
+        measures: by name a number for each head, or several.
+        averages: of those measures that have several numbers a head, how to average them.
+    """
+    layer, number = head
+    rows = []
+    for name, values in measures.items():
+        means = values[layer].flatten(1).mean(1) if values.ndim > 2 else values[layer]
+        others = np.delete(np.asarray(means, dtype=float), number)
+        low, middle, high = (claims.shorten(float(np.quantile(others, at))) for at in (0, 0.5, 1))
+        own = averages[name](values[head]) if name in averages else float(means[number])
+        rows.append(
+            {
+                "measure": name,
+                f"head {name_heads([head])}": own,
+                "others of its layer, median (min to max)": f"{middle} ({low} to {high})",
+            }
+        )
+    return rows

@@ -1,0 +1,101 @@
+"""Tables hold the numbers that they were given."""
+
+import numpy as np
+import pytest
+import torch
+from shared.search import PASSED, N, average, search_with_movers
+
+from helpers import claims
+from studies.ioi import roles, tables, templates
+
+
+@pytest.fixture
+def found():
+    return search_with_movers()
+
+
+def test_the_next_tokens_are_the_likeliest_in_order(load_tiny):
+    loaded = load_tiny("llama")
+    rows = tables.list_next(loaded, {"one": [1, 2, 3], "two": [4, 5]}, n=3)
+    chances = [row["probability after one"] for row in rows]
+    assert len(rows) == 3 and chances == sorted(chances, reverse=True)
+
+
+def test_behaviour_is_a_mean_for_each_template_order_and_all():
+    data = templates.IOI((), (0, 0, 1, 1), ("ABBA", "BABA") * 2, (), (), (), {})
+    rows = tables.list_behaviour(data, {"gap": np.array([1.0, 3.0, 5.0, 7.0]), "right": np.ones(4)}, seed=0)
+    assert {row["prompts"]: row["gap"] for row in rows[:2]} == {"template 1": 2.0, "template 2": 6.0}
+    assert {row["prompts"]: row["gap"].value for row in rows[2:]} == {"ABBA": 3.0, "BABA": 5.0, "all": 4.0}
+    assert [row["n"] for row in rows] == [2, 2, 2, 2, 4]
+
+
+def test_a_head_with_a_direct_effect_and_no_role_is_unnamed(found):
+    assert tables.list_unnamed(found) == [(2, 2)]
+    rows = tables.list_roles(found, PASSED, average)
+    effects = {row["head"]: row["effect"].value for row in rows if row["head"] != "none"}
+    assert effects["3.1"] == pytest.approx(-2, abs=0.01)
+    assert len([row for row in rows if row["head"] == "none"]) == len(roles.ROLES) - 2
+
+
+def test_edges_are_the_measured_sums_and_a_role_sends_nothing_to_itself(found):
+    into = torch.zeros(4, 3, N)
+    into[1, 2] = -0.7
+    found.queries["name mover"] = into
+    edges = tables.list_edges(found, average)
+    by_ends = {edge[:3]: edge[3].value for edge in edges}
+    assert by_ends["S-inhibition", "name mover", "queries"] == pytest.approx(-0.7)
+    assert by_ends["name mover", "logits", "directly"] == pytest.approx(-3, abs=0.01)
+    assert ("name mover", "name mover", "queries") not in by_ends
+    assert ("name mover", "S-inhibition", "values") in by_ends and ("S-inhibition", "logits", "directly") not in by_ends
+
+
+def test_attention_and_writing_are_correlated_within_each_name():
+    looks = {"IO": torch.tensor([[[0.1, 0.2, 0.3]]]), "S": torch.tensor([[[0.7, 0.8, 0.9]]])}
+    writes = {"IO": torch.tensor([[[1.0, 2.0, 3.0]]]), "S": torch.tensor([[[-8.0, -7.0, -6.0]]])}
+    assert tables.correlate(looks, writes, (0, 0)) == pytest.approx(1)
+
+
+def test_the_contrast_is_the_largest_difference():
+    assert tables.find_contrast({"a_b": 1.0, "c": 5.0}, {"a_b": 2.5, "c": 4.0}) == "the a b"
+
+
+def test_one_head_stands_beside_the_others_of_its_layer():
+    values = torch.tensor([[1.0, 2.0, 3.0, 10.0]])
+    (row,) = tables.list_head((0, 3), {"score": values}, {})
+    assert row["head 0.3"] == 10.0
+    assert row["others of its layer, median (min to max)"] == "2.00 (1.00 to 3.00)"
+
+
+def test_only_paths_are_drawn_that_are_sure_after_all_looks(found):
+    """Of twenty paths of noise one often looks sure alone; a strong one is drawn, a tiny one is not, however sure."""
+    generator, alone, drawn = torch.Generator().manual_seed(0), [], []
+    for _ in range(100):
+        noise = [("a", "b", "queries", average(torch.randn(N, generator=generator))) for _ in range(20)]
+        alone.append(any(edge[3].low * edge[3].high > 0 for edge in noise))
+        drawn.append(bool(tables.choose_edges(found, noise)))
+    assert np.mean(drawn) <= 0.08 < 0.4 < np.mean(alone)
+    strong = ("c", "d", "keys", average(-2.0 + 0.05 * torch.randn(N, generator=generator)))
+    tiny = ("e", "f", "keys", average(0.01 + 1e-6 * torch.randn(N, generator=generator)))
+    assert tables.choose_edges(found, [strong, tiny]) == [strong]
+
+
+def test_a_role_says_in_how_many_halves_its_heads_pass(found):
+    rows = {row["head"]: row["halves passed"] for row in tables.list_roles(found, PASSED, average)}
+    assert rows["3.1"] == 0.9 and rows["1.2"] == 0.5 and rows["none"] == "–"
+
+
+def test_every_head_of_the_circuit_stands_beside_its_best_rival_on_both_tasks(found):
+    score = torch.zeros(2, 4, 3)
+    score[:, 3, 1], score[:, 3, 2], score[:, 1, 2] = 0.9, 0.4, 0.1
+    costs = {"words": [average(torch.arange(N) + i) for i in range(3)]}
+    rows = tables.list_tasks(found, {"matching": score}, costs)
+    assert [row["head"] for row in rows] == ["1.2", "3.0", "3.1"]
+    assert rows[2]["matching (best rival)"] == "0.900 (0.400, 3.2)" and rows[2]["role"] == "name mover"
+    assert rows[1]["lost without it: words"].value == pytest.approx(3.5)
+
+
+def test_heads_are_idle_where_they_surely_add_too_little_and_doubtful_where_it_can_not_be_told():
+    heads = [("name mover", (3, 0)), ("name mover", (3, 1)), ("induction", (1, 2))]
+    beyond = [claims.Estimate(at, at - wide, at + wide, 10) for at, wide in ((-1, 0.1), (0.0, 0.5), (1, 0.1))]
+    assert tables.describe_needs(heads, beyond) == {"idle_heads": "3.0", "doubtful_heads": "3.1"}
+    assert tables.describe_needs(heads[2:], beyond[2:]) == {"idle_heads": "none", "doubtful_heads": "none"}
