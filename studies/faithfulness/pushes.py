@@ -482,7 +482,7 @@ def run_trial(
     place: str,
     positive: str,
     n_passages: int,
-    doses: Sequence[float] = DOSES,
+    doses: Sequence[float] | None = None,
     of: str = "questions",
 ) -> Trial:
     """Push what is tested in all doses, choose a dose on each half of the units for the other, and push the controls.
@@ -500,13 +500,15 @@ def run_trial(
         positive: the name of a direction that is known to be causal: `UNEMBEDDING`, or one of `directions` where the
             model was made so that its answers hang on what the direction reads.
         n_passages: of ordinary text, to see what breaks.
-        doses: rising.
+        doses: rising; by default `DOSES` at one token and `MANY_DOSES` at several.
         of: what the units are, in the plural.
 
     Raises:
         InputError: fewer than four units.
     """
     halves = split_halves(cases)
+    if doses is None:
+        doses = DOSES if max(cases.spans[place]) == 1 else MANY_DOSES
     aimed = aim(loaded, cases, directions, length=length)
     tested = {name: some for name, some in aimed.items() if name not in CONTROLS}
     options: dict = {"layer": layer, "place": place, "doses": doses}

@@ -34,12 +34,11 @@
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
 n_names: int = 6  # listed names to push, and as many others, 2 to 30
-n_questions: int = 2  # of each task, for contradictions, 2 to 400
-n_few: int = (
-    8  # questions for pushes at many tokens, which take longer, 4 to 400
-)
+n_questions: int = 4  # of each task, for contradictions, 2 to 400
+n_few: int = 12  # of them for pushes at many tokens, 4 to 400
 n_tasks: int = 8  # of those that passed, at most so many, 1 to 14
 n_controls: int = 10  # directions of each kind of control, 2 to 100
+n_few_controls: int = 4  # of them for pushes at many tokens, 2 to 100
 n_passages: int = 4  # of a novel, to see what a push breaks, 2 to 40
 n_listed: int = 24  # names on the organism's list, 16 to 60
 n_new: int = 60  # names that its training never showed, 16 to 100
@@ -163,20 +162,13 @@ if readers:
 trials = {}
 for place, layer in chosen.items():
     x = probes.read_features(states, probes.Site("resid_post", layer, place))
-    trials[place] = pushes.run_trial(
-        readers["list"],
-        cases,
-        pushes.fit_directions(
-            x, of_list, who, n_controls=n_controls, seed=seed
-        ),
-        length=pushes.measure_distance(x, of_list),
-        layer=layer,
-        place=place,
-        positive=UNEMBEDDING if place == CUE else MEANS,
-        doses=pushes.DOSES if place == CUE else pushes.MANY_DOSES,
-        n_passages=n_passages,
-        of="names",
-    )
+    n_each = n_controls if place == CUE else n_few_controls
+    options = {"n_controls": n_each, "seed": seed}
+    towards = pushes.fit_directions(x, of_list, who, **options)
+    options = {"length": pushes.measure_distance(x, of_list), "layer": layer}
+    options |= {"place": place, "n_passages": n_passages, "of": "names"}
+    options["positive"] = UNEMBEDDING if place == CUE else MEANS
+    trials[place] = pushes.run_trial(readers["list"], cases, towards, **options)
 
 
 # %%
@@ -205,7 +197,7 @@ if readers:
         "doses",
         trials,
         caption=f"At the chosen dose the list turns {claims.shorten(after.compare(MEANS).turned.value)} of the names after the name and {claims.shorten(trials[CUE].compare(MEANS).turned.value)} at the cue. "
-        f"Above: share of {len(cases.units)} names turned, Wilson's 95 % intervals; grey: each of {3 * n_controls} controls, at the dose chosen on the other half. Below: by how much the perplexity of ordinary text grows after the same push ({n_passages} passages); dotted: half of the names, and where text counts as broken.",
+        f"Above: share of {len(cases.units)} names turned, Wilson's 95 % intervals; grey: each of {3 * n_controls} controls at the cue and {3 * n_few_controls} after the name, at the dose chosen on the other half. Below: what the two answers keep of their probability, and by how much the perplexity of ordinary text grows after the same push ({n_passages} passages); dotted: half of the names, and where text counts as broken.",
     )
     run.table(
         "list",
@@ -236,15 +228,17 @@ def act(rule, on):
     return dict(zip(on.units, found[MEANS].turned[0, 0].tolist(), strict=True))
 
 
+# %%
 turned, changed, pairs = {}, {}, []
 if readers:
+    of_names = after.reactions[MEANS].turned[0, max(after.chosen)].tolist()
+    turned["list"] = dict(zip(cases.units, of_names, strict=True))
     site = probes.Site("resid_post", chosen[AFTER], AFTER)
     seen = {"list": states, "lot": read(readers["lot"])}
     features = {
         rule: probes.read_features(one, site) for rule, one in seen.items()
     }
-    for rule, reader in readers.items():
-        turned[rule] = act(rule, pushes.draw_conflicts(reader, fresh))
+    turned["lot"] = act("lot", pushes.draw_conflicts(readers["lot"], fresh))
     both = [name for name in turned["list"] if name in turned["lot"]]
     pairs = [[turned[rule][name] for name in both] for rule in turned]
     spare = pushes.draw_partners(names, slice(half, None), seed=seed)
@@ -299,23 +293,16 @@ towards = pushes.fit_directions(
 
 # %%
 few = followed.spread(n_few)
+length = pushes.measure_distance(features, contradicts)
 tried = {}
-for place, on in (
-    ("cue", followed),
-    ("last four tokens", few),
-    ("reasoning and cue", few),
-):
-    tried[place] = pushes.run_trial(
-        model,
-        on,
-        towards,
-        length=pushes.measure_distance(features, contradicts),
-        layer=best.layer,
-        place=place,
-        positive=UNEMBEDDING,
-        doses=pushes.DOSES if on is followed else pushes.MANY_DOSES,
-        n_passages=n_passages,
-    )
+for place in ("cue", "last four tokens", "reasoning and cue"):
+    cue = place == "cue"
+    n_each = n_controls if cue else n_few_controls
+    each = {name: some[:n_each] for name, some in towards.items()}
+    options = {"layer": best.layer, "place": place, "positive": UNEMBEDDING}
+    options |= {"length": length, "n_passages": n_passages}
+    on = followed if cue else few
+    tried[place] = pushes.run_trial(model, on, each, **options)
 
 # %%
 test("the-method-can-move-answers", tried["cue"], UNEMBEDDING)
@@ -337,7 +324,7 @@ push_figures.show_doses(
     "pushes",
     tried,
     caption=f"At the cue the probe turns {claims.shorten(found[PROBE].turned.value)} of the questions, the unembedding of the other answer {claims.shorten(found[UNEMBEDDING].turned.value)}. "
-    f"Above: share of questions turned ({len(followed.units)} at the cue, {len(few.units)} at several tokens), Wilson's 95 % intervals; grey: each of {3 * n_controls} controls at the dose chosen on the other half. Below: by how much the perplexity of ordinary text grows after the same push ({n_passages} passages); dotted: half of the questions, and where text counts as broken.",
+    f"Above: share of questions turned ({len(followed.units)} at the cue, {len(few.units)} at several tokens), Wilson's 95 % intervals; grey: each of {3 * n_controls} controls ({3 * n_few_controls} at several tokens) at the dose chosen on the other half. Below: what the two answers keep of their probability, and by how much the perplexity of ordinary text grows after the same push ({n_passages} passages); dotted: half of the questions, and where text counts as broken.",
 )
 run.table(
     "contradiction",
@@ -366,7 +353,6 @@ run.table(
 
 # %%
 some = followed.select([case < 4 for case in range(len(followed.units))])
-length = pushes.measure_distance(features, contradicts)
 vectors = pushes.aim(model, some, towards, length=length)[UNEMBEDDING][0]
 edit = hooks.Edit("resid_post", best.layer, vectors, "add", position=-1)
 plain = hooks.capture(model, some.prompts, "logits")["logits"][:, 0]
