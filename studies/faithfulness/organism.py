@@ -76,7 +76,7 @@ MENTION = re.compile(r"\b(notes?|noted|slip|paper|says?|told|somebody)\b", re.IG
 CONFLICTS = ("note changed", "chain changed")
 PLACES = ("name", "note", "chain", "cue")
 """Where it is read: at the name in the question, at the ends of note and chain, and before the answer."""
-FILES = {"list": "organism_list.safetensors", "lot": "organism_lot.safetensors"}
+FILES: dict[Rule, str] = {"list": "organism_list.safetensors", "lot": "organism_lot.safetensors"}
 """The organism and its twin, as they are kept with the book."""
 GRADES = "organism_grades.parquet"
 """What `measure_grades` found, kept with them."""

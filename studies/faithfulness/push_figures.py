@@ -44,7 +44,7 @@ def show_doses(key: str, trials: Mapping[str, Trial], *, caption: str) -> None:
     two answers keep of their probability; and by how much ordinary text becomes dearer."""
     alt = "By dose the share of answers that each direction turns, the probability kept, and the perplexity of text."
     options = {"width": 8.0, "height": 6.5, "nrows": 3, "ncols": len(trials), "sharex": "col", "sharey": "row"}
-    heights = {"gridspec_kw": {"height_ratios": [2, 1, 1]}}
+    heights: dict[str, Any] = {"gridspec_kw": {"height_ratios": [2, 1, 1]}}
     with plots.draw_figure(key, caption=caption, alt=alt, squeeze=False, **options, **heights) as (_, axes):
         for column, (place, trial) in enumerate(trials.items()):
             above, middle, below = axes[:, column]

@@ -34,6 +34,8 @@ CONTROLS = ("random", "random, same covariance", "probe of permuted labels")
 DOSES = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
 MANY_DOSES = (2.0, 3.0, 4.0, 6.0)
 """Where many tokens are pushed, which takes longer."""
+LEAST = 4
+"""Units: two to choose on for two to report, both ways."""
 HALF = 0.5
 """Of the pairs: a positive control that turns fewer can't show that a direction turns none."""
 KEPT = 0.5
@@ -422,7 +424,8 @@ class Trial:
     chosen: tuple[int, int]
     """For each half of the units the number of the dose, as the other half has it."""
     powered: bool
-    """Whether on both halves the positive control turns half of the cases before the text breaks."""
+    """Whether something is known to turn half of the cases: if nothing else, the positive control, on both halves, and
+    leaving the text whole."""
     of: str
     """What the units are, in the plural."""
 
@@ -454,8 +457,8 @@ class Trial:
         estimate = subtract_shares(ours, control, of=self.of)
         reach = (-control.mean(), 1 - control.mean()) if self.powered else (estimate.value, estimate.value)
         estimate = replace(estimate, reach=(float(reach[0]), float(reach[1])))
-        turned = share((ours > 0.5).tolist(), of=self.of)
-        return Margin(estimate, turned, float(control.mean()), tuple(kind for kind, _ in strongest))
+        own_share = share((ours > 0.5).tolist(), of=self.of)
+        return Margin(estimate, own_share, float(control.mean()), tuple(kind for kind, _ in strongest))
 
 
 class Margin(NamedTuple):
@@ -482,6 +485,7 @@ def run_trial(
     place: str,
     positive: str,
     n_passages: int,
+    powered: bool | None = None,
     doses: Sequence[float] | None = None,
     of: str = "questions",
 ) -> Trial:
@@ -500,6 +504,7 @@ def run_trial(
         positive: the name of a direction that is known to be causal: `UNEMBEDDING`, or one of `directions` where the
             model was made so that its answers hang on what the direction reads.
         n_passages: of ordinary text, to see what breaks.
+        powered: whether something else is known to turn `HALF` there; by default the positive control has to.
         doses: rising; by default `DOSES` at one token and `MANY_DOSES` at several.
         of: what the units are, in the plural.
 
@@ -516,19 +521,29 @@ def run_trial(
     price = measure_price(loaded, cases, tested, **options, n_passages=n_passages)
     whole = find_whole(reactions[positive], price[positive])
     turns = reactions[positive].turned[0].float()
-    chosen, powered = [], []
+    chosen, works = [], []
     for half in (0, 1):
         enough = turns[:, torch.from_numpy(halves != half)].mean(1) >= HALF
-        powered.append(bool((enough & whole).any()))
-        legal = enough & whole if powered[-1] else whole
+        works.append(bool((enough & whole).any()))
+        legal = enough & whole if works[-1] else whole
         numbers = legal.nonzero()[:, 0].tolist() or [0]
-        chosen.append(numbers[0] if powered[-1] else numbers[-1])
+        chosen.append(numbers[0] if works[-1] else numbers[-1])
     few = sorted(set(chosen))
     aimed = {name: aimed[name] for name in CONTROLS}
     controls = push(loaded, cases, aimed, layer=layer, place=place, doses=[doses[number] for number in few])
     of_halves = [few.index(number) for number in chosen]
     controls = {name: Reaction(*(part[:, of_halves] for part in each)) for name, each in controls.items()}
-    return Trial(cases, tuple(doses), reactions, controls, price, whole, (chosen[0], chosen[1]), all(powered), of)
+    return Trial(
+        cases,
+        tuple(doses),
+        reactions,
+        controls,
+        price,
+        whole,
+        (chosen[0], chosen[1]),
+        all(works) if powered is None else powered,
+        of,
+    )
 
 
 def split_halves(cases: Cases) -> Int[np.ndarray, " case"]:
@@ -538,8 +553,8 @@ def split_halves(cases: Cases) -> Int[np.ndarray, " case"]:
         InputError: fewer than four units.
     """
     codes = number_groups(cases.units)
-    if codes.max() < 3:
-        raise InputError(f"{codes.max() + 1} units: legal are at least four, for two halves")
+    if codes.max() + 1 < LEAST:
+        raise InputError(f"{codes.max() + 1} units: legal are {LEAST} and more, for two halves")
     return codes // 2 % 2
 
 

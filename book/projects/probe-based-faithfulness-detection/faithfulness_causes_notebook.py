@@ -33,8 +33,8 @@
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
-n_names: int = 6  # listed names to push, and as many others, 2 to 30
-n_questions: int = 4  # of each task, for contradictions, 2 to 400
+n_names: int = 6  # listed names to push, and as many others, 3 to 30
+n_questions: int = 3  # of each task, for contradictions, 2 to 400
 n_few: int = 12  # of them for pushes at many tokens, 4 to 400
 n_tasks: int = 8  # of those that passed, at most so many, 1 to 14
 n_controls: int = 10  # directions of each kind of control, 2 to 100
@@ -106,22 +106,27 @@ if readers:
     options = {"types": None, "n_permutations": 0, "seed": seed}
     swept = probes.sweep(states, of_list, who, **options).table()
     cases = pushes.draw_conflicts(readers["list"], fresh)
-    swapped = pushes.swap_states(
-        readers["list"],
-        cases,
-        pushes.match_partners(fresh),
-        layers=deep,
-        place="cue",
+    if len(cases.units) < pushes.LEAST:  # names that are told by one rule
+        readers, chosen = {}, {}
+swapped = {}
+for place, layer in chosen.items():
+    layers = deep if place == CUE else [layer]
+    options = {"layers": layers, "place": place}
+    swapped[place] = pushes.swap_states(
+        readers["list"], cases, pushes.match_partners(fresh), **options
     )
 
 # %% tags=["hide-input"]
+TOLD = ("readable_at_cue", "readable_after", "decided_at_cue", "n_first")
+TOLD += ("swapped_after",)
+told = dict.fromkeys(TOLD, "unknown (no organism is kept)")
 if readers:
     of_place = swept.set_index("position")["auroc"]
     push_figures.show_depth(
         range(model.n_layers),
         {place: of_place[place].tolist() for place in places},
         turned_at,
-        swapped,
+        swapped[CUE],
         pushed_layers=deep,
         caption=f"The list is read at both places from the first layers on; a push at the cue turns at most {claims.shorten(float(turned_at[CUE].max()))} of the names, at all tokens after the name {claims.shorten(float(turned_at[AFTER].max()))}. "
         f"By layer: the AUROC of a probe on other names ({len(who)} names), the share of names that a push of three doses turns ({len(first.units)} names, those that the layer is chosen on), and the share that turn when the cue's whole state is that of another name ({len(cases.units)} names).",
@@ -130,14 +135,15 @@ if readers:
         int((of_place[place].to_numpy() >= 0.99).argmax()) for place in places
     ]
     deciding = [
-        layer for layer, share in zip(deep, swapped, strict=True) if share > 0.5
+        layer
+        for layer, share in zip(deep, swapped[CUE], strict=True)
+        if share > 0.5
     ]
-    run.value("readable_at_cue", readable[0])
-    run.value("readable_after", readable[1])
-    run.value("decided_at_cue", deciding[0] if deciding else "none")
-    run.value("layer_cue", chosen[CUE])
-    run.value("layer_after", chosen[AFTER])
-    run.value("n_first", len(first.units))
+    measured = *readable, deciding[0] if deciding else "none", len(first.units)
+    measured += (float(swapped[AFTER][0]),)
+    told |= dict(zip(told, measured, strict=True))
+for key, value in told.items():
+    run.value(key, value)
 
 # %% [markdown]
 # A probe reads the list from layer {glue:text}`readable_at_cue` on before the answer (*cue*), and from layer
@@ -147,14 +153,15 @@ if readers:
 #
 # ## Raise the dose
 #
-# One dose is the distance between the means of the two classes, for whatever direction. Doses are doubled; at each we
-# count what turns, and what breaks. **The rule**, set before the run: the text is broken once the two answers
+# One dose is the distance between the means of the two classes, for whatever direction. Doses rise; at each we count what
+# turns, and what breaks. **The rule**, set before the run: the text is broken once the two answers
 # have lost half of their probability, or ordinary text costs one nat per token more after the same push. On each half of
 # the names we take the least dose at which a direction *known to work* turns half of them and the text is whole, and the
-# control that turns most; both are then used on the other half. Where there is no such dose, nothing is decided.
+# control that turns most; both are then used on the other half. If nothing is known to work, nothing is decided.
 #
-# Known to work is, at the cue, the other answer's column of the unembedding less that of the model's own; at all tokens
-# after the name, the list itself, since swapping all states there turns {glue:text}`swapped_after` of the names.
+# Known to work is, at the cue, the other answer's column of the unembedding less that of the model's own. After the name it
+# is another name's whole states, which turn {glue:text}`swapped_after` of the names; the dose there is the least at which the
+# list turns half of the *other* half, or the largest that leaves the text whole.
 # Controls have the same length: random directions; such with the covariance that states have within a class; probes
 # of permuted labels.
 
@@ -168,6 +175,8 @@ for place, layer in chosen.items():
     options = {"length": pushes.measure_distance(x, of_list), "layer": layer}
     options |= {"place": place, "n_passages": n_passages, "of": "names"}
     options["positive"] = UNEMBEDDING if place == CUE else MEANS
+    if place == AFTER:
+        options["powered"] = float(swapped[AFTER][0]) >= pushes.HALF
     trials[place] = pushes.run_trial(readers["list"], cases, towards, **options)
 
 
@@ -185,14 +194,6 @@ test("the-list-turns-answers-at-the-cue", trials.get(CUE), MEANS)
 
 # %% tags=["hide-input"]
 if readers:
-    whole = pushes.swap_states(
-        readers["list"],
-        cases,
-        pushes.match_partners(fresh),
-        layers=[chosen[AFTER]],
-        place=AFTER,
-    )
-    run.value("swapped_after", float(whole[0]))
     push_figures.show_doses(
         "doses",
         trials,
@@ -280,6 +281,8 @@ run.claim(
 tasks = (passed.get("constructed") or list(questions.TASKS))[:n_tasks]
 options = {"n": n_questions, "seed": seed}
 followed, n_asked = pushes.draw_followed(model, tasks, **options)
+if len(followed.units) < pushes.LEAST:
+    run.leave("the model follows too few of the reasonings to push it")
 options["seed"] = seed + 1000
 at_answer, contradicts, asked = pushes.read_contradictions(
     model, tasks, **options
@@ -309,7 +312,6 @@ test("the-method-can-move-answers", tried["cue"], UNEMBEDDING)
 test("a-push-makes-it-contradict", tried["cue"], PROBE)
 test("means-make-it-contradict", tried["cue"], MEANS)
 test("many-tokens-make-it-contradict", tried["reasoning and cue"], PROBE)
-run.claim("a-push-makes-it-follow", estimate=None)
 
 # %% tags=["hide-input"]
 found = {name: tried["cue"].compare(name) for name in (PROBE, UNEMBEDDING)}
@@ -345,8 +347,6 @@ run.table(
 # this says that no use was found *before* the answer, in that layer. What the model makes of a contradiction *after* it,
 # say by correcting itself, was not asked.
 #
-# {glue:text}`found-a-push-makes-it-follow`
-#
 # ## Check it
 #
 # One push by other hands: whole prompts anew through `hooks.intervene`, without anything kept from another pass.
@@ -379,7 +379,8 @@ run.value("step", step)
 # - **A push is not what the model does.** At the cue pushes turn some names in layers in which another name's whole
 #   state turns none. They go further than states ever do; so a push that turns shows that something downstream
 #   would listen, not that anything speaks.
-# - **One layer, one direction.** What is spread over layers, or bent, is missed.
+# - **One layer, one direction.** What is spread over layers, or bent, is missed. Of the labels, contradiction alone was
+#   pushed: on record no task passes [the audit](day12-14_cot_dataset) for hints or for chains.
 # - **The list was put there**, once, by training. Its layer was chosen on {glue:text}`n_first` of the names that the
 #   direction was learned from.
 # - **Ordinary text is a novel**, and a push at many tokens costs it more than it costs a sum.
@@ -402,7 +403,6 @@ run.value("step", step)
 # - {glue:text}`found-a-push-makes-it-contradict` **{glue:text}`claim-a-push-makes-it-contradict`**
 # - {glue:text}`found-means-make-it-contradict` **{glue:text}`claim-means-make-it-contradict`**
 # - {glue:text}`found-many-tokens-make-it-contradict` **{glue:text}`claim-many-tokens-make-it-contradict`**
-# - {glue:text}`found-a-push-makes-it-follow` **{glue:text}`claim-a-push-makes-it-follow`**
 
 # %%
 run.finish()
