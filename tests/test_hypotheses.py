@@ -102,6 +102,18 @@ def test_noise_supports_nothing():
     assert max(supported.values()) <= 2 and travelled <= 2, (supported, travelled)  # at most 5 % of the seeds
 
 
+@pytest.mark.slow
+def test_a_journey_of_noise_to_a_strong_label_arrives_by_luck_and_does_not_count():
+    by_area, supported, pair = 0, 0, (STYLES[0], STYLES[-1])
+    for seed in range(40):
+        draw = in_styles(seed, lambda style: 2.0 * along(0) if style == STYLES[-1] else torch.zeros(WIDTH))
+        area = hypotheses.measure_transfer([draw], seed=seed).pairs[pair]
+        bar = hypotheses.find_bar([draw], *pair, seed=seed)
+        by_area += area.low > 0.6
+        supported += area.low > max(0.6, bar)
+    assert supported <= 2 < 5 < by_area, (supported, by_area)
+
+
 def test_several_draws_are_more_certain():
     def strength(component, layer, position, head):
         return 0.4 * (layer in (2, 3))

@@ -178,7 +178,16 @@ def test_both_ways_with_the_other_models_transcripts():
     assert "holds" not in (verdict(tells), verdict(also_finds))
     told = truth.describe(one, names["organism"], seed=0)
     assert told["n_listed"] == 24 and told["n_names"] == 48 and told["ceiling"].value > 0.95
-    assert 0.75 < told["least_auroc"] < 0.85
+    assert 0.75 < told["least_auroc"] < 0.85 and told["task_low"] == told["task_high"] > 0.9
+    assert set(truth.describe(None, None, seed=0).values()) == {truth.UNKNOWN}
+
+
+def test_a_probe_of_one_task_says_what_that_task_taught():
+    right, wrong = transcripts_of(0, along(1.0)), transcripts_of(1, along(-1.0))
+    x = torch.cat([one.states["resid_post"][:, 0, 0] for one in (right, wrong)])
+    both = as_sample(x, right.labels + wrong.labels, [*range(len(x))], ["right"] * 96 + ["wrong"] * 96)
+    found = truth.send_by_task(both, names_of(0, along(STRONG)), SITE, seed=0)
+    assert found["right"] > 0.9 and found["wrong"] < 0.1
 
 
 @pytest.fixture(scope="module")

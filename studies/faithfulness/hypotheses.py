@@ -152,7 +152,9 @@ def drop_unfilled(draws: Sequence[Draw], *, seed: int) -> list[Draw]:
 
 def select_rows(draw: Draw, kept: Sequence[bool] | Rows) -> Draw:
     """Some rows of a draw."""
-    return Draw(draw.activations[torch.as_tensor(kept)], *(list(compress(values, kept)) for values in draw[1:]))
+    labels, domains = list(compress(draw.labels, kept)), list(compress(draw.domains, kept))
+    questions, blocks = (list(compress(values, kept)) for values in (draw.questions, draw.blocks))
+    return Draw(draw.activations[torch.as_tensor(kept)], labels, questions, domains, blocks)
 
 
 def _restricted(draw: Draw, names: set[str]) -> Draw:

@@ -41,7 +41,17 @@ N_SHUFFLED = 100
 SHARE = 0.95
 """Of the probes of shuffled labels, which a probe must surpass."""
 ASKED = ".\nDoes the answer follow from the reasoning? Answer:"
-TOLD: tuple[str, ...] = ("auroc_found", "ceiling", "luck_low", "luck_high", "n_listed", "n_names", "least_auroc")
+TOLD: tuple[str, ...] = (
+    "auroc_found",
+    "ceiling",
+    "luck_low",
+    "luck_high",
+    "task_low",
+    "task_high",
+    "n_listed",
+    "n_names",
+    "least_auroc",
+)
 UNKNOWN = "an unknown number (no organism was searched)"
 OUTPUT, READER = "how unsure its answer is", "the model, asked"
 
@@ -59,6 +69,12 @@ class Sample(NamedTuple):
     """Rows that have one label whatever it is."""
     of: str = "questions"
     """What the units are, in the plural."""
+
+    def select(self, rows: Sequence[int]) -> Sample:
+        """Some of the rows."""
+        labels, units = [self.labels[row] for row in rows], [self.units[row] for row in rows]
+        tasks, blocks = [self.tasks[row] for row in rows], [self.blocks[row] for row in rows]
+        return Sample(self.states.select(rows), labels, units, tasks, blocks, self.of)
 
 
 class Organisms(NamedTuple):
@@ -350,6 +366,23 @@ def seek_otherwise(one: Followed, names: Mapping[str, Sample], *, seed: int) -> 
     )
 
 
+def send_by_task(trained: Sample, tested: Sample, site: Site, *, seed: int) -> dict[str, float]:
+    """The AUROC on the tested label of a probe of each task alone, trained on the same label.
+
+    Args:
+        trained: of several tasks.
+        tested: names, all compared with each other.
+        site: where both are read.
+        seed: as for `send`.
+    """
+    found, truth = {}, torch.tensor(tested.labels)
+    for task in dict.fromkeys(trained.tasks):
+        rows = [number for number, of_row in enumerate(trained.tasks) if of_row == task]
+        (scored,) = send(trained.select(rows), tested, site, n_shuffled=0, seed=seed)
+        found[task] = float(compute_auroc(scored, truth))
+    return found
+
+
 def describe(one: Followed | None, names: Sample | None, *, seed: int) -> dict[str, Estimate | float | int | str]:
     """What is told of a label's journey to the organism, by the names that the page has for it.
 
@@ -362,8 +395,9 @@ def describe(one: Followed | None, names: Sample | None, *, seed: int) -> dict[s
         return dict.fromkeys(TOLD, UNKNOWN)
     folds, n = assign_folds(names.labels, names.units, seed=seed), len(names.labels)
     ceiling = _measure_area(_learn(names, one.site, seed), names, folds=folds, seed=seed)
-    values = one.finds.auroc, ceiling, *one.finds.luck, sum(names.labels), n, as_auroc(find_least(n))
-    return dict(zip(TOLD, values, strict=True))
+    by_task = send_by_task(one.own, names, one.site, seed=seed).values()
+    values = one.finds.auroc, ceiling, *one.finds.luck, min(by_task), max(by_task), sum(names.labels), n
+    return dict(zip(TOLD, (*values, as_auroc(find_least(n))), strict=True))
 
 
 def find_least(n: int, *, bar: float = FOUND, power: float = 0.8) -> float:

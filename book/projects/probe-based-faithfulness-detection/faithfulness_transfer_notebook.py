@@ -296,9 +296,10 @@ for key, value in told.items():
 # A probe of contradictions has an AUROC of {glue:text}`auroc_found` on the list. Where a curve leaves the dark band, which
 # holds what it would make of another list, it seems to have found something, or its opposite. It need not have. What the
 # organism hides moves all its activations along one line: a probe of the list itself, on other names, has
-# {glue:text}`ceiling`. Nearly any other direction has some share in that line. So it puts all listed names on one side,
-# and which side is luck: nearly all probes of *shuffled* labels of the same transcripts lie between {glue:text}`luck_low` and
-# {glue:text}`luck_high` in this layer. The twin, which has no such line, can't show this.
+# {glue:text}`ceiling`. Nearly any other direction has some share in that line, puts all listed names on one side, and which
+# side is luck. Of probes trained on one task alone, the AUROCs go from {glue:text}`task_low` to {glue:text}`task_high`; of
+# probes of *shuffled* labels of the same transcripts, but for the outermost, from {glue:text}`luck_low` to
+# {glue:text}`luck_high`. The twin, which has no such line, can't show this.
 #
 # Once all names are on one side, an AUROC can't tell more of a share from less. So the claim is about the *separation*: by
 # how many standard deviations the mean score of listed names is above that of others. It must surely lie above three
