@@ -68,9 +68,9 @@ def columns(llama):
     return unit(across), unit(other - across * (other @ across) / (across @ across))
 
 
-def tried(llama, cases, directions, positive=MEANS):
+def tried(llama, cases, directions, positive=MEANS, **more):
     options = {"length": 6.0, "layer": llama.n_layers - 1, "place": "cue", "positive": positive, "n_passages": 2}
-    return pushes.run_trial(llama, cases, directions, **options, doses=DOSES)
+    return pushes.run_trial(llama, cases, directions, **options, doses=DOSES, **more)
 
 
 def test_what_answers_hang_on_turns_them(llama, cases):
@@ -106,6 +106,8 @@ def test_without_a_positive_control_that_turns_half_nothing_is_decided(llama, ca
     trial = tried(llama, cases, given(llama, tested=idle, positive=idle))
     assert not trial.powered
     assert decide(trial.compare(PROBE).estimate) == "out of reach"
+    known = tried(llama, cases, given(llama, tested=idle, positive=idle), powered=True)  # by something else
+    assert decide(known.compare(PROBE).estimate) == "fails" and known.chosen == trial.chosen
 
 
 def test_a_push_to_one_answer_whatever_was_asked_turns_no_pair(llama, cases):
