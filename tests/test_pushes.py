@@ -102,11 +102,12 @@ def test_a_control_can_win(llama, cases):
 
 
 def test_without_a_positive_control_that_turns_half_nothing_is_decided(llama, cases):
-    _, idle = columns(llama)
-    trial = tried(llama, cases, given(llama, tested=idle, positive=idle))
+    causal, idle = columns(llama)
+    some = given(llama, tested=idle, positive=idle, away=causal)
+    trial = tried(llama, cases, some)
     assert not trial.powered
     assert decide(trial.compare(PROBE).estimate) == "out of reach"
-    known = tried(llama, cases, given(llama, tested=idle, positive=idle), powered=True)  # by something else
+    known = tried(llama, cases, some, powered=True)  # by something else
     assert decide(known.compare(PROBE).estimate) == "fails" and known.chosen == trial.chosen
 
 

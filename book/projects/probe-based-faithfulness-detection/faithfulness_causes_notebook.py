@@ -34,7 +34,7 @@
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
 n_names: int = 6  # listed names to push, and as many others, 3 to 30
-n_questions: int = 3  # of each task, for contradictions, 2 to 400
+n_questions: int = 4  # of each task, for contradictions, 2 to 400
 n_few: int = 12  # of them for pushes at many tokens, 4 to 400
 n_tasks: int = 8  # of those that passed, at most so many, 1 to 14
 n_controls: int = 10  # directions of each kind of control, 2 to 100
