@@ -31,7 +31,7 @@ from studies.faithfulness.transcripts import construct, put_in_context, write_ex
 
 PROBE, MEANS, UNEMBEDDING = "probe", "difference of means", "unembedding"
 CONTROLS = ("random", "random, same covariance", "probe of permuted labels")
-DOSES = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
+DOSES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 MANY_DOSES = (2.0, 3.0, 4.0, 6.0)
 """Where many tokens are pushed, which takes longer."""
 LEAST = 4
