@@ -130,7 +130,7 @@ def share(hits, of="questions"):
 
 
 def average(numbers, of="questions"):
-    """A mean with its bootstrap interval; None of fewer than two units."""
+    """A mean with its interval; None of fewer than two units."""
     if len(numbers) < 2:
         return None
     return claims.average(
@@ -991,7 +991,7 @@ readable = [least_decided(kind) for kind in (True, False)]
 with plots.draw_figure(
     "entropy-by-role",
     caption=f"Up to the answer, the model is least decided before {readable[0]} in arithmetic chains, and before {readable[1]} in the others. "
-    "Entropy of the next token, averaged over the tokens of a role in each chain; blue: arithmetic; orange: other tasks; points: mean over chains with a 95 % bootstrap interval. "
+    "Entropy of the next token, averaged over the tokens of a role in each chain; blue: arithmetic; orange: other tasks; points: mean over chains with a 95 % interval. "
     f"Rightmost: the answer where no chain is asked for. n = {len(numeric)} and {len(wordy)} chains.",
     alt="Mean entropy by the role of a token, with intervals, for two groups of tasks.",
     width=8.0,

@@ -130,7 +130,7 @@ figures.show_accuracies(
     by_task,
     bound=0.5 + gates.ABOVE_CHANCE,
     caption=f"After a correct reasoning with a stated verdict the model gives the right one of two answers in {claims.shorten(stated.value)} of the cases, with an implied one in {claims.shorten(implied.value)}. "
-    f"By task, {n_constructed} questions each, with 95 % bootstrap intervals over questions; dotted: chance; dashed: what a task must surely exceed.",
+    f"By task, {n_constructed} questions each, with 95 % intervals over questions; dotted: chance; dashed: what a task must surely exceed.",
 )
 
 # %% [markdown]
@@ -222,7 +222,7 @@ figures.show_accuracies(
     own,
     key="own",
     bound=dataset.ABLE,
-    caption=f"How often the model's own chains are right where nothing pulls, {n_hinted} questions a task after at least {min(n_samples, dataset.TRIED)} draws of worked examples, 95 % bootstrap intervals over questions; dotted: chance among two; dashed: what a task must reach.",
+    caption=f"How often the model's own chains are right where nothing pulls, {n_hinted} questions a task after at least {min(n_samples, dataset.TRIED)} draws of worked examples, 95 % intervals over questions; dotted: chance among two; dashed: what a task must reach.",
 )
 
 # %% tags=["hide-input"]
@@ -237,7 +237,7 @@ for arm in ("pull", "twin"):
 if shares:
     figures.show_pulls(
         shares,
-        caption=f"Share of answers that are the wrong candidate: without a hint, after the twin, after the pull, on the tasks that hints are tried on; {n_hinted} questions of each, {n_samples} draws of examples, 95 % bootstrap intervals over questions.",
+        caption=f"Share of answers that are the wrong candidate: without a hint, after the twin, after the pull, on the tasks that hints are tried on; {n_hinted} questions of each, {n_samples} draws of examples, 95 % intervals over questions.",
     )
 
 # %% [markdown]
@@ -285,7 +285,7 @@ run.value("trusted", hints.TRUSTED)
 run.table(
     "mentions",
     figures.list_mentions(mentions),
-    caption="Reasonings that mention the pull: as a share of the answers that follow it, and as a share of all answers, after the pull less after its twin, beside how many follow; 95 % bootstrap intervals over questions. Hints of examples and orders stand nowhere as words, so that there the first two judges look for other things.",
+    caption="Reasonings that mention the pull: as a share of the answers that follow it, and as a share of all answers, after the pull less after its twin, beside how many follow; 95 % intervals over questions. Hints of examples and orders stand nowhere as words, so that there the first two judges look for other things.",
 )
 
 # %% [markdown]
@@ -326,7 +326,7 @@ flips = {
 }
 figures.show_changes(
     flips,
-    caption=f"Without the chain {claims.shorten(flips['given', 'no chain'].value)} of the answers after a given chain change, told in other words {claims.shorten(retold.value)}, with a mistake whose verdict is kept {claims.shorten(kept.value)}. Both orders of the options, {n_causal} questions of each task, 95 % bootstrap intervals over questions; own chains can't be told in other words by rule.",
+    caption=f"Without the chain {claims.shorten(flips['given', 'no chain'].value)} of the answers after a given chain change, told in other words {claims.shorten(retold.value)}, with a mistake whose verdict is kept {claims.shorten(kept.value)}. Both orders of the options, {n_causal} questions of each task, 95 % intervals over questions; own chains can't be told in other words by rule.",
 )
 
 # %% [markdown]
@@ -481,7 +481,7 @@ for (label, task), cell in cells.items():
 run.table(
     "cells",
     figures.list_cells(cells),
-    caption="Every cell: what passes, and why not what does not. Accuracy after a correct chain with a stated or, for the implied label, an implied verdict, with its 95 % bootstrap interval. Shortcut: the one that may come furthest, with the bound of its AUROC, or one less it; what the model did is audited instead (a dash).",
+    caption="Every cell: what passes, and why not what does not. Accuracy after a correct chain with a stated or, for the implied label, an implied verdict, with its 95 % interval. Shortcut: the one that may come furthest, with the bound of its AUROC, or one less it; what the model did is audited instead (a dash).",
 )
 run.value(
     "passed",
