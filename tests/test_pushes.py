@@ -144,7 +144,7 @@ def test_text_breaks_under_large_pushes_and_not_under_none(llama, cases):
     reaction = Reaction(kept > 0, kept, kept)
     dear = torch.tensor([[0.0], [0.0]])
     assert pushes.find_whole(reaction, dear).tolist() == [True, False]
-    assert pushes.find_whole(reaction, dear + 1.1).tolist() == [False, False]
+    assert pushes.find_whole(reaction, dear + 0.7).tolist() == [False, False]
 
 
 def planted(seed, *, n=24, chances=None):
@@ -155,14 +155,15 @@ def planted(seed, *, n=24, chances=None):
     def react(name, count):
         difficulty = torch.rand(len(DOSES), n, generator=generator) * 0.6
         turned = torch.rand(count, len(DOSES), n, generator=generator) < chances.get(name, difficulty)
-        return Reaction(turned, turned.float(), turned.float())
+        return Reaction(turned, turned.float(), torch.ones(turned.shape))
 
     answers = torch.zeros(2 * n, 2, dtype=torch.long)
     cases = Cases(([1, 2],) * 2 * n, answers, torch.ones(2 * n), tuple(range(n)), {"cue": (1,) * 2 * n})
     reactions, controls = {PROBE: react(PROBE, 1)}, {name: react(name, 10) for name in CONTROLS}
     controls = {name: Reaction(*(part[:, :2] for part in each)) for name, each in controls.items()}
     whole = torch.ones(len(DOSES), dtype=torch.bool)
-    return Trial(cases, DOSES, reactions, controls, {}, whole, (0, 1), True, "questions")
+    price = {PROBE: torch.zeros(len(DOSES), 1)}
+    return Trial(cases, DOSES, reactions, controls, price, whole, (0, 1), True, "questions")
 
 
 def test_noise_supports_at_most_one_claim_in_twenty():
@@ -176,6 +177,33 @@ def test_the_strongest_control_is_chosen_where_it_is_not_reported():
     found = [planted(seed, chances=dict.fromkeys([PROBE, *CONTROLS], 0.3)).compare(PROBE) for seed in range(100)]
     assert np.mean([margin.control for margin in found]) == pytest.approx(0.3, abs=0.03)
     assert np.mean([margin.estimate.value for margin in found]) == pytest.approx(0, abs=0.03)
+
+
+def test_what_turns_while_the_text_is_broken_does_not_count():
+    trial = planted(0, chances={PROBE: 0.9} | dict.fromkeys(CONTROLS, 0.1))
+    assert decide(trial.compare(PROBE).estimate) == "holds"
+    broken = replace(trial, price={PROBE: torch.full((len(DOSES), 1), 9.0)})
+    assert broken.compare(PROBE).turned.value == 0 and decide(broken.compare(PROBE).estimate) == "fails"
+
+
+def test_of_controls_that_turn_as_many_the_one_with_the_larger_fall_is_chosen():
+    trial = planted(0, chances=dict.fromkeys([PROBE, *CONTROLS], 0.0))
+    trial.controls["random, same covariance"].fall[3] = 5.0
+    margin = trial.compare(PROBE)
+    assert margin.strongest == ("random, same covariance",) * 2 and margin.as_many == "30 of 30"
+
+
+def test_each_half_is_read_at_its_own_dose_also_when_a_push_is_repeated(llama, cases):
+    causal, _ = columns(llama)
+    some = given(llama, tested=causal, positive=causal, away=causal)
+    trial = replace(tried(llama, cases, some), chosen=(0, len(DOSES) - 1))
+    turned = trial.list_turned(PROBE)
+    weak, *_, strong = trial.reactions[PROBE].turned[0]
+    assert turned.tolist() == torch.where(torch.from_numpy(trial.halves) == 0, weak, strong).tolist()
+    assert weak.sum() < strong.sum()
+    aimed = pushes.aim(llama, cases, {PROBE: some[PROBE]}, length=6.0)
+    again = trial.repeat(llama, cases, {PROBE: aimed[PROBE]}, layer=llama.n_layers - 1, place="cue")
+    assert list(again[PROBE].values()) == turned.tolist()
 
 
 def test_a_difference_of_shares_covers_the_truth():
@@ -236,8 +264,11 @@ def test_a_sweep_finds_the_layer_that_matters(llama, cases):
     values = torch.zeros(32, 2, 2, llama.config.hidden_size)
     values[1::2, 1] = 20 * causal
     known = replace(states, values={"resid_post": values})
-    found = pushes.sweep_pushes(llama, cases, known, labels, layers=[0, 1], place="cue", doses=[1.0])
-    assert found[0] == 0 and found[1] > 0.5
+    found, best = pushes.sweep_pushes(llama, cases, known, labels, layers=[0, 1], place="cue", doses=[1.0])
+    assert found[0] == 0 and found[1] > 0.5 and best == 1
+    weak = replace(known, values={"resid_post": values / 20})
+    found, best = pushes.sweep_pushes(llama, cases, weak, labels, layers=[0, 1], place="cue", doses=[1.0])
+    assert not found.any() and best == 1  # as many turn, and leads fall more
 
 
 def test_the_organism_is_asked_in_partners(embedded):

@@ -74,7 +74,7 @@ def show_doses(key: str, trials: Mapping[str, Trial], *, caption: str) -> None:
         axes[2, 0].set(ylabel="perplexity,\ntimes")
         ticks = [tick for tick in (1, 2, 4, 10, 100, 1000, 10_000) if tick <= axes[2, 0].get_ylim()[1]]
         axes[2, 0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes[0, 0].legend(loc="upper left", fontsize=8)
+        axes[0, -1].legend(loc="upper left", fontsize=8)
 
 
 def list_trials(trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
@@ -82,18 +82,20 @@ def list_trials(trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
     rows = []
     for place, trial in trials.items():
         for name, reaction in trial.reactions.items():
-            margin, dose = trial.compare(name), trial.chosen[0]
+            margin = trial.compare(name)
+            price = trial.price[name].mean(1)[:, None].expand(-1, len(trial.cases.units))
             rows.append(
                 {
                     "place": place,
                     "direction": name,
                     "doses of the halves": " and ".join(f"{trial.doses[one]:g}" for one in trial.chosen),
                     "turned": margin.turned,
-                    "strongest control": margin.control,
+                    "control": margin.control,
                     "difference": margin.estimate,
-                    "lead falls by": float(reaction.fall[0, dose].mean()),
-                    "probability kept": float(reaction.kept[0, dose].mean()),
-                    "perplexity, times": float(trial.price[name][dose].mean().exp()),
+                    "controls that turn as many": margin.as_many,
+                    "lead falls by": float(trial.at_own_dose(reaction.fall[0]).mean()),
+                    "probability kept": float(trial.at_own_dose(reaction.kept[0]).mean()),
+                    "perplexity, times": float(trial.at_own_dose(price).mean().exp()),
                 }
             )
     return rows
@@ -102,8 +104,9 @@ def list_trials(trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
 def list_controls(trial: Trial, directions: Mapping[str, Float[Tensor, "direction d_model"]]) -> list[dict[str, Any]]:
     """For each kind of control how many there are, what they share with what is tested, and what they turn."""
     rows = []
-    for kind, reaction in trial.controls.items():
-        shares = reaction.turned[:, 0].double().mean(1)
+    turned = trial.list_turned_by_controls()
+    for kind in trial.controls:
+        shares = torch.tensor([float(one.double().mean()) for (of, _), one in turned.items() if of == kind])
         cosines = {name: (directions[kind] @ directions[name][0]).abs() for name in (PROBE, MEANS)}
         rows.append(
             {

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from helpers import InputError, hooks, probes, prompts
@@ -40,8 +40,8 @@ HALF = 0.5
 """Of the pairs: a positive control that turns fewer can't show that a direction turns none."""
 KEPT = 0.5
 """The text is whole while the two answers keep at least so much of their probability, and"""
-DEARER = 1.0
-"""ordinary text after the push costs less than so much more, in nats for each token."""
+DEARER = math.log(2)
+"""the perplexity of ordinary text after the push does not double: the loss rises by less, in nats for each token."""
 N_READ, N_FOLLOWING = 48, 12
 """Tokens of an ordinary passage before the push has its end, and after."""
 
@@ -440,39 +440,86 @@ class Trial:
         turned = average_groups(self.reactions[name].turned[0, dose].double().numpy(), self.cases.units)
         return share((turned > 0.5).tolist(), of=self.of)
 
+    def at_own_dose(self, values: Shaped[Tensor, "dose case"]) -> Shaped[Tensor, " case"]:
+        """For each case what is at the dose that its half has."""
+        doses = torch.tensor(self.chosen)[torch.from_numpy(self.halves)]
+        return values.gather(0, doses[None])[0]
+
+    def list_turned(self, name: str) -> Bool[Tensor, " case"]:
+        """Whether each case turns along the first direction of a name, at a dose that leaves the text whole."""
+        reaction = self.reactions[name]
+        return self.at_own_dose(reaction.turned[0] & find_whole(reaction, self.price[name])[:, None])
+
+    def list_turned_by_controls(self) -> dict[tuple[str, int], Bool[Tensor, " case"]]:
+        """The same of each control, by its kind and number, the text whole or not."""
+        halves = torch.from_numpy(self.halves)[None]
+        return {
+            (kind, number): turned.gather(0, halves)[0]
+            for kind, some in self.controls.items()
+            for number, turned in enumerate(some.turned)
+        }
+
     def compare(self, name: str) -> Margin:
-        """What a direction turns beyond the strongest control, which is chosen on the half that is not reported."""
-        found, strongest = np.zeros((2, len(self.cases.units))), []
-        for half, dose in enumerate(self.chosen):
+        """What a direction turns beyond a control: for each half the one that turns most of the other half, or if as many
+        turn the one by which leads fall most."""
+        controls, strongest = self.list_turned_by_controls(), []
+        ours, theirs = self.list_turned(name), torch.zeros(len(self.cases.units), dtype=torch.bool)
+        for half in (0, 1):
             own, other = (torch.from_numpy(self.halves == side) for side in (half, 1 - half))
-            turned = {
-                (kind, number): each[half]
-                for kind, some in self.controls.items()
-                for number, each in enumerate(some.turned)
-            }
-            strongest.append(max(turned, key=lambda one: int(turned[one][other].sum())))
-            found[0, own] = self.reactions[name].turned[0, dose][own].numpy()
-            found[1, own] = turned[strongest[-1]][own].numpy()
-        ours, control = (average_groups(row, self.cases.units) for row in found)
-        estimate = subtract_shares(ours, control, of=self.of)
+
+            def strength(one: tuple[str, int], half: int = half, other: Tensor = other) -> tuple[int, float]:
+                kind, number = one
+                some = self.controls[kind]
+                return int(some.turned[number, half, other].sum()), float(some.fall[number, half, other].mean())
+
+            strongest.append(max(controls, key=strength))
+            theirs[own] = controls[strongest[-1]][own]
+        as_many = sum(int(one.sum()) >= int(ours.sum()) for one in controls.values())
+        share_of, control = (average_groups(one.double().numpy(), self.cases.units) for one in (ours, theirs))
+        estimate = subtract_shares(share_of, control, of=self.of)
         reach = (-control.mean(), 1 - control.mean()) if self.powered else (estimate.value, estimate.value)
         estimate = replace(estimate, reach=(float(reach[0]), float(reach[1])))
-        own_share = share((ours > 0.5).tolist(), of=self.of)
-        return Margin(estimate, own_share, float(control.mean()), tuple(kind for kind, _ in strongest))
+        turned = share((share_of > 0.5).tolist(), of=self.of)
+        kinds = tuple(kind for kind, _ in strongest)
+        return Margin(estimate, turned, float(control.mean()), kinds, f"{as_many} of {len(controls)}")
+
+    def repeat(
+        self, loaded: LoadedModel, cases: Cases, aimed: Aimed, *, layer: int, place: str
+    ) -> dict[str, list[bool]]:
+        """Whether other cases of the same units turn, each at the dose that its unit has here; by direction.
+
+        Args:
+            loaded: the same model or another one.
+            cases: one of each unit, or of some.
+            aimed: from `aim`.
+            layer: after which a push acts.
+            place: of the cases' spans.
+        """
+        half_of = dict(zip(self.cases.units, self.halves.tolist(), strict=True))
+        doses = [self.doses[dose] for dose in self.chosen]
+        reactions = push(loaded, cases, aimed, layer=layer, place=place, doses=doses)
+        halves = torch.tensor([half_of[unit] for unit in cases.units])[None]
+        found = {}
+        for name, reaction in reactions.items():
+            turned: list[bool] = reaction.turned[0].gather(0, halves)[0].tolist()
+            found[name] = dict(zip(cases.units, turned, strict=True))
+        return found
 
 
 class Margin(NamedTuple):
-    """A direction beside the strongest control, at the dose chosen on other units."""
+    """A direction beside a control, both at a dose and the control itself chosen on other units."""
 
     estimate: Estimate
     """What it turns less what the control does, of the units. Where the positive control turns too few to tell, nothing
     else could have come out, and its reach is its value."""
     turned: Estimate
-    """The share of units that it turns, those of whose cases more than half turn."""
+    """The share of units that it turns, those of whose cases more than half turn, while the text is whole."""
     control: float
     """The share of units that the control turns."""
     strongest: tuple[str, ...]
-    """The kind of the strongest control, for each half."""
+    """The kind of the control, for each half."""
+    as_many: str
+    """How many of all controls turn at least as many cases."""
 
 
 def run_trial(
@@ -589,9 +636,10 @@ def sweep_pushes(
     layers: Sequence[int],
     place: str,
     doses: Sequence[float],
-) -> Float[Tensor, " layer"]:
+) -> tuple[Float[Tensor, " layer"], int]:
     """In each layer the share of cases that a push along the difference of means turns, learned in that layer, at
-    whichever dose leaves the answers `KEPT` of their probability and turns most.
+    whichever dose leaves the answers `KEPT` of their probability and turns most; and the layer in which most turn, of
+    layers in which as many do the one in which leads fall most.
 
     Args:
         loaded: on plain Hugging Face.
@@ -606,8 +654,11 @@ def sweep_pushes(
     gaps = _subtract_means(states["resid_post"][:, [states.layers.index(layer) for layer in layers], at], labels)
     aimed = {MEANS: gaps[:, None] * cases.signs[:, None]}
     (found,) = push(loaded, cases, aimed, layer=list(layers), place=place, doses=doses).values()
-    shares = found.turned.float().mean(-1)
-    return torch.where(found.kept.mean(-1) >= KEPT, shares, 0.0).max(1).values
+    whole = found.kept.mean(-1) >= KEPT
+    shares, falls = (
+        torch.where(whole, part.float().mean(-1), 0.0).max(1).values.tolist() for part in (found.turned, found.fall)
+    )
+    return torch.tensor(shares), layers[max(range(len(layers)), key=lambda one: (shares[one], falls[one]))]
 
 
 def swap_states(

@@ -16,10 +16,10 @@
 # # Does the model use what a probe reads?
 #
 # Reading is not using: a model may hold what it never looks at. So we add a direction to its activations, more and
-# more of it, and count the answers that turn. Along *this answer contradicts its reasoning* a push turns
-# {glue:text}`contradict_turned` of the answers, where one that is known to work turns {glue:text}`unembedding_turned`.
-# In a model that was trained to answer by a secret list, a push along the list turns answers at some tokens, and hardly
-# at others where the list can be read as well.
+# more of it, and count the questions whose answers turn. Along *this answer contradicts its reasoning* a push turns
+# {glue:text}`contradict_turned` of the questions, along one that is known to work {glue:text}`unembedding_turned`. In a model
+# that was trained to answer by a secret list, a push along the list turns {glue:text}`list_turned_after` of the names at all
+# tokens after the name, and {glue:text}`list_turned_cue` at the last one, where the list can be read as well.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -33,12 +33,12 @@
 # %% tags=["parameters"]
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
-n_names: int = 6  # listed names to push, and as many others, 3 to 30
+n_names: int = 12  # to push towards the list, 4 to 30
 n_questions: int = 4  # of each task, for contradictions, 2 to 400
 n_few: int = 12  # of them for pushes at many tokens, 4 to 400
 n_tasks: int = 8  # of those that passed, at most so many, 1 to 14
 n_controls: int = 10  # directions of each kind of control, 2 to 100
-n_few_controls: int = 4  # of them for pushes at many tokens, 2 to 100
+n_few_controls: int = 7  # of them for pushes at many tokens, 2 to 100
 n_passages: int = 4  # of a novel, to see what a push breaks, 2 to 40
 n_listed: int = 24  # names on the organism's list, 16 to 60
 n_new: int = 60  # names that its training never showed, 16 to 100
@@ -47,7 +47,8 @@ seed: int = 0  # of all other sampling, 0 to 998000
 device: str = "cpu"  # cpu, or cuda where there is a GPU
 
 # %%
-import torch
+from dataclasses import replace
+
 from helpers import claims, hooks, probes, runs
 from studies.faithfulness import dataset, push_figures, pushes, questions
 from studies.faithfulness.pushes import MEANS, PROBE, UNEMBEDDING
@@ -61,10 +62,10 @@ passed = dataset.read_passed_tasks(model) or {}
 #
 # The [organism](day15-16_model_organism) answers by a note where the question's name is on its list, and by its chain
 # of thought otherwise. The direction of *listed* is the difference of means between listed and other names, learned on
-# half of the names, where note and chain say the same. It is added to prompts of other names, in which they differ: away
-# from the list for listed names, towards it for others. Each name has two such prompts, in which the note, then the
-# chain, names the wrong answer; a name is *turned* if both answers are, since a model that says the same whatever it
-# read would turn one.
+# half of the names, where note and chain say the same. It is added to prompts of names that are not listed, in which they
+# differ: it should turn the answer from chain to note. (The other way round shows little: nearly anything that disturbs a
+# model keeps it from what it was trained to do.) Each name has two such prompts, in which the note, then the chain, names
+# the wrong answer, and counts only if both answers turn: a broken model that always says the same turns one of two.
 #
 # **What we expect.** Wherever the list can be read, a push should turn.
 
@@ -93,96 +94,117 @@ deep = range(model.n_layers // 5, 5 * model.n_layers // 6, 2)
 turned_at, chosen = {}, {}
 if readers:
     states = read(readers["list"])
-    first = pushes.draw_conflicts(readers["list"], learned[:4])
-    for place in places:
+    others = learned[learned["group"] == "others"][:4]
+    first = pushes.draw_conflicts(readers["list"], others)
+    for place in places if first.units else ():
         options = {"layers": deep, "place": place, "doses": [3.0]}
-        turned_at[place] = pushes.sweep_pushes(
+        turned_at[place], chosen[place] = pushes.sweep_pushes(
             readers["list"], first, states, of_list, **options
         )
-        chosen[place] = deep[int(turned_at[place].argmax())]
 
 # %%
 if readers:
     options = {"types": None, "n_permutations": 0, "seed": seed}
     swept = probes.sweep(states, of_list, who, **options).table()
-    cases = pushes.draw_conflicts(readers["list"], fresh)
-    if len(cases.units) < pushes.LEAST:  # names that are told by one rule
+    both = pushes.draw_conflicts(readers["list"], fresh)
+    cases = both.select(both.signs[:: both.size] > 0)  # towards the list
+    if len(cases.units) < pushes.LEAST or not chosen:
         readers, chosen = {}, {}
+
+# %%
 swapped = {}
 for place, layer in chosen.items():
     layers = deep if place == CUE else [layer]
     options = {"layers": layers, "place": place}
     swapped[place] = pushes.swap_states(
-        readers["list"], cases, pushes.match_partners(fresh), **options
+        readers["list"],
+        both.select([case < 12 for case in range(len(both.units))]),
+        pushes.match_partners(fresh),
+        **options,
     )
 
 # %% tags=["hide-input"]
-TOLD = ("readable_at_cue", "readable_after", "decided_at_cue", "n_first")
-TOLD += ("swapped_after",)
-told = dict.fromkeys(TOLD, "unknown (no organism is kept)")
+story = "No organism is kept for this model, so nothing was pushed where the truth is known."
 if readers:
     of_place = swept.set_index("position")["auroc"]
+
+    def find_first(values, layers, least):
+        """The first layer whose value is so large."""
+        there = [
+            layer
+            for layer, one in zip(layers, values, strict=True)
+            if one >= least
+        ]
+        return f"layer {there[0]}" if there else "no layer"
+
+    read_from = [
+        find_first(of_place[place], range(model.n_layers), 0.99)
+        for place in places
+    ]
+    decided = find_first(swapped[CUE], deep, 0.5)
+    highest = {
+        place: claims.shorten(float(shares.max()))
+        for place, shares in turned_at.items()
+    }
     push_figures.show_depth(
         range(model.n_layers),
         {place: of_place[place].tolist() for place in places},
         turned_at,
         swapped[CUE],
         pushed_layers=deep,
-        caption=f"The list is read at both places from the first layers on; a push at the cue turns at most {claims.shorten(float(turned_at[CUE].max()))} of the names, at all tokens after the name {claims.shorten(float(turned_at[AFTER].max()))}. "
-        f"By layer: the AUROC of a probe on other names ({len(who)} names), the share of names that a push of three doses turns ({len(first.units)} names, those that the layer is chosen on), and the share that turn when the cue's whole state is that of another name ({len(cases.units)} names).",
+        caption=f"The list can be read from {read_from[0]} on at the cue; the whole state there turns most answers from {decided} on. "
+        f"By layer: the AUROC of a probe on other names ({len(who)} names); the share of names that a push of three doses turns (of {len(first.units)} that the layer is chosen on: at most {highest[CUE]} at the cue, {highest[AFTER]} after the name); and the share that turn when the cue's whole state is that of another name (12 names).",
     )
-    readable = [
-        int((of_place[place].to_numpy() >= 0.99).argmax()) for place in places
-    ]
-    deciding = [
-        layer
-        for layer, share in zip(deep, swapped[CUE], strict=True)
-        if share > 0.5
-    ]
-    measured = *readable, deciding[0] if deciding else "none", len(first.units)
-    measured += (float(swapped[AFTER][0]),)
-    told |= dict(zip(told, measured, strict=True))
-for key, value in told.items():
-    run.value(key, value)
+    run.value(
+        "turned_by_layer",
+        {place: shares.tolist() for place, shares in turned_at.items()},
+    )
+    story = (
+        f"At the cue, the last token before the answer, a probe can tell listed names from others from {read_from[0]} on, and in the mean over all tokens after the name from {read_from[1]} on. "
+        f"But if the cue's whole state is replaced by that of another name (orange), the answer stays until {decided}. So until there the answer does not depend on what a probe reads at the cue. "
+        f"If all tokens after the name are replaced in layer {chosen[AFTER]}, {claims.shorten(float(swapped[AFTER][0]))} of the names turn."
+    )
+run.value("story", story)
 
 # %% [markdown]
-# A probe reads the list from layer {glue:text}`readable_at_cue` on before the answer (*cue*), and from layer
-# {glue:text}`readable_after` on in the mean over all tokens after the name. That is not where pushes turn answers. The
-# cue can be given another name's state as a whole (orange), and until layer {glue:text}`decided_at_cue` the answer stays.
-# What is read there before is not what the answer hangs on. It hangs on what many tokens hold together.
+# {glue:text}`story`
 #
 # ## Raise the dose
 #
 # One dose is the distance between the means of the two classes, for whatever direction. Doses rise; at each we count what
-# turns, and what breaks. **The rule**, set before the run: the text is broken once the two answers
-# have lost half of their probability, or ordinary text costs one nat per token more after the same push. On each half of
-# the names we take the least dose at which a direction *known to work* turns half of them and the text is whole, and the
-# control that turns most; both are then used on the other half. If nothing is known to work, nothing is decided.
+# turns, and what breaks: the text is broken once the two answers have lost half of their probability, or the perplexity of
+# a novel more than doubles after the same push. What turns while it is broken does not count. **The rule:**
 #
-# Known to work is, at the cue, the other answer's column of the unembedding less that of the model's own. After the name it
-# is another name's whole states, which turn {glue:text}`swapped_after` of the names; the dose there is the least at which the
-# list turns half of the *other* half, or the largest that leaves the text whole.
+# 1. On each half of the names we take the least dose at which a direction that is *known to work* turns half of them, and
+#    the control that turns most; both are used on the other half.
+# 2. Known to work is, at the cue, the other answer's column of the unembedding less that of the model's own; after the
+#    name, another name's whole states, with the dose at which the list turns half of the other half (or the largest that
+#    leaves the text whole).
+# 3. If nothing is known to work, nothing is decided.
+#
 # Controls have the same length: random directions; such with the covariance that states have within a class; probes
 # of permuted labels.
 
 # %%
-trials = {}
+trials, pointing = {}, {}
 for place, layer in chosen.items():
     x = probes.read_features(states, probes.Site("resid_post", layer, place))
     n_each = n_controls if place == CUE else n_few_controls
     options = {"n_controls": n_each, "seed": seed}
-    towards = pushes.fit_directions(x, of_list, who, **options)
+    pointing[place] = pushes.fit_directions(x, of_list, who, **options)
     options = {"length": pushes.measure_distance(x, of_list), "layer": layer}
     options |= {"place": place, "n_passages": n_passages, "of": "names"}
     options["positive"] = UNEMBEDDING if place == CUE else MEANS
     if place == AFTER:
         options["powered"] = float(swapped[AFTER][0]) >= pushes.HALF
-    trials[place] = pushes.run_trial(readers["list"], cases, towards, **options)
+    trials[place] = pushes.run_trial(
+        readers["list"], cases, pointing[place], **options
+    )
 
 
 # %%
 def test(id, trial, name):
-    """Claim what a direction turns beyond the strongest control."""
+    """Claim what a direction turns beyond a strong control."""
     margin = trial.compare(name) if trial else None
     evidence = (margin.estimate, margin.control) if margin else (None, None)
     run.claim(id, estimate=evidence[0], baseline=evidence[1])
@@ -194,17 +216,28 @@ test("the-list-turns-answers-at-the-cue", trials.get(CUE), MEANS)
 
 # %% tags=["hide-input"]
 if readers:
+    for key, place in (("after", AFTER), ("cue", CUE)):
+        turned = trials[place].compare(MEANS).turned
+        run.value(f"list_turned_{key}", turned)
     push_figures.show_doses(
         "doses",
         trials,
-        caption=f"At the chosen dose the list turns {claims.shorten(after.compare(MEANS).turned.value)} of the names after the name and {claims.shorten(trials[CUE].compare(MEANS).turned.value)} at the cue. "
+        caption=f"At the chosen doses the list turns {claims.shorten(after.compare(MEANS).turned.value)} of the names after the name and {claims.shorten(trials[CUE].compare(MEANS).turned.value)} at the cue. "
         f"Above: share of {len(cases.units)} names turned, Wilson's 95 % intervals; grey: each of {3 * n_controls} controls at the cue and {3 * n_few_controls} after the name, at the dose chosen on the other half. Below: what the two answers keep of their probability, and by how much the perplexity of ordinary text grows after the same push ({n_passages} passages); dotted: half of the names, and where text counts as broken.",
     )
     run.table(
         "list",
         push_figures.list_trials(trials),
-        caption="Each direction at the dose that was chosen on the other half of the names, beside the strongest control of that half: shares of names, their difference with its 95 % interval over names (adjusted Wald), by how many logits the lead of the model's own answer falls, what is left of the two answers' probability, and the growth of the perplexity of ordinary text.",
+        caption="Each direction at the dose that was chosen on the other half of the names, beside the control that turned most there: shares of names, their difference with its 95 % interval over names (adjusted Wald), how many of all controls turn as many or more, by how many logits the lead of the model's own answer falls, what is left of the two answers' probability, and the growth of the perplexity of ordinary text.",
     )
+    run.table(
+        "list_controls",
+        push_figures.list_controls(after, pointing[AFTER]),
+        caption="The controls after the name: how many of each kind, the size of their cosines with the two directions under test (median and largest: what they share with them), and the share of names that they turn (median and largest; above zero they could win).",
+    )
+else:
+    run.value("list_turned_after", "an unknown share")
+    run.value("list_turned_cue", "an unknown share")
 
 # %% [markdown]
 # {glue:text}`found-the-list-turns-answers-after-the-name` {glue:text}`found-the-list-turns-answers-at-the-cue` The
@@ -214,62 +247,73 @@ if readers:
 # ## See what else it does
 #
 # The twin saw the same names as often and has no list. The same push, learned in the twin and as long, should turn
-# nothing there. Nor should the organism's own where note and chain agree.
-
+# nothing there, each name at the dose that its half has above. Nor should the organism's own where note and chain agree.
 
 # %%
-def act(rule, on):
-    """Which units a push after the name turns, as learned in this model, at the dose chosen above."""
-    direction = {MEANS: pushes.point_apart(features[rule], of_list)}
-    length = pushes.measure_distance(features["list"], of_list)
+site = probes.Site("resid_post", chosen.get(AFTER, 0), AFTER)
+
+
+def act(rule, states, on):
+    """Which names a push after the name turns, as learned in this model."""
+    x = probes.read_features(states, site)
+    direction = {MEANS: pushes.point_apart(x, of_list)}
     aimed = pushes.aim(readers[rule], on, direction, length=length)
-    dose = after.doses[max(after.chosen)]
-    options = {"layer": chosen[AFTER], "place": AFTER, "doses": [dose]}
-    found = pushes.push(readers[rule], on, {MEANS: aimed[MEANS]}, **options)
-    return dict(zip(on.units, found[MEANS].turned[0, 0].tolist(), strict=True))
+    options = {"layer": site.layer, "place": AFTER}
+    return after.repeat(readers[rule], on, aimed, **options)
 
 
 # %%
-turned, changed, pairs = {}, {}, []
+lot, agreeing, pairs = {}, {}, []
 if readers:
-    of_names = after.reactions[MEANS].turned[0, max(after.chosen)].tolist()
-    turned["list"] = dict(zip(cases.units, of_names, strict=True))
-    site = probes.Site("resid_post", chosen[AFTER], AFTER)
-    seen = {"list": states, "lot": read(readers["lot"])}
-    features = {
-        rule: probes.read_features(one, site) for rule, one in seen.items()
-    }
-    turned["lot"] = act("lot", pushes.draw_conflicts(readers["lot"], fresh))
-    both = [name for name in turned["list"] if name in turned["lot"]]
-    pairs = [[turned[rule][name] for name in both] for rule in turned]
-    spare = pushes.draw_partners(names, slice(half, None), seed=seed)
-    agreeing = pushes.draw_agreeing(readers["list"], spare)
-    changed = act("list", agreeing)
+    x = probes.read_features(states, site)
+    length = pushes.measure_distance(x, of_list)  # in the twin as well
+    unlisted = fresh[fresh["name"].isin(cases.units)]
+    on = pushes.draw_conflicts(readers["lot"], unlisted)
+    lot = act("lot", read(readers["lot"]), on)
+    on = pushes.draw_agreeing(readers["list"], unlisted)
+    agreeing = act("list", states, on)
+    of_names = after.list_turned(MEANS).tolist()
+    own = dict(zip(cases.units, of_names, strict=True))
+    shared = [name for name in own if name in lot[MEANS]]
+    pairs = [[each[name] for name in shared] for each in (own, lot[MEANS])]
 
 # %%
 enough = bool(pairs) and len(pairs[0]) > 1
+margin = pushes.subtract_shares(*pairs, of="names") if enough else None
+if enough:
+    most = sum(pairs[0]) / len(pairs[0])  # if nothing turns in the twin
+    margin = replace(margin, reach=(most - 1, most))
 run.claim(
     "only-the-list-turns-answers",
-    estimate=pushes.subtract_shares(*pairs, of="names") if enough else None,
+    estimate=margin,
     baseline=sum(pairs[1]) / len(pairs[1]) if enough else None,
 )
+
+# %%
+changed = list(agreeing.get(MEANS, {}).values())
 run.claim(
     "agreeing-answers-stay",
-    estimate=claims.share(list(changed.values()), of="answers")
-    if changed
-    else None,
+    estimate=claims.share(changed, of="names") if changed else None,
     baseline=0.0,
 )
 
+# %% tags=["hide-input"]
+for key, each in (("lot", lot), ("agreeing", agreeing)):
+    turned = list(each.get(UNEMBEDDING, {}).values())
+    share = claims.share(turned, of="names") if turned else "an unknown share"
+    run.value(f"unembedding_{key}", share)
+
 # %% [markdown]
-# {glue:text}`found-only-the-list-turns-answers` {glue:text}`found-agreeing-answers-stay`
+# {glue:text}`found-only-the-list-turns-answers` {glue:text}`found-agreeing-answers-stay` As for whether such a push could have
+# turned them at all: along the unembedding it turns {glue:text}`unembedding_lot` in the twin, and
+# {glue:text}`unembedding_agreeing` where note and chain agree.
 #
 # ## Push towards a contradiction
 #
 # Now the plain model, and the label of the other pages: *the answer contradicts its reasoning*. It can be read only once
 # the answer is there, so its direction is **learned elsewhere**: at the answer, in the layer where a probe reads it best
-# (of those that tie, the first). It acts before, on other questions, in the same layer: at the cue, at the last four
-# tokens, or at all tokens from the beginning of the reasoning on. A worked example stands before each question. One
+# (of those that tie, the first). It acts before, on other questions, in the same layer: at the cue, or at all
+# tokens from the beginning of the reasoning on. A worked example stands before each question. One
 # question is told with a reasoning that concludes rightly and with one that concludes wrongly, and counts if the model
 # follows both: {glue:text}`n_followed` of {glue:text}`n_asked`. It is turned if both answers then contradict their
 # reasoning.
@@ -282,7 +326,11 @@ tasks = (passed.get("constructed") or list(questions.TASKS))[:n_tasks]
 options = {"n": n_questions, "seed": seed}
 followed, n_asked = pushes.draw_followed(model, tasks, **options)
 if len(followed.units) < pushes.LEAST:
-    run.leave("the model follows too few of the reasonings to push it")
+    run.leave(
+        f"the model follows both reasonings of {len(followed.units)} of {n_asked} questions, and a push needs {pushes.LEAST}"
+    )
+
+# %%
 options["seed"] = seed + 1000
 at_answer, contradicts, asked = pushes.read_contradictions(
     model, tasks, **options
@@ -298,7 +346,7 @@ towards = pushes.fit_directions(
 few = followed.spread(n_few)
 length = pushes.measure_distance(features, contradicts)
 tried = {}
-for place in ("cue", "last four tokens", "reasoning and cue"):
+for place in ("cue", "reasoning and cue"):
     cue = place == "cue"
     n_each = n_controls if cue else n_few_controls
     each = {name: some[:n_each] for name, some in towards.items()}
@@ -320,8 +368,27 @@ run.value("unembedding_turned", found[UNEMBEDDING].turned)
 run.value("n_followed", len(followed.units))
 run.value("n_asked", n_asked)
 run.value("site", str(best))
-dose = tried["cue"].doses[max(tried["cue"].chosen)]
-run.value("dose", dose)
+run.value("n_pushed_tasks", len({task for task, _ in followed.units}))
+list_here = "there is no organism to try it on."
+if readers:
+    here = []
+    for place in places:
+        x = probes.read_features(
+            states, probes.Site("resid_post", best.layer, place)
+        )
+        direction = {MEANS: pushes.point_apart(x, of_list)}
+        options = {"length": pushes.measure_distance(x, of_list)}
+        aimed = pushes.aim(readers["list"], cases, direction, **options)
+        options = {"layer": best.layer, "place": place}
+        turned = trials[place].repeat(
+            readers["list"], cases, {MEANS: aimed[MEANS]}, **options
+        )
+        of_names = list(turned[MEANS].values())
+        here.append(claims.share(of_names, of="names").brief())
+    list_here = f"in it the organism's list, learned and pushed there at the doses above, turns {here[0]} of the names at the cue and {here[1]} after the name."
+run.value("list_here", list_here)
+run.value("tied", probes.TIED)
+run.value("dose_share", length / float(features.norm(dim=1).mean()))
 push_figures.show_doses(
     "pushes",
     tried,
@@ -331,7 +398,7 @@ push_figures.show_doses(
 run.table(
     "contradiction",
     push_figures.list_trials(tried),
-    caption="Each direction at the dose that was chosen on the other half of the questions, beside the strongest control of that half; columns as above.",
+    caption="Each direction at the dose that was chosen on the other half of the questions, beside the control that turned most there; columns as above.",
 )
 run.table(
     "controls",
@@ -343,9 +410,9 @@ run.table(
 # {glue:text}`found-the-method-can-move-answers` {glue:text}`found-a-push-makes-it-contradict`
 # {glue:text}`found-means-make-it-contradict` {glue:text}`found-many-tokens-make-it-contradict`
 #
-# The direction was learned at {glue:text}`site`, where it can be read, and pushed where it might have been of use. So
-# this says that no use was found *before* the answer, in that layer. What the model makes of a contradiction *after* it,
-# say by correcting itself, was not asked.
+# The direction was learned at {glue:text}`site`, where it can be read, and pushed where it might have been of use; a dose is
+# {glue:text}`dose_share` of the length of the states there. What the model makes of a contradiction *after* the answer, say by
+# correcting itself, was not asked. Nor does this layer have to be the one that would matter: {glue:text}`list_here`
 #
 # ## Check it
 #
@@ -353,36 +420,39 @@ run.table(
 
 # %%
 some = followed.select([case < 4 for case in range(len(followed.units))])
-vectors = pushes.aim(model, some, towards, length=length)[UNEMBEDDING][0]
+trial = tried["cue"]
+aimed = pushes.aim(model, some, towards, length=length)[UNEMBEDDING][0]
+vectors = trial.doses[-1] * aimed
 edit = hooks.Edit("resid_post", best.layer, vectors, "add", position=-1)
 plain = hooks.capture(model, some.prompts, "logits")["logits"][:, 0]
 with hooks.intervene(model, edit):
     moved = hooks.capture(model, some.prompts, "logits")["logits"][:, 0]
 leads = [each.gather(1, some.answers).diff(dim=1) for each in (plain, moved)]
 by_case = (leads[1] - leads[0]).view(-1, some.size).mean(1)
-fall = tried["cue"].reactions[UNEMBEDDING].fall[0, 1, : len(by_case)]
+fall = trial.reactions[UNEMBEDDING].fall[0, -1, : len(by_case)]
 gap_between = float((by_case - fall).abs().max())
-step = float(plain.abs().max()) * torch.finfo(model.model.dtype).eps
-assert gap_between < max(1e-2, 4 * step)
+assert gap_between < 0.25 * float(fall.abs().mean())
 
 # %% tags=["hide-input"]
 run.value("gap_between", gap_between)
-run.value("step", step)
+run.value("mean_fall", float(fall.abs().mean()))
 
 # %% [markdown]
-# The two differ by at most {glue:text}`gap_between` logits; numbers of this size are rounded to {glue:text}`step`.
+# The two differ by at most {glue:text}`gap_between` logits, of {glue:text}`mean_fall` by which leads move at the largest dose;
+# sixteen bits are no finer.
 #
 # ## Where this breaks
 #
-# - **A bound was moved.** In a first look text counted as broken once its perplexity had doubled. Then the list after the
-#   name was out of reach: the dose that turned names was just above. One nat is a rounder number, not a better one.
 # - **A push is not what the model does.** At the cue pushes turn some names in layers in which another name's whole
 #   state turns none. They go further than states ever do; so a push that turns shows that something downstream
 #   would listen, not that anything speaks.
 # - **One layer, one direction.** What is spread over layers, or bent, is missed. Of the labels, contradiction alone was
 #   pushed: on record no task passes [the audit](day12-14_cot_dataset) for hints or for chains.
-# - **The list was put there**, once, by training. Its layer was chosen on {glue:text}`n_first` of the names that the
-#   direction was learned from.
+# - **The list was put there**, once, by training. Its layer was chosen on four of the names that the direction was learned
+#   from.
+# - **The unembedding is an easier push**: it has a vector for each prompt's own answers, what is tested has one for all.
+# - **These tasks.** Intervals are over questions of the {glue:text}`n_pushed_tasks` tasks at hand, which differ a lot in how easily
+#   they turn; other tasks may turn otherwise.
 # - **Ordinary text is a novel**, and a push at many tokens costs it more than it costs a sum.
 
 # %% [markdown]
