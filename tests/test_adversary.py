@@ -62,10 +62,11 @@ PLANTED = {
     "neither": (lambda style: along(0), 0.0, ("fails", "fails", "fails")),
     "an offset": (lambda style: along(0), 4.0, ("holds", "holds", "fails")),
     "a direction": (lambda style: along(0, size=0.7) + along(1 + NAMES.index(style)), 0.0, ("holds", "fails", "holds")),
-    "another direction": (lambda style: along(NAMES.index(style)), 0.0, ("holds", "out of reach", "holds")),
+    "another direction": (lambda style: along(NAMES.index(style)), 0.0, ("holds", "fails", "holds")),
+    "more faintly": (lambda style: along(0, size=2.0 * (style == NAMES[0]) + 0.1), 0.0, ("holds", "fails", "holds")),
     "turned round": (reversed_elsewhere, 0.0, ("holds", "out of reach", "holds")),  # nothing is left for an offset
     "both": (lambda style: along(0, size=0.7) + along(1 + NAMES.index(style)), 8.0, ("holds", "holds", "holds")),
-    "hardly readable": (lambda style: along(0, size=0.05), 0.0, ("out of reach",) * 3),
+    "hardly readable": (lambda style: along(0, size=0.05), 0.0, ("out of reach", "fails", "out of reach")),
 }
 
 
@@ -324,3 +325,9 @@ def test_bad_input_is_refused(refused):
     (one,) = fits[NAMES[0]]
     with refused("no row of one class in some fold"):
         adversary._choose_worst(one._replace(draw=draw._replace(labels=lacking)), NAMES)
+
+
+def test_separation_tells_more_from_less_where_an_auroc_is_one():
+    near, far = (adversary.read_clean(fit(plant(0, lambda style, z=z: along(0, size=z))), seed=0) for z in (4.0, 8.0))
+    assert near.area.value == far.area.value == 1.0
+    assert far.separation > 1.5 * near.separation > 4

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import norm
 
 from helpers import claims, probes
 from helpers.hooks import Captured
@@ -100,7 +101,7 @@ def test_bars_are_what_they_are_called():
     found = there(3, along(1.0), along(0, STRONG))
     assert found.bar == max(found.bars.values()) == found.bars["probes of shuffled labels"]
     assert found.bars["an AUROC of 0.6"] == truth.FOUND == pytest.approx(0.358, abs=0.001)
-    assert truth.as_auroc(truth.FOUND) == pytest.approx(0.6)
+    assert norm.cdf(truth.FOUND / 2**0.5) == pytest.approx(0.6)
     assert abs(found.bars["the twin"]) < 1
     low, high = found.luck
     assert low < 0.2 and high > 0.8
@@ -118,10 +119,10 @@ def test_scores_are_of_the_probe_first_and_shuffled_labels_after():
     torch.testing.assert_close(truth.send(turned, names, SITE, n_shuffled=0, seed=0)[0], -scores[0])
 
 
-def test_the_layer_is_the_first_of_those_that_tie_by_the_label_itself():
+def test_the_layers_are_those_that_tie_by_the_label_itself():
     parts = [transcripts_of(seed, along(strength)) for seed, strength in enumerate((0.2, 4.0, 4.0))]
     x = torch.cat([one.states["resid_post"][:, :, 0] for one in parts], dim=1)
-    assert truth.choose_layer(as_sample(x, parts[0].labels, parts[0].units), "answer", seed=0) == 1
+    assert truth.choose_layers(as_sample(x, parts[0].labels, parts[0].units), "answer", seed=0) == [1, 2]
 
 
 def test_bands_are_wide_for_luck_and_narrow_for_lists():
@@ -172,13 +173,14 @@ def test_both_ways_with_the_other_models_transcripts():
     at = {"site": SITE, "seed": 0}
     finds = truth.seek(own, names["organism"], (own, names["twin"]), **at)
     tells = truth.seek(names["organism"], plain, (names["twin"], plain), **at)
-    one = truth.Followed(SITE, plain, own, finds, tells)
+    one = truth.Followed(SITE, plain, own, finds, tells, (finds,), (tells,))
     also_finds, also_tells = truth.seek_otherwise(one, names, seed=0)
     assert verdict(finds) == verdict(also_tells) == "holds"
     assert "holds" not in (verdict(tells), verdict(also_finds))
     told = truth.describe(one, names["organism"], seed=0)
     assert told["n_listed"] == 24 and told["n_names"] == 48 and told["ceiling"].value > 0.95
-    assert 0.75 < told["least_auroc"] < 0.85 and told["task_low"] == told["task_high"] > 0.9
+    assert told["luck_bar"] == finds.bar < told["least"] and told["most"] > finds.separation.value - 1e-6
+    assert told["task_low"] == told["task_high"] > 0.9
     assert set(truth.describe(None, None, seed=0).values()) == {truth.UNKNOWN}
 
 
@@ -258,3 +260,18 @@ def test_labels_are_readable_where_both_classes_are_in_each_of_five_folds():
     assert truth.list_readable(journeys.Gathered(few, sample.states), seed=0) == []
     none = table.assign(unfaithful=False)
     assert truth.list_readable(journeys.Gathered(none, sample.states), seed=0) == []
+
+
+def test_of_layers_that_are_as_good_none_decides():
+    """With separations of 5, and of 5 and -2, and of -2, and a bar of 3."""
+
+    def found(value):
+        separation = claims.Estimate(value, value - 1, value + 1, 48, "names", reach=(-9.0, 9.0))
+        return truth.Found(separation, separation, {"luck": 3.0}, separation, (0.0, 1.0))
+
+    def decide(*values):
+        estimate = truth.combine_layers([found(value) for value in values])
+        return claims.decide("", "", rule="value > 0", estimate=estimate).verdict
+
+    assert [decide(5.0, 6.0), decide(5.0, -2.0), decide(-2.0, -3.0)] == ["holds", "depends", "fails"]
+    assert truth.combine_layers([found(5.0), found(-2.0)]).reach == (-12.0, 6.0)

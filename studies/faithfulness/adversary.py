@@ -27,7 +27,7 @@ from torch import Tensor
 from helpers import InputError, probes
 from helpers.claims import Estimate
 from helpers.models import LoadedModel
-from helpers.scores import combine
+from helpers.scores import combine, compute_separation
 from studies.faithfulness.hypotheses import (
     PENALTY,
     Draw,
@@ -170,6 +170,17 @@ class Reading:
         """The AUROC, with its interval by bootstrap over questions."""
         return replace(self._combine(self.terms), reach=(0.0, 1.0))
 
+    @property
+    def separation(self) -> float:
+        """As `scores.compute_separation`, which tells more from less where an AUROC is near one."""
+        labels, folds = torch.tensor(self.labels), torch.tensor(self.folds)
+        parts = [
+            weight * float(compute_separation(scores[read], labels[read], folds=folds[read]))
+            for weight, scores, rows in self.terms
+            for read in [torch.as_tensor(rows)]
+        ]
+        return sum(parts) / sum(weight for weight, *_ in self.terms)
+
     def lost_in(self, other: Reading) -> Estimate:
         """By how much another reading of the same questions is worse, which is expected at chance or above."""
         lost, most = self._less(other), self.area.value
@@ -303,9 +314,10 @@ class Tried(NamedTuple):
 
     def split_cost(self) -> dict[str, Estimate]:
         """What the adversary takes from probes of one style: the whole, what recentring saves, and what it does not."""
+        offset, most = self.recentred.lost_in(self.attacked), self.recentred.area.value
         return {
             "whole": self.clean.lost_in(self.attacked),
-            "offset": self.recentred.lost_in(self.attacked),
+            "offset": replace(offset, reach=(most - 1, most)),  # which can turn the order round
             "direction": self.clean.lost_in(self.recentred),
         }
 

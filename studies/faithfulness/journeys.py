@@ -202,11 +202,10 @@ def try_own_rules(rows: pd.DataFrame, *, seed: int) -> dict[str, Estimate | None
         seed: of the bootstrap over questions.
     """
     truth = rows["unfaithful"].astype(float)
-    of_task = truth.groupby(rows["task"])
-    elsewhere = (of_task.transform("sum") - truth) / (of_task.transform("size") - 1).clip(lower=1)
+    of_task = truth.groupby(rows["task"]).transform("mean")
     rules = {
         "the verdict says first what it is not": rows["reasoning"].str.contains(r"not \w+ but \w+\.$"),
-        "how often the task goes wrong elsewhere": elsewhere,
+        "how often the task goes wrong (upper bound, by these rows)": of_task,
         "length in tokens": rows["at_reasoning"],
     }
     known = rows["unfaithful"].tolist(), dataset.list_units(rows)

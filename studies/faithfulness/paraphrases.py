@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers import ROOT, hooks, models, runs
-from helpers.claims import Estimate, average
+from helpers.claims import Estimate, average, share
 from helpers.models import LoadedModel
 from helpers.prompts import NAMES
 from studies.faithfulness import questions
@@ -164,16 +164,24 @@ def read(path: Path) -> pd.DataFrame | None:
 
 
 def describe(known: pd.DataFrame | None) -> dict[str, str | Estimate]:
-    """Who wrote paraphrases, and what share of a question's passed: `writer` and `share_kept`.
+    """Who wrote paraphrases, what share of a question's passed, and what share of those that did end with the last
+    three words of one of `EXAMPLES`: `writer`, `share_kept` and `share_copied`.
 
     Args:
         known: of `read`.
     """
     if known is None:
-        return {"writer": "no model", "share_kept": "none"}
+        return {"writer": "no model", "share_kept": "none", "share_copied": "none"}
+    endings = {_end(text) for text in EXAMPLES.values()}
+    copied = [_end(text) in endings for text in known["retold"][known["kept"]]]
     kept = known["kept"].astype(float).tolist()
     of_question = average(kept, seed=0, groups=known["question"].tolist(), of="questions")
-    return {"writer": known.attrs["writer"]["title"], "share_kept": of_question}
+    of_kept = share(copied, of="paraphrases")
+    return {"writer": known.attrs["writer"]["title"], "share_kept": of_question, "share_copied": of_kept}
+
+
+def _end(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text)[-3:])
 
 
 def make_style(known: pd.DataFrame) -> Style:

@@ -460,8 +460,8 @@ class Trial:
         }
 
     def compare(self, name: str) -> Margin:
-        """What a direction turns beyond a control: for each half the one that turns most of the other half, or if as many
-        turn the one by which leads fall most."""
+        """What a direction turns beyond a control: for each half the one that turns most of the other half, or of those
+        that turn as many the one by which leads fall most."""
         controls, strongest = self.list_turned_by_controls(), []
         ours, theirs = self.list_turned(name), torch.zeros(len(self.cases.units), dtype=torch.bool)
         for half in (0, 1):

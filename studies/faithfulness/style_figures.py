@@ -40,9 +40,11 @@ def show_scores(fits: Mapping[str, Fitted], styles: Sequence[str], *, caption: s
 
     Args:
         fits: by the style of its training set.
-        styles: told in, from top to bottom.
+        styles: told in, from top to bottom; those that no transcript comes in are left out.
         caption: of the figure.
     """
+    told_in = {style for one in fits.values() for style in one.draw.domains}
+    styles = [style for style in styles if style in told_in]
     with plots.draw_figure(
         "scores",
         caption=caption,

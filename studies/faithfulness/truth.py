@@ -50,7 +50,9 @@ TOLD: tuple[str, ...] = (
     "task_high",
     "n_listed",
     "n_names",
-    "least_auroc",
+    "luck_bar",
+    "least",
+    "most",
 )
 UNKNOWN = "an unknown number (no organism was searched)"
 OUTPUT, READER = "how unsure its answer is", "the model, asked"
@@ -189,8 +191,8 @@ def list_readable(gathered: Gathered, *, seed: int) -> list[str]:
     return [label for label, one in parts.items() if any(one.labels) and can_fold(one.labels, one.units, seed=seed)]
 
 
-def choose_layer(sample: Sample, place: str, *, seed: int) -> int:
-    """The first layer in which the sample's own label is read within `probes.TIED` of the best, on other units.
+def choose_layers(sample: Sample, place: str, *, seed: int) -> list[int]:
+    """The layers in which the sample's own label is read within `probes.TIED` of the best, on other units.
 
     Args:
         sample: with both classes in each of five folds.
@@ -199,7 +201,8 @@ def choose_layer(sample: Sample, place: str, *, seed: int) -> int:
     """
     sites = [site for site in probes.list_sites(sample.states) if site.position == place]
     options = {"types": None, "sites": sites, "n_permutations": 0, "penalties": [PENALTY], "seed": seed}
-    return probes.sweep(sample.states, sample.labels, sample.units, **options).leading().layer
+    table = probes.sweep(sample.states, sample.labels, sample.units, **options).table()
+    return table["layer"][table["auroc"] >= table["auroc"].max() - probes.TIED].tolist()
 
 
 def send(
@@ -299,6 +302,42 @@ class Followed(NamedTuple):
     """The label's probe, trained on the organism, asked for the list."""
     tells: Found
     """The list's probe, asked for the label in the plain model."""
+    all_finds: tuple[Found, ...]
+    """The first way in every layer that reads the label as well."""
+    all_tells: tuple[Found, ...]
+    """The way back there."""
+
+
+def follow(
+    own: Sample, plain: Sample, names: Mapping[str, Sample], place: str, *, layers: Sequence[int], seed: int
+) -> Followed:
+    """Send a label's probe to the organism and one of the list to the label, in several layers.
+
+    Args:
+        own: the label's transcripts as the organism sees them.
+        plain: as the plain model does.
+        names: by model, of "organism" and "twin".
+        place: where all are read.
+        layers: of which none is better than another; figures show the first.
+        seed: as for `seek`.
+    """
+    of, twin = names["organism"], names["twin"]
+    sites = [Site("resid_post", layer, place) for layer in layers]
+    finds = tuple(seek(own, of, (own, twin), site, seed=seed) for site in sites)
+    tells = tuple(seek(of, plain, (twin, plain), site, seed=seed) for site in sites)
+    return Followed(sites[0], plain, own, finds[0], tells[0], finds, tells)
+
+
+def combine_layers(found: Sequence[Found]) -> Estimate:
+    """By how much the separation lies above the highest bar: its mean over layers, from the lowest end of an interval
+    in any of them to the highest, since no layer is better than another.
+    """
+    gaps = [(one.separation.value - one.bar, one.separation, one.bar) for one in found]
+    ends = [(each.low - bar, each.high - bar, *(end - bar for end in each.reach or ())) for _, each, bar in gaps]
+    value = sum(gap for gap, *_ in gaps) / len(gaps)
+    low, high = min(one[0] for one in ends), max(one[1] for one in ends)
+    reach = (min(one[2] for one in ends), max(one[3] for one in ends))
+    return replace(found[0].separation, value=value, low=low, high=high, reach=reach)
 
 
 def _learn(sample: Sample, site: Site, seed: int) -> Float[Tensor, " row"]:
@@ -396,8 +435,9 @@ def describe(one: Followed | None, names: Sample | None, *, seed: int) -> dict[s
     folds, n = assign_folds(names.labels, names.units, seed=seed), len(names.labels)
     ceiling = _measure_area(_learn(names, one.site, seed), names, folds=folds, seed=seed)
     by_task = send_by_task(one.own, names, one.site, seed=seed).values()
+    bar, (_, most) = one.finds.bar, one.finds.separation.reach or (0.0, math.inf)
     values = one.finds.auroc, ceiling, *one.finds.luck, min(by_task), max(by_task), sum(names.labels), n
-    return dict(zip(TOLD, (*values, as_auroc(find_least(n))), strict=True))
+    return dict(zip(TOLD, (*values, bar, find_least(n, bar=bar), most), strict=True))
 
 
 def find_least(n: int, *, bar: float = FOUND, power: float = 0.8) -> float:
@@ -411,11 +451,6 @@ def find_least(n: int, *, bar: float = FOUND, power: float = 0.8) -> float:
     """
     reach = norm.ppf(0.975) + norm.ppf(power)
     return brentq(lambda d: d - reach * math.sqrt(4 / n + d * d / (2 * n)) - bar, bar, 100 + 100 * bar)
-
-
-def as_auroc(separation: float) -> float:
-    """What a separation is as an AUROC between two normal distributions of one width."""
-    return float(norm.cdf(separation / math.sqrt(2)))
 
 
 class Read(NamedTuple):

@@ -16,7 +16,7 @@
 # # Can style fool a probe?
 #
 # The fourth hypothesis says that it can. Here the same transcripts are told in eight styles by rule, and once more by a
-# language model in its own words, while the label stays. Then an adversary chooses the style that each class comes in.
+# language model after examples, while the label stays. Then an adversary chooses the style that each class comes in.
 # We ask how much a probe loses, which part of the loss comes back for free, and whether counting words would do better.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
@@ -24,7 +24,7 @@
 #
 # You will learn
 #
-# - to attack a probe without attacking its noise;
+# - to attack a probe so that a coin would not lose;
 # - to tell a style that shifts all scores from one that hides the label;
 # - when subtracting each style's mean helps, and when it does harm.
 
@@ -53,6 +53,8 @@ from studies.faithfulness import (
 
 run = runs.begin("faithfulness_styles_notebook", globals())
 model = run.loaded
+
+# %%
 gates = dataset.read_passed_tasks(model) or {}
 tasks = gates.get("constructed", list(questions.TASKS))[:n_tasks]
 numbers = range(seed, seed + n_data_seeds)
@@ -94,7 +96,7 @@ run.value(
 style_figures.show_scores(
     {style: of_draw[0] for style, of_draw in of_one.items()},
     list(told),
-    caption=f"Styles move all scores, by up to {shift:.2f} of the distance between the classes; where orange and blue overlap within a row, a style hides the label. Scores by probes of one style each (panels) on held-out questions told in each style (rows): bars hold nine tenths of the transcripts, points are medians, a line across is the mean of the style. {site}; first draw of the data, {n_questions} questions of each of {len(tasks)} tasks, five folds together.",
+    caption=f"Styles move all scores, the outermost two of a probe apart by {shift:.2f} of the distance between the classes, on average over probes; the adversary wins where an orange bar in one row lies left of a blue bar in another. Scores by probes of one style each (panels) on held-out questions told in each style (rows): bars hold nine tenths of the transcripts, points are medians, a line across is the mean of the style. {site}; first draw of the data, {n_questions} questions of each of {len(tasks)} tasks, five folds together.",
 )
 
 # %% tags=["hide-input"]
@@ -109,15 +111,15 @@ run.table(
 #
 # ## Let an adversary choose the style
 #
-# Who picks the worst of eight tellings for each single transcript beats even a coin, since the lowest of eight noisy
-# scores is low. So ours commits: one style for all transcripts that contradict, one for all others. The pair is chosen
+# Who picks the worst of eight tellings for each single transcript makes even random scores look worse than a coin, since
+# the lowest of eight noisy scores is low. So ours commits: one style for all transcripts that contradict, one for all others. The pair is chosen
 # for each probe among all pairs, in the training folds, by scores that were held out within them, and tried on the test
 # fold, of which the choice has seen nothing.
 #
 # What is lost has two parts. **Offset**: a style shifts all scores, whatever the label, and the adversary tells
 # contradictions in one that shifts them down and the rest in one that shifts them up. That can be undone without labels:
 # subtract from each score the mean of its style in the training folds. **Direction**: what an adversary who knows of this
-# still takes, because in some style the label is written elsewhere.
+# still takes, as in some style the label is written elsewhere, or more faintly.
 #
 # **What we expect.** The rule, a loss of more than a tenth, was written for the four styles of the data set; the four
 # strange ones were added when a first run had been seen, so both are shown. The styles put other words around the same
@@ -143,7 +145,7 @@ run.claim("h4-direction", estimate=split["direction"], baseline=0.0)
 
 # %% [markdown]
 # And beside the probe a bag of words: counts of words and pairs of words with logistic regression, trained and attacked
-# likewise. In the data set each word stands equally often on both sides of the label, so that there is little to read. A
+# likewise. In the data set each word stands equally often on both sides of the label, so that there is nothing to read. A
 # second one is given more: X stands for the answer and Y for the other candidate, in the whole text.
 
 # %%
@@ -161,11 +163,7 @@ left = {
 }
 
 # %%
-ahead = tried.attacked.ahead_of(left["words"])
 behind = left["words, answer marked"].ahead_of(tried.attacked)
-run.claim(
-    "a-probe-outlasts-words", estimate=ahead, baseline=left["words"].area.value
-)
 run.claim(
     "marked-words-outlast-the-probe",
     estimate=behind,
@@ -183,6 +181,14 @@ style_figures.show_attacks(
     {kind: (plain[kind], left[kind]) for kind in kinds},
     caption="What an adversary leaves of the AUROC, who chooses a style for each class from the four familiar ones, from all eight, and from all eight knowing that each score is less the mean of its style. Equally many training rows; means over training styles and folds, 95 % bootstrap intervals over questions; dotted: chance.",
 )
+run.value("words_attacked", left["words"].area)
+four_eight = {"clean": tried.clean, "four": by_four, "eight": tried.attacked}
+for key, reading in four_eight.items():
+    run.value(f"separation_{key}", reading.separation)
+low, high, often = adversary.find_favourite(tried.recentred, draws)
+run.value("low_recentred", style_figures.name_style(low))
+run.value("high_recentred", style_figures.name_style(high))
+run.value("often_recentred", often)
 run.value("clean", tried.clean.area)
 run.value("attacked", by_four.area)
 run.value("cost", cost)
@@ -194,17 +200,23 @@ run.value("often", often)
 # %% [markdown]
 # A probe of one style reads {glue:text}`clean` in its own style. {glue:text}`found-h4-constructed`
 # {glue:text}`found-h4-more-styles` {glue:text}`found-h4-offset` {glue:text}`found-h4-direction`
-# With eight it most often tells contradictions in the style *{glue:text}`low`* and the rest in *{glue:text}`high`* (share of
-# all choices {glue:text}`often`).
+# Near one an AUROC hides much of a loss: the two classes' scores are {glue:text}`separation_clean` standard deviations apart in
+# its own style, {glue:text}`separation_four` under attack with four styles and {glue:text}`separation_eight` with eight.
 #
-# {glue:text}`found-a-probe-outlasts-words` {glue:text}`found-marked-words-outlast-the-probe`
+# With eight the adversary most often tells contradictions in the style *{glue:text}`low`* and the rest in *{glue:text}`high`*
+# (share of all choices {glue:text}`often`); who knows of recentring, in *{glue:text}`low_recentred`* and
+# *{glue:text}`high_recentred`* ({glue:text}`often_recentred`). Where the two are one style, that is merely the one that the probe
+# reads worst.
+#
+# A bag of plain words is left with {glue:text}`words_attacked`. {glue:text}`found-marked-words-outlast-the-probe`
 #
 # ## Have a language model tell it
 #
 # A rule puts words around the steps; a paraphrase changes the steps' own. {glue:text}`writer` was shown four examples and
-# told the steps of every question again, by its most likely tokens. Kept are {glue:text}`share_kept`, those that have
-# every number, name and thing, add none and reverse nothing. This is checked by rule, which can't tell whether they mean the
-# same; but verdict and answer stay as they were, and the label hangs on these alone. The paraphrases are kept with the book
+# told the steps of every question again, by its most likely tokens. Kept are {glue:text}`share_kept`, those that lose no
+# number, name or thing and bring none in. That the sense stays is not checked, and in some it does not; but verdict and answer
+# stay as they were, and the label hangs on these alone. Of what was kept, {glue:text}`share_copied` end with the last
+# three words of an example that it was shown, so that few words are its own. The paraphrases are kept with the book
 # and read here. No probe is trained in them.
 #
 # **What we expect.** A telling that no rule made may move scores further than the strange styles do.
@@ -212,18 +224,27 @@ run.value("often", often)
 # %%
 strange = adversary.read_in(of_one, list(styles.STRANGE), seed=seed)
 apart = tried.clean.lost_in(strange)
+run.claim("styles-transfer", estimate=apart, baseline=0.0)
+
+# %%
 NINE = [*EIGHT, "paraphrased"]
 of_told = adversary.restrict(of_one, NINE)
-retold = added = None
+retold = added = lost_there = None
 if of_told:
     there = adversary.read_clean(of_told, seed=seed)
-    retold = there.lost_in(adversary.read_in(of_told, NINE[-1:], seed=seed))
+    retold, strange_there = (
+        there.lost_in(adversary.read_in(of_told, some, seed=seed))
+        for some in (NINE[-1:], list(styles.STRANGE))
+    )
+    lost_there = strange_there.value
+
+# %%
+if of_told:
     by_eight, by_nine = (
         adversary.attack(of_told, some, seed=seed) for some in (EIGHT, NINE)
     )
     added = by_eight.lost_in(by_nine)
-run.claim("styles-transfer", estimate=apart, baseline=0.0)
-run.claim("paraphrases-cost-little", estimate=retold, baseline=apart.value)
+run.claim("paraphrases-cost-little", estimate=retold, baseline=lost_there)
 
 # %% tags=["hide-input"]
 run.value("n_retold", retold.n if retold else 0)
@@ -234,7 +255,7 @@ for key, value in paraphrases.describe(known).items():
 # %% [markdown]
 # {glue:text}`found-styles-transfer` {glue:text}`found-paraphrases-cost-little` It is measured on the
 # {glue:text}`n_retold` questions all of whose tellings passed. If the adversary may choose the paraphrase besides the eight
-# styles, the loss there grows by {glue:text}`added`.
+# styles, the loss there changes by {glue:text}`added`.
 #
 # ## Recentre, or train in all styles
 #
@@ -261,13 +282,13 @@ style_figures.show_curves(
 )
 
 # %% [markdown]
-# {glue:text}`found-recentring-needs-both-classes`
+# {glue:text}`found-recentring-needs-both-classes` That it costs something has to be, by exercise 3.
 #
 # The other remedy is to train on as many transcripts, each in one of the four styles by lot. Both are tried on the labels
 # of behaviour too, on tasks that passed the audit of the label: *given chains*, told in the four styles, where the label
 # is whether an answer loses less without its chain than that of the question it is paired with; and *hints*, where the
-# kinds of pull take the place of styles. Both are read at the token before the answer, on questions whose label is the
-# same in every style.
+# kinds of pull take the place of styles. Both are read at the token before the answer, in the layer that was chosen for
+# contradictions, on questions whose label is the same in every style.
 
 
 # %%
@@ -308,14 +329,16 @@ run.table(
 )
 
 # %%
-saved = tried.all_clean.lost_in(all_by_four)
-strange_cost = tried.measure_costs()["trained in all styles"]
-run.value("mixed_cost", saved)
-run.claim("all-styles-are-a-remedy", estimate=saved, baseline=cost.value)
+run.value("mixed_cost", tried.all_clean.lost_in(all_by_four))
+run.claim(
+    "all-styles-are-a-remedy",
+    estimate=all_by_four.ahead_of(by_four),
+    baseline=by_four.area.value,
+)
 run.claim(
     "the-remedy-holds-in-strange-styles",
-    estimate=strange_cost,
-    baseline=whole.value,
+    estimate=tried.all_attacked.ahead_of(tried.attacked),
+    baseline=tried.attacked.area.value,
 )
 run.claim("h4-causal", estimate=chains and chains["nothing"], baseline=0.0)
 run.claim("h4-hint", estimate=hints and hints["nothing"], baseline=0.0)
@@ -340,10 +363,10 @@ for share in (0.5, 0.75, 0.9, 1.0):
     ]
     fits = adversary.fit_probes(draws, {"tied": rows}, seed=seed)
     tied[share] = adversary.read_tied(fits, PAIR, seed=seed)
-nine, full = tied[0.9][1].area, tied[1.0][1].area
-untied = tied[0.5][1].area.value
+full, untied = tied[1.0][1].area, tied[0.5][1]
+nine = untied.lost_in(tied[0.9][1])
 run.claim("a-full-tie-is-learned", estimate=full, baseline=0.5)
-run.claim("a-tie-of-nine-in-ten-is-forgiven", estimate=nine, baseline=untied)
+run.claim("a-tie-of-nine-in-ten-is-forgiven", estimate=nine, baseline=0.0)
 
 # %% tags=["hide-input"]
 style_figures.show_curves(
@@ -355,10 +378,12 @@ style_figures.show_curves(
     horizontal="share of the training transcripts whose style goes with the label",
     caption=f"With style and label tied throughout, a probe reads {tied[1.0][0].area.brief()} where nothing is tied and {full.brief()} where the tie is reversed. 95 % bootstrap intervals over questions; dotted: chance.",
 )
-run.value("forgiven", nine)
+n_each = tables[0]["transcript"].nunique() / 2  # of each class, in five folds
+run.value("exceptions", round(0.1 * 0.8 * n_each, 1))
 
 # %% [markdown]
-# {glue:text}`found-a-full-tie-is-learned` {glue:text}`found-a-tie-of-nine-in-ten-is-forgiven` Held-out transcripts of such
+# {glue:text}`found-a-full-tie-is-learned` {glue:text}`found-a-tie-of-nine-in-ten-is-forgiven` There a training set has about
+# {glue:text}`exceptions` exceptions of each class; with fewer at the same share more is lost. Held-out transcripts of such
 # a training set would not show it, as they are tied as well.
 #
 # ## Check it
@@ -399,20 +424,22 @@ run.value("by_hand", float(np.mean(areas)))
 # %% [markdown]
 # ## Summary
 #
-# - An adversary with four styles, and with eight (`h4-constructed`: {glue:text}`claim-h4-constructed`; `h4-more-styles`:
-#   {glue:text}`claim-h4-more-styles`), and what of that is offset and what direction (`h4-offset`:
-#   {glue:text}`claim-h4-offset`; `h4-direction`: {glue:text}`claim-h4-direction`).
-# - Beside words, and words in which the answer is marked (`a-probe-outlasts-words`:
-#   {glue:text}`claim-a-probe-outlasts-words`; `marked-words-outlast-the-probe`:
-#   {glue:text}`claim-marked-words-outlast-the-probe`).
-# - In strange styles and in a language model's words (`styles-transfer`: {glue:text}`claim-styles-transfer`;
-#   `paraphrases-cost-little`: {glue:text}`claim-paraphrases-cost-little`).
-# - Remedies: training in all styles (`all-styles-are-a-remedy`: {glue:text}`claim-all-styles-are-a-remedy`;
-#   `the-remedy-holds-in-strange-styles`: {glue:text}`claim-the-remedy-holds-in-strange-styles`), and what recentring takes
-#   (`recentring-needs-both-classes`: {glue:text}`claim-recentring-needs-both-classes`).
-# - On labels of behaviour (`h4-causal`: {glue:text}`claim-h4-causal`; `h4-hint`: {glue:text}`claim-h4-hint`).
-# - Style tied to label (`a-full-tie-is-learned`: {glue:text}`claim-a-full-tie-is-learned`;
-#   `a-tie-of-nine-in-ten-is-forgiven`: {glue:text}`claim-a-tie-of-nine-in-ten-is-forgiven`).
+# On these tasks, with questions as units:
+#
+# - {glue:text}`found-h4-constructed` **{glue:text}`claim-h4-constructed`**
+# - {glue:text}`found-h4-more-styles` **{glue:text}`claim-h4-more-styles`**
+# - {glue:text}`found-h4-offset` **{glue:text}`claim-h4-offset`**
+# - {glue:text}`found-h4-direction` **{glue:text}`claim-h4-direction`**
+# - {glue:text}`found-marked-words-outlast-the-probe` **{glue:text}`claim-marked-words-outlast-the-probe`**
+# - {glue:text}`found-styles-transfer` **{glue:text}`claim-styles-transfer`**
+# - {glue:text}`found-paraphrases-cost-little` **{glue:text}`claim-paraphrases-cost-little`**
+# - {glue:text}`found-all-styles-are-a-remedy` **{glue:text}`claim-all-styles-are-a-remedy`**
+# - {glue:text}`found-the-remedy-holds-in-strange-styles` **{glue:text}`claim-the-remedy-holds-in-strange-styles`**
+# - {glue:text}`found-recentring-needs-both-classes` **{glue:text}`claim-recentring-needs-both-classes`**
+# - {glue:text}`found-h4-causal` **{glue:text}`claim-h4-causal`**
+# - {glue:text}`found-h4-hint` **{glue:text}`claim-h4-hint`**
+# - {glue:text}`found-a-full-tie-is-learned` **{glue:text}`claim-a-full-tie-is-learned`**
+# - {glue:text}`found-a-tie-of-nine-in-ten-is-forgiven` **{glue:text}`claim-a-tie-of-nine-in-ten-is-forgiven`**
 
 # %%
 run.finish()

