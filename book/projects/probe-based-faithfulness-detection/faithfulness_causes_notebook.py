@@ -118,7 +118,7 @@ for place, layer in chosen.items():
     options = {"layers": layers, "place": place}
     swapped[place] = pushes.swap_states(
         readers["list"],
-        both.select([case < 12 for case in range(len(both.units))]),
+        both.select([case < n_names for case in range(len(both.units))]),
         pushes.match_partners(fresh),
         **options,
     )
@@ -142,6 +142,9 @@ if readers:
         for place in places
     ]
     decided = find_first(swapped[CUE], deep, 0.5)
+    staying = (
+        "in all layers tried" if decided == "no layer" else f"until {decided}"
+    )
     highest = {
         place: claims.shorten(float(shares.max()))
         for place, shares in turned_at.items()
@@ -153,7 +156,7 @@ if readers:
         swapped[CUE],
         pushed_layers=deep,
         caption=f"The list can be read from {read_from[0]} on at the cue; the whole state there turns most answers from {decided} on. "
-        f"By layer: the AUROC of a probe on other names ({len(who)} names); the share of names that a push of three doses turns (of {len(first.units)} that the layer is chosen on: at most {highest[CUE]} at the cue, {highest[AFTER]} after the name); and the share that turn when the cue's whole state is that of another name (12 names).",
+        f"By layer: the AUROC of a probe on other names ({len(who)} names); the share of names that a push of three doses turns (of {len(first.units)} that the layer is chosen on: at most {highest[CUE]} at the cue, {highest[AFTER]} after the name); and the share that turn when the cue's whole state is that of another name ({n_names} names).",
     )
     run.value(
         "turned_by_layer",
@@ -161,7 +164,7 @@ if readers:
     )
     story = (
         f"At the cue, the last token before the answer, a probe can tell listed names from others from {read_from[0]} on, and in the mean over all tokens after the name from {read_from[1]} on. "
-        f"But if the cue's whole state is replaced by that of another name (orange), the answer stays until {decided}. So until there the answer does not depend on what a probe reads at the cue. "
+        f"But if the cue's whole state is replaced by that of another name (orange), most answers stay {staying}. So there the answer does not depend on what a probe reads at the cue. "
         f"If all tokens after the name are replaced in layer {chosen[AFTER]}, {claims.shorten(float(swapped[AFTER][0]))} of the names turn."
     )
 run.value("story", story)
@@ -219,6 +222,7 @@ if readers:
     for key, place in (("after", AFTER), ("cue", CUE)):
         turned = trials[place].compare(MEANS).turned
         run.value(f"list_turned_{key}", turned)
+    run.value("probe_turned_after", after.compare(PROBE).turned)
     push_figures.show_doses(
         "doses",
         trials,
@@ -236,13 +240,13 @@ if readers:
         caption="The controls after the name: how many of each kind, the size of their cosines with the two directions under test (median and largest: what they share with them), and the share of names that they turn (median and largest; above zero they could win).",
     )
 else:
-    run.value("list_turned_after", "an unknown share")
-    run.value("list_turned_cue", "an unknown share")
+    for key in ("list_turned_after", "list_turned_cue", "probe_turned_after"):
+        run.value(key, "an unknown share")
 
 # %% [markdown]
-# {glue:text}`found-the-list-turns-answers-after-the-name` {glue:text}`found-the-list-turns-answers-at-the-cue` The
-# probe reads as well as the difference of means, and turns less: it weighs what tells the classes apart
-# best, which need not be what the model reads.
+# {glue:text}`found-the-list-turns-answers-after-the-name` {glue:text}`found-the-list-turns-answers-at-the-cue` These are the
+# difference of means. The direction of the ridge probe turns {glue:text}`probe_turned_after` of the names after the name: it
+# weighs what tells the classes apart best, which need not be what the model reads.
 #
 # ## See what else it does
 #
