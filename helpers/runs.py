@@ -204,7 +204,7 @@ class Run:
         html = frame.to_html(index=False, border=0, classes="table").replace(
             "<thead>", f"<caption>{escape(caption)}</caption><thead>", 1
         )
-        display(HTML(f'<div class="wide-table" id="table-{key}">{html}</div>'))
+        display(HTML(f'<div class="wide-table" id="table-{key}" tabindex="0">{html}</div>'))
 
     def claim(self, id: str, sentence: str = "", **evidence: Any) -> None:
         """Record a claim, decided by its rule (see `claims.decide`), and glue its verdict as `claim-<id>`.

@@ -88,14 +88,14 @@ def list_trials(trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
                 {
                     "place": place,
                     "direction": name,
-                    "doses of the halves": " and ".join(f"{trial.doses[one]:g}" for one in trial.chosen),
+                    "doses": " and ".join(f"{trial.doses[one]:g}" for one in trial.chosen),
                     "turned": margin.turned,
                     "control": margin.control,
                     "difference": margin.estimate,
-                    "controls that turn as many": margin.as_many,
-                    "lead falls by": float(trial.at_own_dose(reaction.fall[0]).mean()),
-                    "probability kept": float(trial.at_own_dose(reaction.kept[0]).mean()),
-                    "perplexity, times": float(trial.at_own_dose(price).mean().exp()),
+                    "as many": margin.as_many,
+                    "lead falls": float(trial.at_own_dose(reaction.fall[0]).mean()),
+                    "kept": float(trial.at_own_dose(reaction.kept[0]).mean()),
+                    "perplexity": float(trial.at_own_dose(price).mean().exp()),
                 }
             )
     return rows

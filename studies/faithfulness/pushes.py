@@ -615,7 +615,7 @@ def subtract_shares(one: Sequence[float] | np.ndarray, other: Sequence[float] | 
         of: what the units are, in the plural.
 
     >>> subtract_shares([1, 1, 1, 1], [0, 0, 0, 0], of="names").brief()
-    '1.00 [0.137, 1.00]'
+    '1.00 [0.0703, 1.00]'
     """
     gaps = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
     more = np.concatenate([gaps, [1.0, -1.0]])

@@ -447,7 +447,7 @@ def find_least(n: int, *, bar: float = FOUND, power: float = 0.8) -> float:
     the bar.
 
     >>> round(find_least(48), 2), round(find_least(4800), 2)
-    (1.32, 0.44)
+    (1.24, 0.44)
     """
     reach = norm.ppf(0.975) + norm.ppf(power)
     return brentq(lambda d: d - reach * math.sqrt(4 / n + d * d / (2 * n)) - bar, bar, 100 + 100 * bar)
