@@ -78,12 +78,11 @@ def show_doses(key: str, trials: Mapping[str, Trial], *, caption: str) -> None:
 
 
 def list_trials(trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
-    """For each place and direction what it turns beyond the strongest control at the chosen dose, and what it costs."""
+    """For each place and direction what it turns beyond the strongest control at the chosen dose."""
     rows = []
     for place, trial in trials.items():
         for name, reaction in trial.reactions.items():
             margin = trial.compare(name)
-            price = trial.price[name].mean(1)[:, None].expand(-1, len(trial.cases.units))
             rows.append(
                 {
                     "place": place,
@@ -94,8 +93,6 @@ def list_trials(trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
                     "difference": margin.estimate,
                     "as many": margin.as_many,
                     "lead falls": float(trial.at_own_dose(reaction.fall[0]).mean()),
-                    "kept": float(trial.at_own_dose(reaction.kept[0]).mean()),
-                    "perplexity": float(trial.at_own_dose(price).mean().exp()),
                 }
             )
     return rows

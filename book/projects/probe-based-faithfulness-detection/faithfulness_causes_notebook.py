@@ -232,7 +232,7 @@ if readers:
     run.table(
         "list",
         push_figures.list_trials(trials),
-        caption="Each direction at the dose that was chosen on the other half of the names, beside the control that turned most there: shares of names, their difference with its 95 % interval over names (adjusted Wald), how many of all controls turn as many or more, by how many logits the lead of the model's own answer falls, what is left of the two answers' probability, and the growth of the perplexity of ordinary text.",
+        caption="Each direction at the dose that was chosen on the other half of the names, beside the control that turned most there: shares of names, their difference with its 95 % interval over names (adjusted Wald), how many of all controls turn as many or more, and by how many logits the lead of the model's own answer falls.",
     )
     run.table(
         "list_controls",
