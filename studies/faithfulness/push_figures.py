@@ -78,7 +78,7 @@ def show_doses(key: str, trials: Mapping[str, Trial], *, caption: str) -> None:
 
 
 def list_trials(trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
-    """For each place and direction what it turns beyond the strongest control at the chosen dose."""
+    """For each place and direction what it turns beyond the control at the chosen dose."""
     rows = []
     for place, trial in trials.items():
         for name, reaction in trial.reactions.items():
