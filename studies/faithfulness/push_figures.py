@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,16 @@ def show_depth(
         axes[0].plot(pushed_layers, swapped, "s--", color=plots.ORANGE, ms=4, label="turned by the whole state")
         axes[0].set(ylabel="AUROC, or share of names", ylim=(-0.05, 1.05))
         axes[0].legend(loc="center left", fontsize=9)
+
+
+def find_first(values: Iterable[float], layers: Iterable[int], least: float) -> str:
+    """The first layer whose value is so large, as "layer 5" or "no layer".
+
+    >>> find_first([0.2, 0.9, 0.8], [4, 6, 8], 0.5), find_first([0.2], [4], 0.5)
+    ('layer 6', 'no layer')
+    """
+    there = (layer for layer, value in zip(layers, values, strict=True) if value >= least)
+    return next((f"layer {layer}" for layer in there), "no layer")
 
 
 def show_doses(key: str, trials: Mapping[str, Trial], *, caption: str) -> None:

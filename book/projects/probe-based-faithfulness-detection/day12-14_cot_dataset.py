@@ -16,7 +16,7 @@
 # # Which label of an unfaithful chain of thought can be trusted?
 #
 # A probe is as good as its label. "The model's stated reasoning is not the real one" can't be looked up, so people use
-# stand-ins, and call them by its name. Here are three, each under its own: an answer that *contradicts* the reasoning
+# stand-ins. Here are three, each under its own name: an answer that *contradicts* the reasoning
 # before it, an answer that a *pull* moved and whose reasoning does not say so, and an answer that *does not hang on* its
 # reasoning. Our first version of the third was the order in which the question named its options. So every label is
 # asked what else it could be, and refused where something else tells it.

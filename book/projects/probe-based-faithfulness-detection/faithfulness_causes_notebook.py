@@ -127,21 +127,11 @@ for place, layer in chosen.items():
 story = "No organism is kept for this model, so nothing was pushed where the truth is known."
 if readers:
     of_place = swept.set_index("position")["auroc"]
-
-    def find_first(values, layers, least):
-        """The first layer whose value is so large."""
-        there = [
-            layer
-            for layer, one in zip(layers, values, strict=True)
-            if one >= least
-        ]
-        return f"layer {there[0]}" if there else "no layer"
-
     read_from = [
-        find_first(of_place[place], range(model.n_layers), 0.99)
+        push_figures.find_first(of_place[place], range(model.n_layers), 0.99)
         for place in places
     ]
-    decided = find_first(swapped[CUE], deep, 0.5)
+    decided = push_figures.find_first(swapped[CUE], deep, 0.5)
     staying = (
         "in all layers tried" if decided == "no layer" else f"until {decided}"
     )
@@ -301,7 +291,7 @@ run.claim(
     baseline=0.0,
 )
 
-# %% tags=["hide-input"]
+# %%
 for key, each in (("lot", lot), ("agreeing", agreeing)):
     turned = list(each.get(UNEMBEDDING, {}).values())
     share = claims.share(turned, of="names") if turned else "an unknown share"
@@ -365,7 +355,22 @@ test("a-push-makes-it-contradict", tried["cue"], PROBE)
 test("means-make-it-contradict", tried["cue"], MEANS)
 test("many-tokens-make-it-contradict", tried["reasoning and cue"], PROBE)
 
+# %%
+here = {}  # where the truth is known, learned and pushed in this layer
+for place, trial in trials.items():
+    site = probes.Site("resid_post", best.layer, place)
+    x = probes.read_features(states, site)
+    direction = {MEANS: pushes.point_apart(x, of_list)}
+    options = {"length": pushes.measure_distance(x, of_list)}
+    aimed = pushes.aim(readers["list"], cases, direction, **options)
+    options = {"layer": best.layer, "place": place}
+    turned = trial.repeat(readers["list"], cases, aimed, **options)[MEANS]
+    here[place] = claims.share(list(turned.values()), of="names").brief()
+
 # %% tags=["hide-input"]
+list_here = "there is no organism to try it on."
+if here:
+    list_here = f"in it the organism's list, learned and pushed there at the doses above, turns {here[CUE]} of the names at the cue and {here[AFTER]} after the name."
 found = {name: tried["cue"].compare(name) for name in (PROBE, UNEMBEDDING)}
 run.value("contradict_turned", found[PROBE].turned)
 run.value("unembedding_turned", found[UNEMBEDDING].turned)
@@ -373,23 +378,6 @@ run.value("n_followed", len(followed.units))
 run.value("n_asked", n_asked)
 run.value("site", str(best))
 run.value("n_pushed_tasks", len({task for task, _ in followed.units}))
-list_here = "there is no organism to try it on."
-if readers:
-    here = []
-    for place in places:
-        x = probes.read_features(
-            states, probes.Site("resid_post", best.layer, place)
-        )
-        direction = {MEANS: pushes.point_apart(x, of_list)}
-        options = {"length": pushes.measure_distance(x, of_list)}
-        aimed = pushes.aim(readers["list"], cases, direction, **options)
-        options = {"layer": best.layer, "place": place}
-        turned = trials[place].repeat(
-            readers["list"], cases, {MEANS: aimed[MEANS]}, **options
-        )
-        of_names = list(turned[MEANS].values())
-        here.append(claims.share(of_names, of="names").brief())
-    list_here = f"in it the organism's list, learned and pushed there at the doses above, turns {here[0]} of the names at the cue and {here[1]} after the name."
 run.value("list_here", list_here)
 run.value("tied", probes.TIED)
 run.value("dose_share", length / float(features.norm(dim=1).mean()))
@@ -447,9 +435,11 @@ run.value("mean_fall", float(fall.abs().mean()))
 #
 # ## Where this breaks
 #
-# - **A push is not what the model does.** At the cue pushes turn some names in layers in which another name's whole
-#   state turns none. They go further than states ever do; so a push that turns shows that something downstream
-#   would listen, not that anything speaks.
+# - **Choices were made after a look.** The doses, when a text counts as broken, pushing towards the list alone, how a layer is
+#   chosen where none turns a name, and the number of questions were changed with results in view. Some verdicts moved with
+#   them. So none of this is a test of a plan fixed beforehand, and the record reads the same names.
+# - **A push is not what the model does.** It goes further than states ever do; so a push that turns shows that something
+#   downstream would listen, not that anything speaks.
 # - **One layer, one direction.** What is spread over layers, or bent, is missed. Of the labels, contradiction alone was
 #   pushed: on record no task passes [the audit](day12-14_cot_dataset) for hints or for chains.
 # - **The list was put there**, once, by training. Its layer was chosen on four of the names that the direction was learned
@@ -463,8 +453,8 @@ run.value("mean_fall", float(fall.abs().mean()))
 # ## What others found
 #
 # {cite:t}`cox2026decoding` turned answers along a direction that was learned before the reasoning; {cite:t}`yuan2026hidden`
-# could move nothing along the direction of errors that they could read. Of both the abstracts were read. Both fit what
-# is found here: whether a direction that can be read turns anything depends on what it is and where it is pushed.
+# could move nothing along the direction of errors that they could read. Of both the abstracts were read. Here too it
+# is not enough that a direction can be read.
 
 # %% [markdown]
 # ## Summary
