@@ -305,8 +305,8 @@ for key, each in (("lot", lot), ("agreeing", agreeing)):
 # ## Push towards a contradiction
 #
 # Now the plain model, and the label of the other pages: *the answer contradicts its reasoning*. It can be read only once
-# the answer is there, so its direction is **learned elsewhere**: at the answer, in the layer where a probe reads it best
-# (of those that tie, the first). It acts before, on other questions, in the same layer: at the cue, or at all
+# the answer is there, so its direction is **learned elsewhere**: at the answer, in the first layer where a probe reads it
+# within {glue:text}`tied` of the best. It acts before, on other questions, in the same layer: at the cue, or at all
 # tokens from the beginning of the reasoning on. A worked example stands before each question. One
 # question is told with a reasoning that concludes rightly and with one that concludes wrongly, and counts if the model
 # follows both: {glue:text}`n_followed` of {glue:text}`n_asked`. It is turned if both answers then contradict their
