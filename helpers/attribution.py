@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from helpers import InputError, hooks
-from helpers.engine.architectures import Layer, get_final_norm, list_layers, record_block_calls, unembed
+from helpers.engine.architectures import Layer, get_final_norm, list_layers, record_block_calls
 from helpers.engine.attention import AnyModule
 from helpers.engine.inputs import as_tensor, as_whole, as_wholes
 from helpers.engine.propagation import read_block
@@ -24,6 +24,9 @@ from helpers.engine.sites import Prompts, check_site
 from helpers.models import LoadedModel
 from helpers.patching import Answers, encode_answers
 from helpers.prompts import prepend_start_token
+
+VOCABULARY_PIECE = 4096
+"""Of how many tokens logits are computed at once where only ranks are wanted."""
 
 
 @dataclass(frozen=True)
@@ -151,15 +154,38 @@ def measure_copy_rates(
     if not 1 <= as_whole(top) <= loaded.config.vocab_size:
         raise InputError(f"top = {top}: legal are 1 to {loaded.config.vocab_size}")
     resid = resid.to(loaded.device, loaded.model.dtype)
-    attended = _attended(loaded, lambda layer: resid)
-    raised, lowered = torch.zeros((2, loaded.n_layers, loaded.n_heads))
     with torch.no_grad():
-        for number in range(loaded.n_layers):
-            logits = unembed(loaded.model, loaded.layout, _normed(loaded, next(attended)))
-            own = logits.gather(2, tokens[None, :, None].expand(len(logits), -1, 1))
-            for rates, beyond in ((raised, logits >= own), (lowered, logits <= own)):  # a tie is no rank
-                rates[number] = (beyond.float().sum(2) <= top).float().mean(1)  # floats add up faster than booleans
+        extreme = [
+            _find_extreme(loaded, _normed(loaded, written).flatten(0, 1), tokens.repeat(loaded.n_heads), top)
+            for written in _attended(loaded, lambda layer: resid)
+        ]
+    raised, lowered = torch.stack(extreme, 1).unflatten(2, (loaded.n_heads, -1)).float().mean(-1).cpu()
     return raised, lowered
+
+
+def _find_extreme(
+    loaded: LoadedModel, normed: Float[Tensor, "row d_model"], tokens: Int[Tensor, " row"], top: int
+) -> Bool[Tensor, "2 row"]:
+    """Whether each row's token is among its `top` highest, and among its `top` lowest logits; a tie is no rank.
+
+    What a model does with its logits afterwards leaves their order. The vocabulary is read in pieces, and a row is left
+    alone once `top` other tokens are at least as high, and `top` at least as low: nearly all are after the first piece.
+    """
+    unembedding = loaded.model.get_output_embeddings()
+    bias = getattr(unembedding, "bias", None)
+    bias = unembedding.weight.new_zeros(len(unembedding.weight)) if bias is None else bias
+    own = torch.einsum("rd,rd->r", normed, unembedding.weight[tokens]) + bias[tokens]
+    beyond = torch.zeros(2, len(tokens), dtype=torch.long, device=tokens.device)
+    open_rows = torch.arange(len(tokens), device=tokens.device)
+    for first in range(0, len(bias), VOCABULARY_PIECE):
+        piece = slice(first, first + VOCABULARY_PIECE)
+        logits = torch.nn.functional.linear(normed[open_rows], unembedding.weight[piece], bias[piece])
+        at, least = tokens[open_rows] - first, own[open_rows, None]
+        here = (0 <= at) & (at < logits.shape[1])
+        logits[here, at[here]] = torch.nan  # no rival of its own
+        beyond[:, open_rows] += torch.stack([logits >= least, logits <= least]).sum(2)
+        open_rows = open_rows[(beyond[:, open_rows] < top).any(0)]
+    return beyond < top
 
 
 def score_copying(

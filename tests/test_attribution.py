@@ -120,6 +120,23 @@ def test_planted_copying_heads_are_found_with_their_sign(load_tiny):
     assert raised[others].max() < 0.4  # by chance 0.1
 
 
+@pytest.mark.parametrize("piece", [7, 64, 10_000])
+def test_copy_rates_read_in_pieces_are_those_of_all_logits_at_once(load_tiny, monkeypatch, piece):
+    monkeypatch.setattr(attribution, "VOCABULARY_PIECE", piece)
+    loaded = with_heads_that_copy(load_tiny("llama"))
+    vocabulary = loaded.model.get_output_embeddings().weight
+    tokens = torch.arange(0, len(vocabulary), 3)
+    attention, resid = loaded.model.model.layers[1].self_attn, vocabulary[tokens]
+    value = attention.v_proj(loaded.model.model.layers[1].input_layernorm(resid))[:, 4:8]  # of heads 1.2 and 1.3
+    written = torch.stack([value @ attention.o_proj.weight[:, 4 * head : 4 * head + 4].T for head in (2, 3)])
+    logits = loaded.model.lm_head(loaded.model.model.norm(written))
+    own = logits[:, range(len(tokens)), tokens, None]
+    for top in (1, 5, 30):
+        rates = attribution.measure_copy_rates(loaded, tokens, resid, top=top)
+        for rate, beyond in zip(rates, (logits >= own, logits <= own), strict=True):
+            torch.testing.assert_close(rate[1, 2:], (beyond.sum(2) <= top).float().mean(1), atol=0.02, rtol=0)
+
+
 @pytest.mark.slow
 def test_heads_of_the_real_model_copy_names(embedded):
     drawn = templates.draw_ioi(embedded, n_prompts=20, seed=0)
