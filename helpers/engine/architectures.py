@@ -249,17 +249,18 @@ def record_block_calls(model: AnyModule, layout: Layout, tokens: Sequence[int]) 
 
 
 @contextmanager
-def projections_off(layer: Layer) -> Iterator[None]:
-    """While the context lasts, queries, keys and values are zeros that cost nothing; for attention that is given."""
+def attention_given(layer: Layer, written: Float[Tensor, "token d_model"]) -> Iterator[None]:
+    """While the context lasts, attention's matrices cost nothing: the output's gives `written`, all others zeros."""
 
     def give_zeros(width: int) -> Callable[[Tensor], Tensor]:
         return lambda inputs: inputs.new_zeros(*inputs.shape[:-1], width)
 
-    modules = {layer.block.get_submodule(name): width for name, width in layer.layout.projections.items()}
-    before = {module: module.__dict__.get("forward") for module in modules}
+    forwards = {layer.block.get_submodule(name): give_zeros(size) for name, size in layer.layout.projections.items()}
+    forwards[layer.out] = lambda inputs: written.view(*inputs.shape[:-1], -1)
+    before = {module: module.__dict__.get("forward") for module in forwards}
     try:
-        for module, width in modules.items():
-            module.forward = give_zeros(width)
+        for module, forward in forwards.items():
+            module.forward = forward
         yield
     finally:
         for module, own in before.items():

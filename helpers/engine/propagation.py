@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from helpers.engine import backends
-from helpers.engine.architectures import BlockCall, Layer, SiteName, projections_off
+from helpers.engine.architectures import BlockCall, Layer, SiteName, attention_given
 from helpers.engine.attention import AttentionCall, redirect
 from helpers.engine.cards import LoadedModel
 
@@ -336,11 +336,12 @@ def run_senders(
             return
         resid, z = (part.base[site, number][:, positions] for site in ("resid_pre", "head_z"))
         n_heads, n_before = z.shape[2], len(state)
-        patched = z.repeat(n_heads, 1, 1, 1, 1)
+        given = z.repeat(1 + n_heads, 1, 1, 1, 1)  # the first as it is, for all senders before
         for head in range(n_heads):
-            patched[head, :, :, head] = part.source["head_z", number][:, positions, head]
+            given[1 + head, :, :, head] = part.source["head_z", number][:, positions, head]
+        written = found[number].out.forward(given.flatten(-2))
+        written = torch.cat([written[:1].expand(n_before, -1, -1, -1), written[1:]])
         resid = torch.cat([state, resid.expand(n_heads, *resid.shape)])
-        patched = torch.cat([z.expand(n_before, *z.shape), patched])
         places = torch.arange(part.length, device=z.device)[positions].repeat(resid.shape[1])
         step = max(1, get_step_size(state.device) // (resid.shape[1] * resid.shape[2]))
         state = torch.cat(
@@ -350,10 +351,10 @@ def run_senders(
                     found[number],
                     part.calls[number],
                     some.flatten(0, 2),
-                    given.flatten(0, 2),
+                    adds.flatten(0, 2),
                     places.repeat(len(some)),
                 ).view(some.shape)
-                for some, given in zip(resid.split(step), patched.split(step), strict=True)
+                for some, adds in zip(resid.split(step), written.split(step), strict=True)
             ]
         )
 
@@ -363,11 +364,13 @@ def run_frozen(
     layer: Layer,
     call: BlockCall,
     resid_pre: Float[Tensor, "token d_model"],
-    head_z: Float[Tensor, "token head d_head"],
+    written: Float[Tensor, "token d_model"],
     positions: Int[Tensor, " token"],
 ) -> Float[Tensor, "token d_model"]:
-    """`resid_post` of one layer where what its heads mix together is given."""
-    with projections_off(layer), redirect(loaded.model, lambda _: (head_z[None], None)):
+    """`resid_post` of one layer where what its attention's output matrix writes is given."""
+    layout = loaded.layout
+    mixed = resid_pre.new_zeros(1, len(resid_pre), layout.n_heads, layout.d_value)
+    with attention_given(layer, written), redirect(loaded.model, lambda _: (mixed, None)):
         return layer.run(resid_pre, call, positions)
 
 
