@@ -778,16 +778,14 @@ shared = model.n_heads // hooks.count_heads(model, "k")  # query heads on a key
 receivers = sorted({(layer, head // shared) for layer, head in matching})
 size = model.n_layers, model.n_heads, n_sequences
 into = {site: torch.zeros(size) for site in ("k", "v")}  # what B loses
-for at, site in product(place.unique().tolist() if receivers else (), into):
+for at in place.unique().tolist() if receivers else ():
     some = (place == at).nonzero()[:, 0]
-    found = patching.patch_paths(
-        model,
-        in_b[some],
-        in_d[some],
-        [patching.Node(site, *head, start + at) for head in receivers],
-        answers=[pairs[i] for i in some],
-    )
-    into[site][..., some] = -found.effect
+    here = [(*head, start + at) for head in receivers]
+    nodes = [[patching.Node(site, *one) for one in here] for site in into]
+    rows, right = (in_b[some], in_d[some]), [pairs[i] for i in some]
+    found = patching.patch_paths_to_each(model, *rows, nodes, answers=right)
+    for site, effect in zip(into, -found.effect, strict=True):
+        into[site][..., some] = effect
 
 # %%
 (sender,) = attribution.find_largest_heads(into["k"][..., ::2].mean(-1), 1)

@@ -35,7 +35,7 @@ templates_of: str = ""  # "own" or "paper"; "" for "paper" on gpt2-small alone
 n_prompts: int = 40  # of each sample, for behaviour and attribution, 20 to 2000
 n_patched: int = 30  # of these, searched, 10 to 2000
 n_tested: int = 10  # of other sentences and names, tested, 10 to 2000
-n_reference: int = 80  # prompts behind the means of knock-outs, 40 to 2000
+n_reference: int = 60  # prompts behind the means of knock-outs, 40 to 2000
 n_random_sets: int = 10  # random sets to compare with, 10 to 200
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # cpu, or cuda where there is a GPU
@@ -182,7 +182,7 @@ run.table(
 
 # %%
 searched = chosen.first(n_patched)
-few = chosen.first(max(5, n_patched // 6))
+few = chosen.first(max(3, n_patched // 6))
 TURNED = {"the other name is repeated": "S2_is_IO"}
 TURNED["the names change places"] = "order_swapped_S2_is_IO"
 turned = {}
