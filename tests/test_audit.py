@@ -10,17 +10,20 @@ from shared.transcripts import continued, read_options, scored
 from studies.faithfulness import audit, causes, questions, transcripts
 
 STYLES = ("terse", "verbose", "hedged")
+NAMES = ("Ann", "Ben", "Cora", "Dan", "Eve", "Finn", "Gail", "Hugh")
 
 
 def write_rows(n, seed=0, tasks=("addition", "letters")):
     """Transcripts of questions whose options, style and batch are drawn at random, independent of any label."""
-    generator = np.random.default_rng(seed)
+    generator, names = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     rows = []
     for task in tasks:
         for number in range(n):
             right, other = generator.permutation(9)[:2]
             first, second = generator.permutation([right, other])
-            told = f"{STYLES[generator.integers(3)]} case {number}"
+            told = (
+                f"{STYLES[generator.integers(3)]} case {number} of {NAMES[names.integers(8)]} at {names.integers(1000)}"
+            )
             line = f"Question: {told}? Is it {first} or {second}?"
             cells = {"style": told.split()[0], "right": right, "other": other}
             cells |= {"batch": int(generator.integers(4)), "weight": int(generator.integers(100))}
@@ -54,6 +57,10 @@ CONFOUNDS = {
         ^ (table["text"].str.extract(r"Is it (\d)")[0].to_numpy() == table["right"].to_numpy())
     ),
     "weight is odd": lambda table: table["weight"].to_numpy() % 2 == 1,
+    "the question's capitalised word 1": lambda table: table["question"].str.contains("Ann|Cora|Eve|Hugh").to_numpy(),
+    "the question's digits add up to odd": lambda table: np.array(
+        [sum(int(sign) for sign in told if sign.isdigit()) % 2 == 1 for told in table["question"]]
+    ),
 }
 
 
@@ -66,6 +73,16 @@ def test_a_planted_confound_is_named_in_every_task_and_refused(embedded, name):
     assert (told["factor"] == name).sum() == 2, told
     (kind,) = set(told.loc[told["factor"] == name, "kind"])
     assert set(found.tasks["kind"]) == {kind}
+
+
+def test_which_question_of_a_pair_came_first_is_a_factor(embedded, monkeypatch):
+    monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})
+    table = write_rows(160)
+    table["pair"] = np.random.default_rng(0).permutation(80).repeat(2)[np.tile(place(table[:160]), 2)]
+    earlier = place(table) % 2 == 0
+    found = audit.audit(embedded, table, plant(table, earlier), seed=0)
+    assert "place in the task, the earlier of its pair" in set(found.cells.query("surely >= 0.6")["factor"])
+    assert len(found.refused_tasks) == 2
 
 
 def test_a_confound_too_weak_for_a_task_is_found_over_all(embedded):

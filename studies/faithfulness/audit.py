@@ -45,9 +45,12 @@ BINS = 5
 """Levels of a factor that is a number, by its quantiles within the task."""
 FEW_LEVELS = 12
 """A column of numbers with more is put into bins, a factor with more is not crossed with another."""
-KINDS = ("design", "length", "answer", "place", "two together", "text")
+QUESTION, CHAIN = "the question's ", "the chain's "
+NAMES, NUMBERS = 4, 3
+"""Of a text, how many of its capitalised words, which hold all names, and of its numbers are factors each."""
+KINDS = ("design", "length", "answer", "place", "wording", "two together", "text")
 """What was varied on purpose or can be seen in a transcript; where its parts end; what the model answered; the
-question's place; two of the first kind; what is fitted to the text."""
+question's place; names and numbers of a text; two of the first kind; what is fitted to the text."""
 COLUMNS = ["factor", "kind", "auroc", "low", "high", "surely", "n"]
 MEASURED = re.compile(
     r"label|task|question|number|pair|text|before|token_ids|line|reasoning|contradicts|follows|names_first|logit_difference"
@@ -193,7 +196,13 @@ def list_factors(table: pd.DataFrame, *, own: bool = False, besides: Sequence[st
     ends = [_find_ends(*row) for row in zip(told, table["right"].astype(str), table["other"].astype(str), strict=True)]
     for name, of_name in zip(("named first", "named last"), zip(*ends, strict=True), strict=True):
         found[f"the right candidate is {name}"] = pd.Series(of_name, index=table.index)
+    found |= read_wording(told.str.extract(r"(?:Question: )?([^\n]*?)(?: Is it |\n|$)")[0], QUESTION)
+    if not own:
+        found |= read_wording(told.str.extract(r"\nReasoning: ([^\n]*)")[0], CHAIN)
     number = table["number"] if "number" in table else number_questions(table)
+    if "pair" in table:
+        first_of_pair = number.groupby([table["task"], table["pair"]]).transform("min")
+        found[f"{PLACE}, the earlier of its pair"] = number == first_of_pair
     levels = {name: _as_levels(values, table["task"]) for name, values in found.items()}
     levels |= {
         f"{name} is odd": (values % 2).astype(str).to_numpy()
@@ -212,6 +221,31 @@ def list_factors(table: pd.DataFrame, *, own: bool = False, besides: Sequence[st
     levels |= {f"{PLACE}, early or late": _as_bins(number, table["task"])}
     levels = {name: values for name, values in (levels | crossed).items() if 1 < len(set(values)) <= len(table) / 2}
     return dict(sorted(levels.items(), key=lambda item: KINDS.index(_name_kind(item[0]))))
+
+
+def read_wording(texts: pd.Series, of: str) -> dict[str, pd.Series]:
+    """Which names a text has, and whether its numbers, the sum of its digits and the number of its words are odd.
+
+    >>> found = read_wording(pd.Series(["Ann has 21 keys.", "Bob has 30 keys."]), "its ")
+    >>> [(name, list(values)) for name, values in found.items() if values.nunique() > 1]
+    [('its capitalised word 1', ['Ann', 'Bob']), ('its number 1 is odd', ['True', 'False'])]
+
+    Args:
+        texts: one for each row.
+        of: what the names of the factors begin with.
+    """
+    texts = texts.fillna("").astype(object)
+    words, names, numbers = (texts.str.findall(kind) for kind in (r"[^\W\d]+", r"\b[A-Z][a-z]+", r"\d+"))
+    found = {
+        f"{of}capitalised word {place + 1}": names.str[place].astype(object).fillna("none") for place in range(NAMES)
+    }
+    for place in range(NUMBERS):
+        value = pd.to_numeric(numbers.str[place], errors="coerce")
+        found[f"{of}number {place + 1} is odd"] = (value % 2 == 1).astype(str).where(value.notna(), "none")
+    digits = texts.str.replace(r"\D", "", regex=True).map(lambda run: sum(map(int, run)))
+    found[f"{of}digits add up to odd"] = digits % 2
+    found[f"{of}number of words is odd"] = words.str.len() % 2
+    return found
 
 
 def compare_candidates(table: pd.DataFrame) -> pd.Series:
@@ -290,6 +324,8 @@ def _name_kind(name: str) -> str:
         return "text"
     if name.startswith(PLACE):
         return "place"
+    if name.startswith((QUESTION, CHAIN)):
+        return "wording"
     if name.startswith(("at_", "characters")) and WITH not in name:
         return "length"
     if name == "answer":

@@ -408,7 +408,7 @@ for measure in causes.MEASURES:
 #
 # *Every* factor of the design is tried on every label of what the model did, stored or not, alone and two at a time: each
 # column; the order of the options as the text has it; which candidate is larger, first and last; the question's number, modulo
-# and in blocks; n-grams of what the model was given. Within each task, in folds of questions.
+# and in blocks; names, and whether numbers are odd; n-grams of what the model was given. Within each task, in folds of questions.
 #
 # **What we expect.** A task is refused where a factor surely exceeds an AUROC of {glue:text}`audit_bound`, all factors
 # counted. The others pass together if every factor is surely below, and are undecided else.
