@@ -17,8 +17,9 @@ from torch import Tensor
 from helpers import InputError, hooks
 from helpers.claims import Estimate, average, average_groups, shorten
 from helpers.engine import backends
+from helpers.engine.architectures import get_final_norm, unembed
 from helpers.engine.inputs import as_count, as_list, as_tensor, as_whole, as_wholes, is_row, make_generator
-from helpers.engine.sites import Positions, Prompts, check_site, locate_positions
+from helpers.engine.sites import Captured, Positions, Prompts, check_site, locate_positions
 from helpers.folds import Folds, Groups, Labels, check_labels, resolve_folds
 from helpers.hooks import Head
 from helpers.models import LoadedModel
@@ -27,7 +28,7 @@ from helpers.probes import PENALTIES, cross_validate, standardise_site
 
 def read_output(
     loaded: LoadedModel,
-    prompts: Prompts,
+    prompts: Prompts | Captured,
     positive: Sequence[int],
     negative: Sequence[int],
     *,
@@ -37,22 +38,41 @@ def read_output(
 
     Args:
         loaded: on any backend.
-        prompts: texts, or token ids of any lengths.
+        prompts: texts, or token ids of any lengths; or, on plain Hugging Face, what `hooks.capture` kept of the last
+            layer's `resid_post`, read at all its positions, so that nothing runs again.
         positive: token ids.
         negative: others.
         positions: where to read, as for `hooks.capture`.
 
     Raises:
-        InputError: no token, one on both sides, or one that the model does not have.
+        InputError: no token, one on both sides, or one that the model does not have; states of another layer.
     """
-    logits = hooks.capture(loaded, prompts, "logits", positions=positions)["logits"]
     positive, negative = as_wholes(positive), as_wholes(negative)
+    n_tokens = backends.get_huggingface_model(loaded).get_output_embeddings().weight.shape[0]
     for tokens in (positive, negative):
-        if not tokens or not all(0 <= token < logits.shape[2] for token in tokens):
-            raise InputError(f"answer tokens {list(tokens)}: legal are 0 to {logits.shape[2] - 1}, at least one")
+        if not tokens or not all(0 <= token < n_tokens for token in tokens):
+            raise InputError(f"answer tokens {list(tokens)}: legal are 0 to {n_tokens - 1}, at least one")
     if both := set(positive) & set(negative):
         raise InputError(f"answer token {min(both)} is on both sides")
-    return logits[..., list(positive)].logsumexp(-1) - logits[..., list(negative)].logsumexp(-1)
+    asked = torch.tensor([*positive, *negative])
+    if isinstance(prompts, Captured):
+        logits = _read_logits(loaded, prompts, asked)
+    else:
+        logits = hooks.capture(loaded, prompts, "logits", positions=positions)["logits"][..., asked]
+    one, other = logits.split([len(positive), len(negative)], dim=-1)
+    return one.logsumexp(-1) - other.logsumexp(-1)
+
+
+def _read_logits(
+    loaded: LoadedModel, states: Captured, tokens: Int[Tensor, " token"]
+) -> Float[Tensor, "row position token"]:
+    """Logits of some tokens after the states that left the last layer."""
+    if loaded.backend != "huggingface" or "resid_post" not in states.values or loaded.n_layers - 1 not in states.layers:
+        raise InputError("no last layer's resid_post in the states, or another backend: legal are prompts there")
+    model, layout = loaded.model, loaded.layout
+    resid = states["resid_post"][:, states.layers.index(loaded.n_layers - 1)].to(loaded.device, model.dtype)
+    with torch.inference_mode():
+        return unembed(model, layout, get_final_norm(model, layout)(resid), tokens).float().cpu()
 
 
 def score_baselines(
@@ -64,6 +84,7 @@ def score_baselines(
     answers: tuple[Sequence[int], Sequence[int]],
     rules: Mapping[str, Sequence[float]],
     positions: Positions = "last",
+    states: Captured | None = None,
     folds: int | Folds = 5,
     seed: int,
 ) -> dict[str, Float[Tensor, " row"]]:
@@ -82,11 +103,12 @@ def score_baselines(
         answers: positive and negative tokens, as for `read_output`.
         rules: by name, each with a score for each row.
         positions: where to read, as for `hooks.capture`.
+        states: of the texts at these positions, as for `read_output`, where they are at hand.
         folds: how many, at least three, or the number of each row's.
         seed: of the folds.
 
     Raises:
-        InputError: as `scores.evaluate` and `read_output`.
+        InputError: as `scores.evaluate` and `read_output`; states of other texts or positions.
     """
     checked, _ = check_labels(labels, groups)
     folds = resolve_folds(checked, groups, folds, seed)
@@ -95,8 +117,13 @@ def score_baselines(
     if not isinstance(rules, Mapping):
         raise InputError(f"rules {str(rules)[:60]}: legal are scores by name")
     unfitted = {f"rule: {name}": as_tensor(values, f"rule {name!r}").float() for name, values in rules.items()}
-    output = read_output(loaded, texts, *answers, positions=positions)
-    names = locate_positions(positions, torch.tensor([len(loaded.encode(text)) for text in texts]))[0]
+    lengths = torch.tensor([len(loaded.encode(text)) for text in texts])
+    names = locate_positions(positions, lengths)[0]
+    if states is not None and (states.positions != names or not torch.equal(states.lengths, lengths)):
+        raise InputError(
+            f"states at {', '.join(states.positions)}: legal are those of the texts, at {', '.join(names)}"
+        )
+    output = read_output(loaded, texts if states is None else states, *answers, positions=positions)
     unfitted |= {f"the model's output at {name}": column for name, column in zip(names, output.T, strict=True)}
     for name, values in unfitted.items():
         if values.shape != (len(checked),) or not values.isfinite().all():
@@ -134,10 +161,7 @@ def score_text(
         folds: how many, at least three, or the number of each row's.
         seed: of the folds.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import PredefinedSplit, cross_val_predict
-    from sklearn.pipeline import make_pipeline
+    from sklearn.feature_extraction.text import CountVectorizer
 
     checked, _ = check_labels(labels, groups)
     texts = as_list(texts)
@@ -154,16 +178,12 @@ def score_text(
     }
     scores = {}
     for name, options in kinds.items():
-        read = TfidfVectorizer(**options).build_analyzer()
-        counted = [read(text) for text in texts]  # once, and not for every fold
+        read = CountVectorizer(**options).build_analyzer()
+        grams = [read(text) for text in texts]
         if of_rows is not None:
-            counted = [
-                some + [f"{domain}: {one}" for one in some] for domain, some in zip(of_rows, counted, strict=True)
-            ]
-        model = make_pipeline(TfidfVectorizer(analyzer=list), LogisticRegression(max_iter=1000))
-        split = PredefinedSplit(folds.numpy())
-        found = cross_val_predict(model, counted, checked, cv=split, method="decision_function")
-        scores[name] = torch.from_numpy(found).float()
+            grams = [some + [f"{domain}: {one}" for one in some] for domain, some in zip(of_rows, grams, strict=True)]
+        counts = CountVectorizer(analyzer=list).fit_transform(grams)  # once, and not for every fold
+        scores[name] = _score_counts(counts, checked, folds.numpy())
     z = standardise_site(_mean_embedding(loaded, texts), len(checked))
     if of_rows is not None:
         inside = [torch.tensor([other == domain for other in of_rows])[:, None] for domain in dict.fromkeys(of_rows)]
@@ -171,6 +191,22 @@ def score_text(
     tasks = torch.from_numpy(checked)[:, None]
     scores["mean of the input embeddings"] = cross_validate(z, tasks, folds, "ridge", PENALTIES["ridge"]).scores[0]
     return scores
+
+
+def _score_counts(counts: Any, labels: np.ndarray, folds: np.ndarray) -> Float[Tensor, " row"]:
+    """TF-IDF with logistic regression, of counts by row and term; a fold knows the terms of its training rows alone."""
+    from sklearn.feature_extraction.text import TfidfTransformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    scores = np.empty(len(labels))
+    for fold in set(folds):
+        held = folds == fold
+        met = counts[~held].getnnz(axis=0) > 0
+        model = make_pipeline(TfidfTransformer(), LogisticRegression(max_iter=1000))
+        model.fit(counts[~held][:, met], labels[~held])
+        scores[held] = model.decision_function(counts[held][:, met])
+    return torch.from_numpy(scores).float()
 
 
 def _mean_embedding(loaded: LoadedModel, texts: Sequence[str]) -> Float[Tensor, "row d_model"]:

@@ -1,5 +1,6 @@
 """What the text, the output and random heads give by themselves."""
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -8,8 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from shared.planted import words
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.pipeline import make_pipeline
 
-from helpers import baselines, claims
+from helpers import baselines, claims, hooks
 from helpers.folds import assign_folds
 from helpers.scores import tabulate
 
@@ -51,6 +56,47 @@ def test_the_output_baseline_is_the_difference_of_log_probabilities(load_tiny):
         for column, place in enumerate((-1, -2)):
             expected = (logits[place, [40, 41]].sum() / logits[place, 50]).log()
             assert float(found[row, column]) == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "gpt_neox"])
+def test_the_output_read_off_the_last_states_is_that_of_a_run(load_tiny, family):
+    loaded, texts = load_tiny(family), ["the cat sat", "on the mat", "the the the the"]
+    places = {"end": -1, "before": -2}
+    states = hooks.capture(loaded, texts, "resid_post", positions=places)
+    run = baselines.read_output(loaded, texts, [40, 41], [50], positions=places)
+    torch.testing.assert_close(baselines.read_output(loaded, states, [40, 41], [50]), run, atol=1e-5, rtol=0)
+
+
+def test_states_that_are_not_of_the_texts_are_refused(load_tiny, refused):
+    loaded, texts = load_tiny("llama"), ["the cat", "a mat", "tea", "hat", "cup", "pen"]
+    states = hooks.capture(loaded, texts, "resid_post")
+    labels, groups = [True, False] * 3, [0, 0, 1, 1, 2, 2]
+    options = {"answers": ([1], [2]), "rules": {}, "seed": 0, "folds": 3}
+    for wrong in (states.select([5, 4, 3, 2, 1, 0]), dataclasses.replace(states, positions=("end",))):
+        with refused("states at", "legal are those of the texts, at last"):
+            baselines.score_baselines(loaded, texts, labels, groups, states=wrong, **options)
+    with refused("no last layer's resid_post"):
+        baselines.read_output(loaded, hooks.capture(loaded, texts, "resid_post", layers=[0]), [1], [2])
+    found = [
+        baselines.score_baselines(loaded, texts, labels, groups, states=some, **options) for some in (None, states)
+    ]
+    for name, values in found[0].items():
+        torch.testing.assert_close(found[1][name], values, atol=1e-5, rtol=0)
+
+
+def test_terms_counted_once_score_as_if_each_fold_had_read_its_texts_alone(load_tiny):
+    labels, groups = words(20, 4)
+    texts = [f"w{group} {'sat' if (i * 7) % 5 else 'lay'} by {i % 6}" for i, group in enumerate(groups)]
+    folds = assign_folds(labels, groups, n_folds=4, seed=0)
+    found = baselines.score_text(load_tiny("llama"), texts, labels, groups, folds=folds, seed=0)
+    for name, options in (
+        ("word n-grams", {"ngram_range": (1, 2), "token_pattern": r"\S+"}),
+        ("character n-grams", {"analyzer": "char_wb", "ngram_range": (2, 4)}),
+    ):
+        model = make_pipeline(TfidfVectorizer(**options), LogisticRegression(max_iter=1000))
+        split = PredefinedSplit(folds.numpy())
+        expected = cross_val_predict(model, texts, labels, cv=split, method="decision_function")
+        torch.testing.assert_close(found[name], torch.tensor(expected).float(), atol=1e-4, rtol=0)
 
 
 # Random sets of heads

@@ -175,9 +175,16 @@ def get_final_norm(model: AnyModule, layout: Layout) -> AnyModule:
     return model.base_model.get_submodule(layout.final_norm)
 
 
-def unembed(model: AnyModule, layout: Layout, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... token"]:
-    """Logits of what left the final norm."""
-    return scale_logits(model, layout.logit_scale, model.get_output_embeddings()(normed))
+def unembed(
+    model: AnyModule, layout: Layout, normed: Float[Tensor, "... d_model"], tokens: Int[Tensor, " token"] | None = None
+) -> Float[Tensor, "... token"]:
+    """Logits of what left the final norm, of all tokens or of some."""
+    unembedding = model.get_output_embeddings()
+    if tokens is None:
+        return scale_logits(model, layout.logit_scale, unembedding(normed))
+    bias = getattr(unembedding, "bias", None)
+    raw = torch.nn.functional.linear(normed, unembedding.weight[tokens], None if bias is None else bias[tokens])
+    return scale_logits(model, layout.logit_scale, raw)
 
 
 def scale_logits(model: AnyModule, logit_scale: float, raw: Tensor) -> Tensor:

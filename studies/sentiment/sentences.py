@@ -84,6 +84,16 @@ class Sentiment:
         return pd.DataFrame({name: getattr(self, source) for name, source in names.items()} | self.positions)
 
 
+def encode_verdicts(loaded: LoadedModel) -> tuple[list[int], list[int]]:
+    """The first token of each word of praise, and of each of blame, as it stands within a text.
+
+    Args:
+        loaded: with a tokenizer.
+    """
+    praise, blame = ([encode_word(loaded, word) for word in side] for side in VERDICT_WORDS)
+    return praise, blame
+
+
 def draw_sentiment(
     loaded: LoadedModel, *, n_words: int, seed: int, families: Sequence[Family] | None = None
 ) -> Sentiment:

@@ -152,13 +152,7 @@ best = sweep.best()
 # praise against five of blame as the next token.
 
 # %%
-answers = tuple(
-    [
-        model.tokenizer.encode(f" {word}", add_special_tokens=False)[0]
-        for word in side
-    ]
-    for side in sentences.VERDICT_WORDS
-)
+answers = sentences.encode_verdicts(model)
 without = baselines.score_baselines(
     model,
     data.texts,
@@ -167,6 +161,7 @@ without = baselines.score_baselines(
     answers=answers,
     rules={"length of the text": [len(text) for text in data.texts]},
     positions={place: data.positions[place] for place in PLACES},
+    states=activations,
     folds=sweep.folds,
     seed=seed,
 )

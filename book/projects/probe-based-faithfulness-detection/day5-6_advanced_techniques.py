@@ -143,14 +143,8 @@ stream = swept("resid_post", list(positions))
 best = {place: best_at(stream, place) for place in positions}
 
 # %%
-answers = tuple(
-    [
-        model.tokenizer.encode(f" {word}", add_special_tokens=False)[0]
-        for word in side
-    ]
-    for side in sentences.VERDICT_WORDS
-)
-own = baselines.read_output(model, data.texts, *answers, positions=positions)
+answers = sentences.encode_verdicts(model)
+own = baselines.read_output(model, activations, *answers)
 text_scores = baselines.score_text(
     model, data.texts, data.labels, words, folds=stream.folds, seed=seed
 )
@@ -577,30 +571,37 @@ stream_fresh = hooks.capture(model, fresh.texts, "resid_post", layers=[chosen])
 before = stream_fresh["resid_post"][:, 0, 0]
 side = torch.where(torch.tensor(fresh.labels), 1.0, -1.0)
 
-
-def answers_with(*edits):
-    with hooks.intervene(model, *edits):
-        found = baselines.read_output(model, fresh.texts, *answers)
-    return found[:, 0]
+# %%
 
 
-def moved(direction, how):
-    """By how much each sentence's answer moves to the other side."""
+def change(direction, how):
+    """What is added to each sentence's last token."""
     unit = direction / direction.norm()
     unit = unit * torch.sign(unit @ gap_of_means)
     if how == "push":
-        change = -side[:, None] * unit * gap_of_means.norm()
-    else:
-        change = -((before - x.mean(0)) @ unit)[:, None] * unit
-    edit = hooks.Edit("resid_post", chosen, change, "add", position=-1)
-    return (side * (answer - answers_with(edit))).numpy()
+        return -side[:, None] * unit * gap_of_means.norm()
+    return -((before - x.mean(0)) @ unit)[:, None] * unit
 
 
-answer = baselines.read_output(model, fresh.texts, *answers)[:, 0]
-effects = {
-    (kind, how): np.stack([moved(one, how) for one in some])
-    for kind, some in directions.items()
-    for how in ("push", "ablate")
+# %%
+ways = [(kind, how) for kind in directions for how in ("push", "ablate")]
+added = {
+    way: torch.stack([change(one, way[1]) for one in directions[way[0]]])
+    for way in ways
+}
+every = torch.cat([torch.zeros_like(before)[None], *added.values()])
+asked = torch.tensor([*answers[0], *answers[1]]).expand(len(fresh.texts), -1)
+found = hooks.nudge(model, fresh.texts, asked, every, layer=chosen)
+
+# %%
+praise, blame = found.logits.tensor_split([len(answers[0])], dim=-1)
+answer, *changed = (praise.logsumexp(-1) - blame.logsumexp(-1)).split(
+    [1, *map(len, added.values())]
+)
+answer = answer[0]
+effects = {  # by how much each sentence's answer moves to the other side
+    way: (side * (answer - some)).numpy()
+    for way, some in zip(ways, changed, strict=True)
 }
 
 # %% tags=["hide-input"]
