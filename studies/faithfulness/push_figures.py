@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,25 +18,36 @@ from studies.faithfulness.pushes import DEARER, HALF, KEPT, MEANS, PROBE, UNEMBE
 COLOURS = {PROBE: plots.ORANGE, MEANS: plots.BLUE, UNEMBEDDING: plots.INK}
 
 
+def show_reading(table: pd.DataFrame, *, caption: str) -> dict[str, str]:
+    """The AUROC by layer at each position of a sweep's table, and from which layer on it is .99."""
+    alt = "By layer the AUROC of a probe, at two places."
+    with plots.draw_figure("reading", caption=caption, alt=alt, width=8.0, height=2.6, ncols=2, sharey=True) as (
+        _,
+        axes,
+    ):
+        for panel, (place, rows) in zip(axes, table.groupby("position", sort=False), strict=True):
+            plots.draw_layer_curve(panel, rows, null=False)
+            panel.set(title=place, ylim=(0.25, 1.03))
+            panel.label_outer()
+    positions = table.groupby("position", sort=False)
+    return {str(place): find_first(rows["auroc"], rows["layer"], 0.99) for place, rows in positions}
+
+
 def show_depth(
     layers: Sequence[int],
-    read: Mapping[str, Sequence[float]],
     pushed: Mapping[str, Float[Tensor, " layer"]],
     swapped: Float[Tensor, " layer"],
     *,
-    pushed_layers: Sequence[int],
     caption: str,
 ) -> None:
-    """By layer and place: how well the list is read, and what share of names a push turns; at the first place also what
-    another name's whole state does."""
-    alt = "By layer the AUROC of a probe and the share of names that a push turns, at two places."
+    """By layer and place what share of names a push turns; at the first place also what another's whole state does."""
+    alt = "By layer the share of names that a push turns, at two places."
     with plots.draw_figure("depth", caption=caption, alt=alt, width=8.0, ncols=len(pushed), sharey=True) as (_, axes):
         for panel, (place, turned) in zip(axes, pushed.items(), strict=True):
-            panel.plot(layers, read[place], color=plots.GREY, label="read: AUROC of a probe")
-            panel.plot(pushed_layers, turned, "o-", color=plots.BLUE, ms=4, label="turned by a push")
+            panel.plot(layers, turned, "o-", color=plots.BLUE, ms=4, label="turned by a push")
             panel.set(xlabel="layer", title=place)
-        axes[0].plot(pushed_layers, swapped, "s--", color=plots.ORANGE, ms=4, label="turned by the whole state")
-        axes[0].set(ylabel="AUROC, or share of names", ylim=(-0.05, 1.05))
+        axes[0].plot(layers, swapped, "s--", color=plots.ORANGE, ms=4, label="turned by the whole state")
+        axes[0].set(ylabel="share of names", ylim=(-0.05, 1.05))
         axes[0].legend(loc="center left", fontsize=9)
 
 

@@ -42,6 +42,7 @@ n_few_controls: int = 7  # of them for pushes at many tokens, 2 to 100
 n_passages: int = 4  # of a novel, to see what a push breaks, 2 to 40
 n_listed: int = 24  # names on the organism's list, 16 to 60
 n_new: int = 60  # names that its training never showed, 16 to 100
+learned_half: int = 0  # of the listed names, the half that is learned from, 0 to 1; the other is pushed
 organism_seed: int = 0  # of its names and its training, 0 to 999999
 seed: int = 0  # of all other sampling, 0 to 998000
 device: str = "cpu"  # cpu, or cuda where there is a GPU
@@ -74,26 +75,46 @@ names, readers = pushes.find_organisms(
     model, n_listed=n_listed, n_new=n_new, seed=organism_seed
 )
 half = n_listed // 2
+halves = slice(half), slice(half, 2 * half)
 places = CUE, AFTER = "cue", "all after the name"
-learned = pushes.draw_partners(names, slice(half), seed=seed + 1000)
-fresh = pushes.draw_partners(names, slice(half, half + n_names), seed=seed)
+learned = pushes.draw_partners(names, halves[learned_half], seed=seed + 1000)
+fresh = pushes.draw_partners(names, halves[1 - learned_half], seed=seed)
+fresh = fresh[: 2 * n_names]  # a listed one and another take turns
 of_list = (learned["group"] == "listed").tolist()
 who = learned["name"].tolist()
 
 
+# %%
 def read(reader):
     """Of the names that are learned from, the mean state at each place."""
     agreeing = pushes.draw_agreeing(reader, learned)
-    return pushes.read_means(
-        reader, agreeing, places, layers=range(model.n_layers)
-    )
+    every = range(model.n_layers)
+    return pushes.read_means(reader, agreeing, places, layers=every)
 
+
+if readers:
+    states = read(readers["list"])
+    options = {"types": None, "n_permutations": 0, "seed": seed}
+    swept = probes.sweep(states, of_list, who, **options).table()
+
+# %% tags=["hide-input"]
+readable = "No organism is kept for this model, so nothing was read or pushed where the truth is known."
+if readers:
+    read_from = push_figures.show_reading(
+        swept,
+        caption=f"Where the list can be read: AUROC of a probe by layer, on names it was not trained on, with 95 % intervals over the {len(who)} names; dotted: chance.",
+    )
+    readable = f"At the cue, the last token before the answer, a probe can tell listed names from others from {read_from[CUE]} on, and in the mean over all tokens after the name from {read_from[AFTER]} on (AUROC of .99)."
+run.value("readable", readable)
+
+# %% [markdown]
+# {glue:text}`readable` Does the answer hang on it? We push in every other layer; and, as the most that can be done there, put
+# another name's whole state in its place.
 
 # %%
 deep = range(model.n_layers // 5, 5 * model.n_layers // 6, 2)
 turned_at, chosen = {}, {}
 if readers:
-    states = read(readers["list"])
     others = learned[learned["group"] == "others"][:4]
     first = pushes.draw_conflicts(readers["list"], others)
     for place in places if first.units else ():
@@ -104,8 +125,6 @@ if readers:
 
 # %%
 if readers:
-    options = {"types": None, "n_permutations": 0, "seed": seed}
-    swept = probes.sweep(states, of_list, who, **options).table()
     both = pushes.draw_conflicts(readers["list"], fresh)
     cases = both.select(both.signs[:: both.size] > 0)  # towards the list
     if len(cases.units) < pushes.LEAST or not chosen:
@@ -124,13 +143,8 @@ for place, layer in chosen.items():
     )
 
 # %% tags=["hide-input"]
-story = "No organism is kept for this model, so nothing was pushed where the truth is known."
+story = "Nothing was pushed where the truth is known."
 if readers:
-    of_place = swept.set_index("position")["auroc"]
-    read_from = [
-        push_figures.find_first(of_place[place], range(model.n_layers), 0.99)
-        for place in places
-    ]
     decided = push_figures.find_first(swapped[CUE], deep, 0.5)
     staying = (
         "in all layers tried" if decided == "no layer" else f"until {decided}"
@@ -140,21 +154,18 @@ if readers:
         for place, shares in turned_at.items()
     }
     push_figures.show_depth(
-        range(model.n_layers),
-        {place: of_place[place].tolist() for place in places},
+        deep,
         turned_at,
         swapped[CUE],
-        pushed_layers=deep,
-        caption=f"The list can be read from {read_from[0]} on at the cue; the whole state there turns most answers from {decided} on. "
-        f"By layer: the AUROC of a probe on other names ({len(who)} names); the share of names that a push of three doses turns (of {len(first.units)} that the layer is chosen on: at most {highest[CUE]} at the cue, {highest[AFTER]} after the name); and the share that turn when the cue's whole state is that of another name ({n_names} names).",
+        caption=f"The list can be read from {read_from[CUE]} on at the cue; the whole state there turns most answers from {decided} on. "
+        f"By layer: the share of names that a push of three doses turns (of {len(first.units)} that the layer is chosen on: at most {highest[CUE]} at the cue, {highest[AFTER]} after the name); and the share that turn when the cue's whole state is that of another name ({n_names} names).",
     )
     run.value(
         "turned_by_layer",
         {place: shares.tolist() for place, shares in turned_at.items()},
     )
     story = (
-        f"At the cue, the last token before the answer, a probe can tell listed names from others from {read_from[0]} on, and in the mean over all tokens after the name from {read_from[1]} on. "
-        f"But if the cue's whole state is replaced by that of another name (orange), most answers stay {staying}. So there the answer does not depend on what a probe reads at the cue. "
+        f"If the cue's whole state is replaced by that of another name (orange), most answers stay {staying}. So there the answer does not depend on what a probe reads at the cue. "
         f"If all tokens after the name are replaced in layer {chosen[AFTER]}, {claims.shorten(float(swapped[AFTER][0]))} of the names turn."
     )
 run.value("story", story)
@@ -436,8 +447,9 @@ run.value("mean_fall", float(fall.abs().mean()))
 # ## Where this breaks
 #
 # - **Choices were made after a look.** The doses, when a text counts as broken, pushing towards the list alone, how a layer is
-#   chosen where none turns a name, and the number of questions were changed with results in view. Some verdicts moved with
-#   them. So none of this is a test of a plan fixed beforehand, and the record reads the same names.
+#   chosen where none turns a name, and the number of questions were changed with results in view, on the names and questions
+#   that a default run pushes. So the run on record pushes the *other* half of the names, learns from these, and draws other
+#   questions (`learned_half`, `seed`): no choice had seen any of them pushed, and it was made once.
 # - **A push is not what the model does.** It goes further than states ever do; so a push that turns shows that something
 #   downstream would listen, not that anything speaks.
 # - **One layer, one direction.** What is spread over layers, or bent, is missed. Of the labels, contradiction alone was
