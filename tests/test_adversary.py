@@ -313,6 +313,9 @@ def test_a_label_of_behaviour_is_attacked_likewise(planted, expected, monkeypatc
 
 
 def test_bad_input_is_refused(refused):
+    for area, n_draws in ((0.5, 1), (1.0, 1), (0.9, 0)):
+        with refused(f"area = {area}, n_draws = {n_draws}"):
+            adversary.blur({}, area=area, n_draws=n_draws, seed=0)
     draw = plant(0, lambda style: along(0))
     with refused("one class"):
         adversary.fit_probes([draw], {"none": [np.array(draw.labels)]}, seed=0)
@@ -325,6 +328,35 @@ def test_bad_input_is_refused(refused):
     (one,) = fits[NAMES[0]]
     with refused("no row of one class in some fold"):
         adversary._choose_worst(one._replace(draw=draw._replace(labels=lacking)), NAMES)
+
+
+BLURRED = {
+    "much at the ceiling": (lambda style: along(0, size=3.0 if style == NAMES[0] else 1.5), "fails", "holds"),
+    "nothing": (lambda style: along(0, size=3.0), "fails", "fails"),
+    "much below it": (lambda style: along(0, size=0.8 if style == NAMES[0] else 0.1), "holds", "holds"),
+}
+
+
+@pytest.mark.parametrize("planted", BLURRED)
+def test_noise_shows_a_loss_that_the_ceiling_hides(planted):
+    direction, plain, blurred = BLURRED[planted]
+    fits = {NAMES[0]: fit(plant(0, direction, n_questions=60))[NAMES[0]]}
+    noisy = adversary.blur(fits, area=0.9, n_draws=3, seed=0)
+    lost = []
+    for some in (fits, noisy):
+        clean, attacked = adversary.read_clean(some, seed=0), adversary.attack(some, NAMES, seed=0)
+        lost.append(clean.lost_in(attacked))
+    assert [verdict(one) for one in lost] == [plain, blurred], lost
+    assert clean.area.value == pytest.approx(min(0.9, adversary.read_clean(fits, seed=0).area.value), abs=0.02)
+
+
+def test_noise_alone_costs_nothing():
+    costs = []
+    for seed in range(12):
+        noisy = adversary.blur(fit(plant(seed, lambda style: along(0, size=3.0))), area=0.9, n_draws=2, seed=seed)
+        costs.append(adversary.read_clean(noisy, seed=0).lost_in(adversary.attack(noisy, NAMES, seed=0)))
+    assert not [one for one in costs if verdict(one) == "holds"]
+    assert np.mean([one.low <= 0 for one in costs]) >= 0.9
 
 
 def test_separation_tells_more_from_less_where_an_auroc_is_one():

@@ -11,6 +11,7 @@ folds. Every AUROC compares scores within folds, as a mean over the training set
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from helpers import InputError, probes
 from helpers.claims import Estimate
+from helpers.engine.inputs import make_generator
 from helpers.models import LoadedModel
 from helpers.scores import combine, compute_separation
 from studies.faithfulness.hypotheses import (
@@ -41,6 +43,10 @@ from studies.faithfulness.hypotheses import (
     select_rows,
 )
 from studies.faithfulness.styles import mix_styles, read_cue, select_steady, take_each_style
+
+ROOM = 0.9
+"""The AUROC to which noise takes what is read too well to see a loss."""
+
 
 # Who is attacked
 
@@ -410,6 +416,40 @@ def recentre(fitted: Fitted, *, share: float | None = None) -> Fitted:
 def hold_out(fitted: Fitted) -> Float[Tensor, " row"]:
     """Each row's score by the classifier that was trained without its fold."""
     return fitted.scores[fitted.folds, fitted.folds, torch.arange(len(fitted.folds))]
+
+
+def blur(fits: Fits, *, area: float = ROOM, n_draws: int = 3, seed: int) -> dict[str, list[Fitted]]:
+    """The same with normal noise on every score, so much that rows told as the training set are read with about this
+    AUROC: what is lost near the ceiling, where an AUROC hardly moves, can be seen.
+
+    Between two normal distributions of one width an AUROC of A is a separation of the square root of two times the
+    normal quantile of A, and noise makes the width. Classifiers that read no better than that stay as they are.
+
+    Args:
+        fits: of `fit_probes` or `fit_words`.
+        area: above one half and below one.
+        n_draws: of the noise, each of which makes a training set of its own.
+        seed: of the noise.
+    """
+    from scipy.stats import norm
+
+    if not 0.5 < area < 1 or n_draws < 1:
+        raise InputError(f"area = {area}, n_draws = {n_draws}: legal are above 0.5 and below 1, and at least one draw")
+    wanted, generator = math.sqrt(2) * float(norm.ppf(area)), make_generator(seed)
+    found: dict[str, list[Fitted]] = {}
+    for number in range(n_draws):
+        for name, of_draw in fits.items():
+            blurred = []
+            for one in of_draw:
+                rows, labels = torch.from_numpy(one.training), torch.tensor(list(map(bool, one.draw.labels)))
+                scores = hold_out(one)[rows]
+                separation = float(compute_separation(scores, labels[rows], folds=one.folds[rows]))
+                gap = float(scores[labels[rows]].mean() - scores[~labels[rows]].mean())
+                width = gap * math.sqrt(max(0.0, 1 / wanted**2 - 1 / separation**2)) if separation > 0 else 0.0
+                noise = torch.from_numpy(generator.standard_normal(len(labels))).float()
+                blurred.append(one._replace(scores=one.scores + width * noise))
+            found[f"{name}, noise {number + 1}"] = blurred
+    return found
 
 
 def find_favourite(reading: Reading, draws: Sequence[Draw]) -> tuple[str, str, float]:
