@@ -195,23 +195,32 @@ def test_a_circuit_that_differs_by_chance_is_rarely_called_complete_or_not(many)
     assert found.count("holds") <= 3 and found.count("fails") <= 6
 
 
-def turn(out, own, controls):
-    return knock_outs.bound_turn(out.compare(np.vstack([own, *controls])))
+def turn(out, before, own, controls):
+    return knock_outs.bound_turn(out.compare(np.vstack([own, *controls])), out.average(-before))
 
 
 @pytest.mark.parametrize(
-    ("own", "control", "expected"),
-    [(0.7, -0.5, "holds"), (-0.3, -0.5, "fails"), (0.4, 1.2, "fails"), (0.1, -0.5, "depends")],
+    ("before", "own", "control", "expected"),
+    [
+        (-0.8, 0.7, -0.5, "holds"),
+        (-0.8, -0.3, -0.5, "fails"),
+        (-0.8, 0.4, 1.2, "fails"),
+        (-0.8, 0.1, -0.5, "depends"),
+        (0.5, 0.7, -0.5, "fails"),
+        (-0.1, 0.7, -0.5, "depends"),
+    ],
 )
-def test_negative_heads_turn_round_where_they_end_above_zero_and_above_their_controls(many, own, control, expected):
-    noise = np.random.default_rng(0).normal(scale=0.3, size=(4, 12))
-    assert verdict(turn(many, own + noise[0], control + noise[1:])) == expected
-    assert turn(many, own + noise[0], []) is None
+def test_negative_heads_turn_round_where_they_come_from_below_and_end_above_zero_and_their_controls(
+    many, before, own, control, expected
+):
+    noise = np.random.default_rng(0).normal(scale=0.3, size=(5, 12))
+    assert verdict(turn(many, before + noise[4], own + noise[0], control + noise[1:4])) == expected
+    assert turn(many, before + noise[4], own + noise[0], []) is None
 
 
 def test_heads_that_write_noise_rarely_turn_round(many):
-    noise = np.random.default_rng(0).normal(size=(200, 5, 12))
-    held = [verdict(turn(many, own, controls)) == "holds" for own, *controls in noise]
+    noise = np.random.default_rng(0).normal(size=(200, 6, 12))
+    held = [verdict(turn(many, before, own, controls)) == "holds" for before, own, *controls in noise]
     assert np.mean(held) <= 0.05
 
 

@@ -52,7 +52,7 @@ def test_edges_are_the_measured_sums_and_a_role_sends_nothing_to_itself(found):
 def test_attention_and_writing_are_correlated_within_each_name():
     looks = {"IO": torch.tensor([[[0.1, 0.2, 0.3]]]), "S": torch.tensor([[[0.7, 0.8, 0.9]]])}
     writes = {"IO": torch.tensor([[[1.0, 2.0, 3.0]]]), "S": torch.tensor([[[-8.0, -7.0, -6.0]]])}
-    assert tables.correlate(looks, writes, (0, 0)) == pytest.approx(1)
+    assert tables.correlate(looks, writes, (0, 0)) == pytest.approx({"IO": 1, "S": 1})
 
 
 def test_the_contrast_is_the_largest_difference():

@@ -231,7 +231,7 @@ def train(
     n_steps: int,
     seed: int,
     smeared: bool = False,
-    n_measured: int = 40,
+    n_measured: int = 80,
     vocabulary_size: int = 32,
     length: int = 32,
 ) -> tuple[AttentionOnly, dict[int, Measured]]:

@@ -25,6 +25,26 @@ def find_lasting(share: Float[NDArray, " layer"] | Tensor, least: float = 0.5) -
     return first if first < len(values) else "none"
 
 
+def describe_half(shares: Sequence[Estimate], *, below: bool = False) -> str:
+    """From which layer on a patch turns more than half, or less, on average and surely: "from layer 3 on (surely from
+    5)"; "in no layer" where it does not in the last.
+
+    >>> from helpers.claims import Estimate
+    >>> shares = [Estimate(value, value - 0.2, value + 0.2, 5) for value in (0.1, 0.6, 0.9)]
+    >>> describe_half(shares), describe_half(shares, below=True)
+    ('from layer 1 on (surely from 2)', 'in no layer')
+
+    Args:
+        shares: of the answer that turns, by layer.
+        below: whether less than half is asked for.
+    """
+    ends = [(-share.value, -share.high) if below else (share.value, share.low) for share in shares]
+    mean, sure = (find_lasting(np.array(some), -0.5 if below else 0.5) for some in zip(*ends, strict=True))
+    if mean == "none":
+        return "in no layer"
+    return f"from layer {mean} on (surely {'in none' if sure == 'none' else f'from {sure}'})"
+
+
 def describe_circuit(found: Search, passed: Mapping[tuple[str, Head], float]) -> str:
     """How many heads a search found, and how many of them are firm; "no circuit found" where there are none.
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from helpers import attribution, baselines, claims, patching
+from helpers import attribution, baselines, claims, hooks, patching
 from helpers.attribution import Attribution
 from helpers.baselines import AgainstControls, Controls
 from helpers.claims import Estimate
@@ -70,9 +70,10 @@ class KnockOuts:
         kept = set(map(_as_pair, heads))
         return [head for head in np.ndindex(self.loaded.n_layers, self.loaded.n_heads) if head not in kept]
 
-    def draw_controls(self, heads: Sequence[Head]) -> Controls:
-        """Sets to compare with, none of which holds a head of the circuit."""
-        return baselines.draw_controls(self.loaded, heads, avoid=self.circuit, n_sets=self.n_sets, seed=self.seed)
+    def draw_controls(self, heads: Sequence[Head], avoid: Sequence[Head] = ()) -> Controls:
+        """Sets to compare with, none of which holds a head of the circuit or one to avoid."""
+        avoid = [*self.circuit, *avoid]
+        return baselines.draw_controls(self.loaded, heads, avoid=avoid, n_sets=self.n_sets, seed=self.seed)
 
     def average(self, values: ArrayLike | Tensor) -> Estimate:
         """The mean over templates, which are what differs most from prompt to prompt."""
@@ -108,16 +109,19 @@ class KnockOuts:
         )
 
 
-def average_templates(values: ArrayLike | Tensor, data: IOI, *, seed: int) -> Estimate:
+def average_templates(
+    values: ArrayLike | Tensor, data: IOI, *, seed: int, within: tuple[float, float] | None = None
+) -> Estimate:
     """The mean over templates with Student's interval, since prompts of one sentence are no independent ones.
 
     Args:
         values: one for each of the first prompts of `data`.
         data: that they were measured on.
         seed: as for `claims.average`.
+        within: as for `claims.average`.
     """
     numbers: Any = np.asarray(values, dtype=float)
-    return claims.average(numbers, seed=seed, of="templates", groups=data.template[: len(numbers)])
+    return claims.average(numbers, seed=seed, of="templates", groups=data.template[: len(numbers)], within=within)
 
 
 def list_subsets(found: Search, *, seed: int, n_halves: int = 3) -> dict[str, list[Head]]:
@@ -165,13 +169,15 @@ def bound_completeness(
     return claims.bound([out.average(0.1 * whole - one) for one in apart])
 
 
-def bound_turn(writing: AgainstControls) -> Estimate | None:
-    """Whether heads write towards the answer, and more so than after every control: the smaller of the two.
+def bound_turn(writing: AgainstControls, against: Estimate) -> Estimate | None:
+    """Whether heads wrote against the answer and write towards it, more so than after every control: the least of the
+    three.
 
     Args:
         writing: what they write after a knock-out, beside what they write after each control's.
+        against: what they write against the answer before.
     """
-    return claims.bound([writing.own, writing.lead]) if writing.lead else None
+    return claims.bound([against, writing.own, writing.lead]) if writing.lead else None
 
 
 def rank_heads(found: Search) -> list[Head]:
@@ -290,6 +296,14 @@ def split_names(loaded: LoadedModel, data: IOI, parts: Attribution) -> dict[str,
     absent = list_absent(loaded, data)
     split = attribution.attribute_logits(loaded, data.prompts, data.answers, against=absent)
     return {"IO": split.heads, "S": split.heads - parts.heads}
+
+
+def read_names(loaded: LoadedModel, data: IOI) -> dict[str, Float[Tensor, " prompt"]]:
+    """The logits of IO and of S at END as the model runs now, each less the mean of the names not in the prompt."""
+    logits = hooks.capture(loaded, data.prompts, "logits")["logits"][:, 0]
+    absent = logits.gather(1, torch.tensor(list_absent(loaded, data))).mean(1)
+    named = logits.gather(1, torch.tensor(data.answers)) - absent[:, None]
+    return dict(zip(("IO", "S"), named.T, strict=True))
 
 
 def sum_takers(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -173,12 +172,11 @@ def choose_edges(found: Search, edges: Sequence[Edge]) -> list[Edge]:
     return sure
 
 
-def correlate(looks: Mapping[str, Tensor], writes: Mapping[str, Tensor], head: Head) -> float:
-    """How attention to a name goes with what is written of it, within each name, so that only prompts differ."""
-    pairs = []
-    for values in (looks, writes):
-        pairs.append(torch.cat([one[head] - one[head].mean() for one in values.values()]))
-    return float(np.corrcoef(*(one.numpy() for one in pairs))[0, 1])
+def correlate(looks: Mapping[str, Tensor], writes: Mapping[str, Tensor], head: Head) -> dict[str, float]:
+    """By name how attention to it goes with what is written of it, from prompt to prompt."""
+    return {
+        name: float(np.corrcoef(looks[name][head].numpy(), writes[name][head].numpy())[0, 1]) for name in ("IO", "S")
+    }
 
 
 def list_last_heads(found: Search, looks: Mapping[str, Tensor], writes: Mapping[str, Tensor]) -> list[dict[str, Any]]:
@@ -199,8 +197,8 @@ def list_last_heads(found: Search, looks: Mapping[str, Tensor], writes: Mapping[
             "raises IO": float(found.scores["raises IO"][place]),
             "lowers IO": float(found.scores["lowers IO"][place]),
             "lowers S": float(found.scores["lowers S"][place]),
-            "attention and projection": correlate(looks, writes, place),
         }
+        | {f"attention and projection, {name}": r for name, r in correlate(looks, writes, place).items()}
         for role in FINAL_ROLES
         for place in found.roles[role]
     ]
@@ -241,25 +239,31 @@ def list_knock_outs(
 
 
 def list_split(
-    found: Search, written: Mapping[str, Float[Tensor, "layer head prompt"]], out: KnockOuts
+    found: Search,
+    written: Mapping[str, Float[Tensor, "layer head prompt"]],
+    lost: Mapping[str, Mapping[str, Float[Tensor, " prompt"]]],
+    out: KnockOuts,
 ) -> list[dict[str, Any]]:
-    """A row for each role that writes to the logits, and one for all heads: what it writes of either name.
+    """A row for each role, and one for all heads: what it writes of either name, and what that loses without the role.
 
     Args:
         found: the circuit.
         written: of `knock_outs.split_names`.
+        lost: by role how far the logits of `knock_outs.read_names` fall when it is knocked out.
         out: averages over its prompts.
     """
-    groups = {name: found.roles[name] for name in (*FINAL_ROLES, "backup") if found.roles[name]}
+    groups = {name: heads for name, heads in found.roles.items() if heads}
     groups["all heads"] = tuple(out.complement([]))
-    return [
-        {
-            "role": name,
-            "raises IO by": out.average(add_up(written["IO"], heads)),
-            "lowers S by": out.average(-add_up(written["S"], heads)),
+    rows = []
+    for name, heads in groups.items():
+        signs = (("raises", "IO", 1), ("lowers", "S", -1))
+        row = {f"{verb} {at} directly": out.average(sign * add_up(written[at], heads)) for verb, at, sign in signs}
+        ends = {
+            f"{verb} {at} in all": out.average(sign * lost[name][at]) if name in lost else "–"
+            for verb, at, sign in signs
         }
-        for name, heads in groups.items()
-    ]
+        rows.append({"role": name} | row | ends)
+    return rows
 
 
 def list_falls(
@@ -285,25 +289,103 @@ def list_falls(
     ]
 
 
-def list_attention(
-    found: Search, attention: Mapping[str, Mapping[tuple[str, str], Float[Tensor, "layer head"]]]
-) -> list[dict[str, Any]]:
-    """A row for each head that writes to the logits: its attention from END under each condition.
+Looks = Mapping[str, Float[Tensor, "layer head prompt"]]
+"""By place, how much of its attention END gives to it."""
+
+
+def list_attention(found: Search, before: Looks, after: Looks, average: Average) -> list[dict[str, Any]]:
+    """A row for each head that writes to the logits: where END looks, and how that changes.
 
     Args:
         found: by the search.
-        attention: by condition, as `roles.measure_attention` gives it.
+        before: in the whole model.
+        after: with something knocked out.
+        average: over the prompts.
     """
-    return [
-        {"role": role, "head": name_heads([place])}
-        | {
-            f"to {end}, {when}": float(weights["END", end][place])
-            for end in ("IO", "S1", "S2")
-            for when, weights in attention.items()
-        }
-        for role in FINAL_ROLES
-        for place in found.roles[role]
+    rows = []
+    for name, place in [(role, head) for role in FINAL_ROLES for head in found.roles[role]]:
+        row: dict[str, Any] = {"role": name, "head": name_heads([place])}
+        for end in ("IO", "S1", "S2"):
+            row[f"to {end}"] = float(before[end][place].mean())
+            row[f"to {end}, change"] = average((after[end] - before[end])[place])
+        rows.append(row)
+    return rows
+
+
+def describe_looks(found: Search, before: Looks, after: Looks, average: Average) -> str:
+    """In a sentence by how much the attention of each role that writes to the logits changes; arguments as for
+    `list_attention`."""
+    parts = []
+    for role in (role for role in FINAL_ROLES if found.roles[role]):
+        heads = found.roles[role]
+        changes = (
+            f"by {average(add_up(after[end] - before[end], heads) / len(heads)).brief()} for {end}"
+            for end in ("IO", "S2")
+        )
+        parts.append(f"that of the {role}s {' and '.join(changes)}")
+    return f"Without S-inhibition attention from END changes: {'; '.join(parts)}." if parts else ""
+
+
+def describe_rest(elsewhere: Estimate | None, left: Mapping[str, Estimate], whole: Estimate) -> str:
+    """In words what runs beside the drawn paths.
+
+    Args:
+        elsewhere: of what S-inhibition costs, the share that is lost while the last heads are held.
+        left: by role the logit difference without it.
+        whole: the logit difference.
+    """
+    if elsewhere is None:
+        return "Without S-inhibition or movers, what runs beside the arrows was not asked."
+    movers = f" without name movers {left['name mover'].brief()} logits are left," if "name mover" in left else ""
+    return (
+        f"The arrows are not all. Of what S-inhibition costs when knocked out (below), a share of {elsewhere.brief()} is "
+        "lost also while name movers and S-suppressors write what they wrote: that much runs outside the paths into "
+        f"them. And an arrow is no need:{movers} with all heads {whole.brief()}."
+    )
+
+
+def describe_unnamed(unnamed: Sequence[Head], told: Mapping[str, Estimate]) -> str:
+    """In words what the largest head without a role looks at and writes.
+
+    Args:
+        unnamed: of `list_unnamed`.
+        told: attention from END to "END" and "the names", and what it writes of "IO" and "S".
+    """
+    if not unnamed:
+        return "Here there is none."
+    brief = {name: estimate.brief() for name, estimate in told.items()}
+    return (
+        f"It is {name_heads(unnamed[:1])} (of {name_heads(unnamed)}), which spends {brief['END']} of its attention on "
+        f"END itself and {brief['the names']} on the names. It raises IO by {brief['IO']} logits and S by "
+        f"{brief['S']}, each against absent names. Does it pass on the movers' word alone? S-inhibition is knocked out "
+        "while these are held."
+    )
+
+
+def describe_losses(head: Head | None, lost: Mapping[str, Estimate]) -> str:
+    """In words how much a head loses of what it writes without each role."""
+    if head is None or not lost:
+        return ""
+    each = " and ".join(f"{estimate.brief()} logits without {role}s" for role, estimate in lost.items())
+    return f"Head {name_heads([head])} loses {each}: by so much it passes on what they wrote."
+
+
+def describe_costs(found: Search, costs: Mapping[str, Sequence[Estimate]]) -> str:
+    """In a sentence what each induction and previous-token head costs alone, on either task.
+
+    Args:
+        found: the circuit.
+        costs: by task, one for each head of the circuit.
+    """
+    chosen = [place for role in ("induction", "previous token") for place in found.roles[role]]
+    numbers = {place: number for number, place in enumerate(found.heads)}
+    parts = [
+        f"{name_heads([place])} "
+        + " and ".join(f"{of_task[numbers[place]].brief()} on {task}" for task, of_task in costs.items())
+        for place in chosen
     ]
+    costly = f"Knocked out alone they cost: {'; '.join(parts)}."
+    return f"That a head scores on both does not make it serve both alike. {costly}" if parts else ""
 
 
 def list_risers(

@@ -16,9 +16,10 @@
 # # How does a model know who gets the drink?
 #
 # "When Mary and John went to the store, John gave a drink to": the sentence wants "Mary". A model must find two
-# names, notice which came twice, and name the other. {cite:t}`wang2022interpretability` found twenty-six heads in
-# seven roles that do this in GPT-2 small. Here any model is asked, by the same criteria, so that the answer may be
-# another circuit, or none: **{glue:text}`outcome`**.
+# names, notice which came twice, and name the other. This one's likeliest next token is the other name in
+# {glue:text}`likeliest_short` of such sentences. {cite:t}`wang2022interpretability` found twenty-six heads in seven roles
+# that do this in GPT-2 small. By the same criteria any model is searched here, so that the answer may be another circuit,
+# or none; this run found **{glue:text}`outcome_short`**.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -89,12 +90,20 @@ run.table(
 )
 
 # %%
-ends = hooks.capture(model, chosen.prompts, "pattern")["pattern"][:, :, :, 0]
-places = {name: list(at) for name, at in chosen.positions.items()}
-at_end = {  # from END to each place: layer, head, prompt
-    name: ends[range(n_prompts), :, :, at].movedim(0, -1)
-    for name, at in places.items()
-}
+
+
+def look_from_end(data):
+    """Attention from END to each place, and to the first token: layer, head, prompt."""
+    pattern = hooks.capture(model, data.prompts, "pattern")["pattern"]
+    places = data.positions | {"the first token": [0] * len(data.prompts)}
+    rows = range(len(data.prompts))
+    return {
+        name: pattern[rows, :, :, 0, list(at)].movedim(0, -1)
+        for name, at in places.items()
+    }
+
+
+at_end = look_from_end(chosen)
 shown = attribution.find_largest_heads(at_end["IO"].mean(-1), 2)
 shown += attribution.find_largest_heads(at_end["S2"].mean(-1), 2)
 
@@ -121,14 +130,15 @@ plots.show_attention(
 
 
 # %%
-def over(values, data):
+def over(values, data, within=None):
     """The mean over templates, which differ more than their prompts do."""
-    return knock_outs.average_templates(values, data, seed=seed)
+    return knock_outs.average_templates(values, data, seed=seed, within=within)
 
 
 first, second, third, *_ = read_names(chosen, abc)
 rival = (first + second) / 2 - third  # nobody is named twice
-run.value("likeliest", over(likeliest, chosen))
+run.value("likeliest", over(likeliest, chosen, within=(0, 1)))
+run.value("likeliest_short", claims.shorten(float(likeliest.mean())))
 run.value("accuracy", claims.share(difference > 0))
 run.value("n_templates", len(set(chosen.template)))
 run.value("preference", over(difference, chosen))
@@ -210,22 +220,15 @@ repeated, exchanged = (
     }
     for share in turned.values()
 )
-
-
-def find_sure(shares):
-    """The layer from which on a patch before it surely turns more than half."""
-    return figures.find_lasting(np.array([share.low for share in shares]))
-
-
-run.value("arrives_at_end", find_sure(repeated["END"]))
-run.value("names_arrive", find_sure(exchanged["END"]))
-left = np.array([-share.high for share in repeated["S2"]])
-run.value("leaves_s2", figures.find_lasting(left, -0.5))
+run.value("arrives_at_end", figures.describe_half(repeated["END"]))
+run.value("names_arrive", figures.describe_half(exchanged["END"]))
+run.value("leaves_s2", figures.describe_half(repeated["S2"], below=True))
+run.value("n_few", len(few.prompts))
 
 # %% [markdown]
-# Where the other name is repeated, a patch of S2 surely turns less than half of the answer from layer
-# {glue:text}`leaves_s2` on, and one of END surely more than half from layer {glue:text}`arrives_at_end` on; where the names
-# change places, END does from {glue:text}`names_arrive` on.
+# Where the other name is repeated, a patch of S2 turns less than half of the answer {glue:text}`leaves_s2`, and one of END
+# more than half {glue:text}`arrives_at_end`; where the names change places, END does {glue:text}`names_arrive`. (With
+# {glue:text}`n_few` prompts the layer from which on it is *sure* comes late.)
 #
 # ## Split the answer into what each part writes
 #
@@ -298,7 +301,7 @@ run.value("lens_most", float(share_read.max()))
 # 3. its attention, or what it does to a name, is above the 95th percentile of the heads that fail 1 or 2; it raises
 #    or lowers more than half of the names it must; a backup writes towards IO once the movers are gone.
 #
-# Written first, the criteria were mended six times: they missed planted heads, or took a norm's scale, a wrong sign or one
+# Written first, the criteria were mended where they missed planted heads, or took a norm's scale, a wrong sign or one
 # sentence many times for evidence.
 
 # %% tags=["hide-input"]
@@ -320,13 +323,10 @@ circuit, firm = list(found.heads), roles.list_firm(found, passed)
 filled = {name: list(heads) for name, heads in found.roles.items() if heads}
 outcome = figures.describe_circuit(found, passed)
 run.value("outcome", outcome)
+size = f"a circuit of {len(circuit)} heads" if circuit else "no circuit"
+run.value("outcome_short", size)
 
 # %% tags=["hide-input"]
-unnamed = tables.list_unnamed(found)
-run.value("circuit_share", len(circuit) / (model.n_layers * model.n_heads))
-run.value("unnamed_heads", attribution.name_heads(unnamed))
-infirm = [head for head in circuit if head not in firm]
-run.value("infirm_heads", attribution.name_heads(infirm))
 run.table(
     "roles",
     tables.list_roles(found, passed, lambda values: over(values, searched)),
@@ -344,12 +344,16 @@ if found.stages:
 # %% [markdown]
 # This is {glue:text}`outcome`, {glue:text}`circuit_share` of all heads; not firm: {glue:text}`infirm_heads`. A
 # *negative* head writes against the answer; an *S-suppressor* looks at the subject and lowers it, as a head of GPT-2
-# small does with whatever it attends to {cite:p}`mcdougall2023copy`. Which role feeds which? Every path is measured for
-# itself.
+# small does with whatever it attends to {cite:p}`mcdougall2023copy`. Which role feeds which? Of every receiver the one
+# input is measured through which its feeders were sought.
 
 # %%
 edges = tables.list_edges(found, lambda values: over(values, searched))
 drawn = tables.choose_edges(found, edges)
+unnamed = tables.list_unnamed(found)
+run.value("circuit_share", len(circuit) / (model.n_layers * model.n_heads))
+infirm = [head for head in circuit if head not in firm]
+run.value("infirm_heads", attribution.name_heads(infirm))
 
 # %% tags=["hide-input"]
 if circuit:
@@ -369,15 +373,12 @@ if circuit:
             | {"drawn": "yes" if edge in drawn else ""}
             for edge in edges
         ],
-        caption=f"Every path between roles that was tried, in logits: mean over {n_patched} prompts of the first sample, 95 % interval over templates in brackets, not widened. "
+        caption=f"Every path between roles that was tried, in logits: mean over {n_patched} prompts of the first sample, by which the heads were chosen, 95 % interval over templates in brackets, not widened. "
         f"Keys and values are those of whole key/value heads ({model.n_heads // hooks.count_heads(model, 'k')} query heads on each): what goes into one goes into all query heads that share it.",
     )
 
 # %% [markdown]
-# The arrows are not all. Of what S-inhibition costs when knocked out (below), a share of
-# {glue:text}`inhibition_elsewhere` is lost also while name movers and S-suppressors write what they wrote: that much runs
-# outside the drawn paths into them. And an arrow is no need: without name movers {glue:text}`without_movers` logits are left,
-# with them {glue:text}`whole_difference`.
+# {glue:text}`not_all`
 
 # %% [markdown]
 # ## Look at what the last heads look at
@@ -388,11 +389,11 @@ if circuit:
 # %%
 writes = knock_outs.split_names(model, chosen, parts)
 looks = {"IO": at_end["IO"], "S": at_end["S1"] + at_end["S2"]}
-
-# %% tags=["hide-input"]
 last_heads = [
     place for name in roles.FINAL_ROLES for place in found.roles[name]
 ]
+
+# %% tags=["hide-input"]
 if last_heads:
     direct = found.stages["logits"].mean  # of the first sample
     loudest = max(last_heads, key=lambda place: abs(float(direct[place])))
@@ -400,14 +401,14 @@ if last_heads:
         "last_heads",
         tables.list_last_heads(found, looks, writes),
         caption=f"The heads that write the answer: attention at END ({n_patched} prompts), the share of names that they raise or lower into the extreme five of all logits "
-        f"({min(roles.COPIED, n_patched)} prompts), and the correlation of attention and projection from prompt to prompt, within IO and within S ({2 * n_prompts} names).",
+        f"({min(roles.COPIED, n_patched)} prompts), and the correlation of attention and projection from prompt to prompt, within IO and within S ({n_prompts} prompts).",
     )
     figures.show_projection(
         loudest,
         looks,
         writes,
-        caption=f"Head {attribution.name_heads([loudest])}: attention to a name and what is written of it correlate with {claims.shorten(tables.correlate(looks, writes, loudest))} within IO and "
-        f"within S (that it looks at one more than at the other is not counted). Two points for each of {n_prompts} prompts. A name mover's points rise, those of the others fall.",
+        caption=f"Head {attribution.name_heads([loudest])}: attention to a name and what is written of it correlate with {claims.shorten(tables.correlate(looks, writes, loudest)['IO'])} within IO and "
+        f"{claims.shorten(tables.correlate(looks, writes, loudest)['S'])} within S. Two points for each of {n_prompts} prompts. A name mover's points rise, those of the others fall.",
     )
 
 # %% [markdown]
@@ -446,7 +447,7 @@ run.value("short_of", short_of)
 by_lead = {lead.value: name for name, lead in leads.items() if lead}
 run.value("least_role", by_lead[min(by_lead)] if by_lead else "none")
 every = claims.bound([*filter(None, leads.values())]) if by_lead else None
-run.claim("every-role-is-needed", estimate=every, baseline=0.0)
+run.claim("every-role-is-needed", estimate=every)
 if filled:
     run.table(
         "knock_outs",
@@ -468,8 +469,8 @@ if filled:
 # %% [markdown]
 # ### Is IO raised, or S lowered?
 #
-# What heads write of each name is set against the mean of {glue:text}`n_absent` names that are *not* in the prompt. **What
-# we expect.** Both above these, IO more so.
+# What heads write of each name, and its logit, is set against the mean of {glue:text}`n_absent` names that are *not* in
+# the prompt. **What we expect.** Both above these, IO more so.
 
 # %%
 before = attribution.attribute_logits(model, tested.prompts, tested.answers)
@@ -484,13 +485,19 @@ run.value("last_raise", out.average(last_raise))
 run.value("last_lower", out.average(last_lower))
 excess = out.average(last_lower - last_raise) if movers else None
 run.claim("lowers-s-more-than-raises-io", estimate=excess)
+means = roles.average_by_form(out.captured, tested, fresh_reference)
+named, in_all = {}, knock_outs.read_names(model, tested)
 
 # %% tags=["hide-input"]
+for name in filled:
+    with hooks.intervene(model, *roles.knock_out(means, filled[name])):
+        one = knock_outs.read_names(model, tested)
+    named[name] = {key: in_all[key] - one[key] for key in one}
 if filled:
     run.table(
         "split",
-        tables.list_split(found, written, out),
-        caption=f"Direct writing of each name, less the mean of names that are not in the prompt, in logits: mean over {n_tested} prompts of the second sample, 95 % interval over templates in brackets.",
+        tables.list_split(found, written, named, out),
+        caption=f"What each role writes of either name directly, and by how much the name's logit changes without the role, all against the mean of names that are not in the prompt, in logits: mean over {n_tested} prompts of the second sample, 95 % interval over templates in brackets.",
     )
 
 # %% [markdown]
@@ -501,7 +508,6 @@ if filled:
 # they wrote.
 
 # %%
-means = roles.average_by_form(out.captured, tested, fresh_reference)
 inhibition, elsewhere = found.roles["S-inhibition"], None
 reads_on = inhibition and movers
 
@@ -527,18 +533,23 @@ if reads_on:
     )
     fallen = [before.total - one.total for one in blinded.values()]
     elsewhere = out.average_ratio(fallen[1], fallen[0])
-run.value("inhibition_elsewhere", elsewhere or "not measured")
 
 # %% tags=["hide-input"]
 if inhibition:
     with hooks.intervene(model, *roles.knock_out(means, inhibition)):
-        blind = roles.measure_attention(model, tested)
-    sighted = roles.measure_attention(model, tested)
+        blind = look_from_end(tested)
+    sighted = look_from_end(tested)
     run.table(
         "s_inhibition",
-        tables.list_attention(found, {"whole": sighted, "without": blind}),
-        caption=f"Attention from END in the whole model and without S-inhibition: mean over {n_tested} prompts of the second sample.",
+        tables.list_attention(found, sighted, blind, out.average),
+        caption=f"Attention from END in the whole model, and its change without S-inhibition: mean over {n_tested} prompts of the second sample, 95 % interval over templates in brackets.",
     )
+looks_then = [found, sighted, blind, out.average] if inhibition else []
+run.value("look_less", tables.describe_looks(*looks_then) if looks_then else "")
+run.value("not_all", tables.describe_rest(elsewhere, left, out.average(whole)))
+
+# %% [markdown]
+# {glue:text}`look_less`
 
 # %% [markdown]
 # ### Do others take over?
@@ -578,11 +589,11 @@ if movers:
     each = [knock_outs.add_up(one, negative) for one in after]
     turned = out.compare(torch.stack(each))
     run.value("negative_after", turned.own)
-    if negative and turned.lead:
-        turning = {"baseline": turned.strongest}
-        turning["estimate"] = knock_outs.bound_turn(turned)
 
 # %%
+if movers and negative and turned.lead:
+    least = knock_outs.bound_turn(turned, out.average(-silent))
+    turning = {"estimate": least, "baseline": turned.strongest}
 run.claim("others-take-over", **taking)
 run.claim("negative-heads-turn-round", **turning)
 if movers:
@@ -664,8 +675,7 @@ for id, values in {
 # means over p_ABC by template and order fill the gap, or single p_ABC prompts (resampled); (4) all positions; (5)
 # p_ABC goes into the clean run; (6) ablated is the complement, or the circuit.
 #
-# **What we expect.** Kept alone, the circuit does most of the task, random ones none; without it little is left. (Of
-# S-inhibition a share of {glue:text}`inhibition_elsewhere` already ran outside.)
+# **What we expect.** Kept alone, the circuit does most of the task, random ones none; without it little is left.
 
 # %%
 costs = keeps = {"estimate": None}
@@ -759,6 +769,7 @@ if circuit:
     apart = knock_outs.compare_reactions(in_model, in_circuit)
     short = knock_outs.bound_completeness(out, apart, whole)
     worst, gap = out.find_extreme(apart)
+    loses_more = (in_model - in_circuit)[1 + worst] < (in_model - in_circuit)[0]
 if knock_outs.list_additions(found):
     role_of, adds = knock_outs.measure_additions(out, found)
     beyond = [out.average(one - 0.01 * whole) for one in adds]
@@ -768,6 +779,12 @@ if knock_outs.list_additions(found):
 # %% tags=["hide-input"]
 if circuit:
     run.value("worst_set", list(subsets)[worst])
+    outside = (
+        "works against the answer"
+        if loses_more.mean() > 0.5
+        else "makes up for it"
+    )
+    run.value("outside", outside)
     run.value("unfaithful", out.average(in_model[0] - in_circuit[0]))
     both = {"model": in_model[1:], "circuit": in_circuit[1:]}
     run.table(
@@ -816,8 +833,8 @@ run.claim("published-heads", estimate=same)
 #
 # An [induction head](../project-1-induction-heads/induction_heads_notebook) looks at what followed the present token
 # last time; those of GPT-2 small's circuit also do so on random tokens {cite:p}`wang2022interpretability`. **What we
-# expect.** On random tokens that come twice, this circuit's induction heads match prefixes and its name movers copy,
-# more than the best other heads of their layers.
+# expect.** On random tokens that come twice, this circuit's induction heads match prefixes, its duplicate-token heads find
+# copies and its name movers copy, more than the best heads of their layers outside the circuit.
 
 # %%
 size = {"n_sequences": 8, "segment_length": 25, "n_segments": 1}
@@ -825,19 +842,21 @@ tokens = prompts.draw_segments(model, **size, seed=seed)[:, 0]
 twice = prompts.prepend_start_token(model, tokens.repeat(1, 2))
 repeats = attribution.score_attention_to_repeats(model, twice)
 copying = (attribution.score_copying(model, tokens) + 1) / 2  # a share
-scores = {"induction": repeats["induction"], "name mover": copying}
-on_repeats = {}
+scores = {**repeats, "name mover": copying}
 if circuit:  # each head alone is knocked out, on sentences and here
     single = [[head] for head in circuit]
     nodes = [*map(patching.list_nodes, single)]
     hurt = patching.ablate(model, twice, nodes, metric="losses").effect
     on_repeats = hurt[..., 1 - tokens.shape[1] :].mean(-1)  # second half
+    in_words = [*map(out.average, whole - out.without(single))]
+    in_tokens = [claims.average(one, seed=seed) for one in on_repeats]
 
 # %%
 run.value("by_chance", 1 / tokens.shape[1])
 run.value("feeders", attribution.name_heads(found.roles["previous token"]))
 for id, name in {
-    "induction-heads-serve-two-tasks": "induction",
+    "induction-heads-match-prefixes-elsewhere": "induction",
+    "duplicate-token-heads-find-copies-elsewhere": "duplicate token",
     "name-movers-copy-elsewhere": "name mover",
 }.items():
     evidence = {"estimate": None}
@@ -850,8 +869,6 @@ for id, name in {
 
 # %% tags=["hide-input"]
 if circuit:
-    in_words = [*map(out.average, whole - out.without(single))]
-    in_tokens = [claims.average(one, seed=seed) for one in on_repeats]
     costs = {"sentences (logits)": in_words, "repeats (nats)": in_tokens}
     run.table(
         "tasks",
@@ -859,18 +876,19 @@ if circuit:
         caption=f"The circuit's heads on both tasks: prefix matching (induction), attention to copies (duplicate token) and copying on {len(tokens)} sequences of {tokens.shape[1]} random tokens that come twice, in brackets the best other head of the layer outside the circuit; and what is lost when the head alone is knocked out: "
         f"logit difference over {n_tested} prompts of the second sample, and rise of the loss in the second half of the sequences (by the mean over all tokens), with 95 % intervals.",
     )
+run.value("both_costs", tables.describe_costs(found, costs) if circuit else "")
 
 # %% [markdown]
-# Previous-token heads here: {glue:text}`feeders`; the head that feeds the keys of prefix-matching heads there:
+# {glue:text}`both_costs` Previous-token heads here: {glue:text}`feeders`; the head that feeds the keys of prefix-matching heads there:
 # {glue:text}`../project-1-induction-heads/induction_heads_notebook.py::sender:s`. And the head with the strongest direct effect
 # and *no* role?
 
 # %% tags=["hide-input"]
 strange = unnamed[0] if unnamed else None
-seen = {"the first token": ends[..., 0].movedim(0, -1), "itself": at_end["END"]}
+seen = {at: at_end[at] for at in ("the first token", "END")}
 on_prompts = {f"END attends {at}": one for at, one in {**looks, **seen}.items()}
-wrote = {"IO less S": parts.heads, **writes}
-on_prompts |= {f"writes {name}": values for name, values in wrote.items()}
+wrote = {"IO less S": before.heads, **written}
+on_tested = {f"writes {name}": values for name, values in wrote.items()}
 rates = {
     key: found.scores[key] for key in ("raises IO", "lowers IO", "lowers S")
 }
@@ -878,33 +896,31 @@ on_tokens = {"copying": copying, **repeats}
 on_tokens = {name: values.movedim(0, -1) for name, values in on_tokens.items()}
 if strange:
     averages = dict.fromkeys(on_prompts, lambda values: over(values, chosen))
+    averages |= dict.fromkeys(on_tested, out.average)
     averages |= dict.fromkeys(on_tokens, lambda x: claims.average(x, seed=seed))
+    measured = on_prompts | on_tested | rates | on_tokens
     run.table(
         "strange",
-        tables.list_head(strange, on_prompts | rates | on_tokens, averages),
-        caption=f"Head {attribution.name_heads([strange])} writes {claims.shorten(float(parts.heads[strange].mean()))} logits of IO less S. Means over {n_prompts} prompts (IO or S alone: less the mean of absent names; raises, lowers: share of {min(roles.COPIED, n_patched)} names; "
+        tables.list_head(strange, measured, averages),
+        caption=f"Head {attribution.name_heads([strange])} writes {claims.shorten(float(before.heads[strange].mean()))} logits of IO less S. Attention: means over {n_prompts} prompts of the sample that it was found in; writing: {n_tested} of the second (IO or S alone: less the mean of absent names; raises, lowers: share of {min(roles.COPIED, n_patched)} names; "
         "last three rows: copying, and attention to what followed the same token and to that token, on the random tokens), 95 % interval in brackets.",
     )
 run.value("unnamed_first", attribution.name_heads(unnamed[:1]))
-for key, values in {
-    "to_itself": at_end["END"],
-    "to_names": sum(looks.values()),
-    "strange_io": writes["IO"],
-    "strange_s": writes["S"],
-}.items():
-    run.value(key, over(values[strange], chosen) if strange else "nothing")
+told = {}
+if strange:
+    told = {at: over(values[strange], chosen) for at, values in seen.items()}
+    told["the names"] = over(sum(looks.values())[strange], chosen)
+    told |= {at: out.average(written[at][strange]) for at in ("IO", "S")}
+run.value("strange_story", tables.describe_unnamed(unnamed, told))
 
 # %% [markdown]
-# It is {glue:text}`unnamed_first` (of {glue:text}`unnamed_heads`), which spends {glue:text}`to_itself` of its attention on
-# END itself, {glue:text}`to_names` on the names, and raises IO by {glue:text}`strange_io` logits and S by
-# {glue:text}`strange_s`, each against absent names. Does it pass on the movers' word alone? S-inhibition is knocked out
-# while these are held.
+# {glue:text}`strange_story`
 
 # %%
 passes_on = {"estimate": None}
 if strange and reads_on:
     sign = parts.heads[strange].mean().sign()  # whichever name it prefers
-    some = controls["S-inhibition"].sets
+    some = out.draw_controls(inhibition, avoid=[strange]).sets
     each = [write_without(heads, held) for heads in some]
     each = [[*blinded.values()][-1], *each]
     falls = [sign * (before.heads - one.heads)[strange] for one in each]
@@ -915,16 +931,24 @@ if strange and reads_on:
 run.claim("the-head-without-a-role-passes-on-the-answer", **passes_on)
 
 # %% tags=["hide-input"]
+lost_by = {}
 if strange and reads_on:
     last = [name for name in ("name mover", "S-suppressor") if name in filled]
     silent = {name: write_without(filled[name]) for name in last}
+    lost_by = {
+        name: out.average(sign * (before.heads - one.heads)[strange])
+        for name, one in silent.items()
+    }
     run.table(
         "falls",
         tables.list_falls(silent | blinded, before, strange, out.average),
         caption=f"What head {attribution.name_heads([strange])} writes of IO less S when a role is knocked out, and all that is written then: means over {n_tested} prompts of the second sample, the norm's scale held, 95 % interval over templates in brackets.",
     )
+run.value("strange_loses", tables.describe_losses(strange, lost_by))
 
 # %% [markdown]
+# {glue:text}`strange_loses`
+#
 # ## Check it
 #
 # One head's patch once more by TransformerLens' own hooks.
@@ -953,7 +977,7 @@ run.value("check_head", attribution.name_heads([place]))
 #
 # ## Where this breaks
 #
-# - **Few prompts.** {glue:text}`infirm_heads` fail on most halves of the very sentences that chose them.
+# - **Few prompts.** Heads that fail on most halves of the very sentences that chose them: {glue:text}`infirm_heads`.
 # - **The null is about signs.** Heads without a role are taken to move the answer up as easily as down.
 # - **Heads only.** MLPs stay as they are, also where the norm's scale is summed.
 # - **Order.** A head missed at one stage hides all that feeds it.
@@ -973,7 +997,8 @@ run.value("check_head", attribution.name_heads([place]))
 # - {glue:text}`found-circuit-suffices` (**{glue:text}`claim-circuit-suffices`**)
 # - {glue:text}`found-circuit-is-complete` (**{glue:text}`claim-circuit-is-complete`**)
 # - {glue:text}`found-circuit-is-minimal` (**{glue:text}`claim-circuit-is-minimal`**)
-# - {glue:text}`found-induction-heads-serve-two-tasks` (**{glue:text}`claim-induction-heads-serve-two-tasks`**)
+# - {glue:text}`found-induction-heads-match-prefixes-elsewhere` (**{glue:text}`claim-induction-heads-match-prefixes-elsewhere`**)
+# - {glue:text}`found-duplicate-token-heads-find-copies-elsewhere` (**{glue:text}`claim-duplicate-token-heads-find-copies-elsewhere`**)
 # - {glue:text}`found-name-movers-copy-elsewhere` (**{glue:text}`claim-name-movers-copy-elsewhere`**)
 # - {glue:text}`found-the-head-without-a-role-passes-on-the-answer` (**{glue:text}`claim-the-head-without-a-role-passes-on-the-answer`**)
 # - {glue:text}`found-published-logit-difference` (**{glue:text}`claim-published-logit-difference`**)
@@ -1007,12 +1032,12 @@ print(exercises.check(my_name, preferred, "the table of ablations"))
 # ```
 #
 # **2. Guess the place**, medium (10 minutes). From which layer on does END, patched from the prompt that repeats the
-# other name, surely turn more than half of the answer? Does the lens read half there, or elsewhere? *Hint: the maps, and
+# other name, turn more than half of the answer, on average? Does the lens read half there, or elsewhere? *Hint: the maps, and
 # the curve of the lens.*
 
 # %%
 my_layer, my_lens = None, None  # a number, and "there" or "elsewhere"
-turns = find_sure(repeated["END"])
+turns = figures.find_lasting([share.value for share in repeated["END"]])
 same = figures.find_lasting(share_read) == turns
 print(exercises.check(my_layer, turns, "the maps"))
 lens_is = "there" if same else "elsewhere"
