@@ -15,7 +15,7 @@ NAMES = ("Ann", "Ben", "Cora", "Dan", "Eve", "Finn", "Gail", "Hugh")
 
 def write_rows(n, seed=0, tasks=("addition", "letters")):
     """Transcripts of questions whose options, style and batch are drawn at random, independent of any label."""
-    generator, names = np.random.default_rng(seed), np.random.default_rng(seed + 1)
+    generator, names = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     rows = []
     for task in tasks:
         for number in range(n):
@@ -73,6 +73,17 @@ def test_a_planted_confound_is_named_in_every_task_and_refused(embedded, name):
     assert (told["factor"] == name).sum() == 2, told
     (kind,) = set(told.loc[told["factor"] == name, "kind"])
     assert set(found.tasks["kind"]) == {kind}
+
+
+@pytest.mark.parametrize("name", ["style", "place in the task, modulo 7", "the question's capitalised word 1"])
+def test_a_weaker_confound_of_one_task_among_many_refuses_that_task(embedded, monkeypatch, name):
+    monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})
+    table = write_rows(200, tasks=("addition", *(f"task {number}" for number in range(7))))
+    labels = np.random.default_rng(5).random(len(table)) < 0.5
+    of_task = (table["task"] == "addition").to_numpy()
+    labels[of_task] = plant(table, CONFOUNDS[name](table), share=0.8)[of_task]
+    refused = audit.audit(embedded, table, labels, seed=0).refused_tasks
+    assert list(refused)[:1] == ["addition"] and len(refused) <= 2 and refused["addition"].startswith(name)
 
 
 def test_which_question_of_a_pair_came_first_is_a_factor(embedded, monkeypatch):

@@ -26,6 +26,9 @@ from helpers.scores import bootstrap_intervals, compute_auroc
 
 BOUND = 0.60
 """The AUROC that no factor may reach, by the upper end of its interval."""
+CHANCE = 0.5
+NEAR = 0.1
+"""Factors that tell so little less than the first are as good a name for it, and the simplest kind is better."""
 DRAWS, APART = 4, 1_000_000
 """Of folds, which an AUROC is a mean over, so that the luck of one decides less; and between their seeds."""
 LUCK = 1.5
@@ -75,15 +78,16 @@ class Audit:
 
     @property
     def tasks(self) -> pd.DataFrame:
-        """Of each task the factor that surely tells most, of the first of `KINDS` that has one beyond the bound."""
+        """Of each task the factor that surely tells most, or of those that tell nearly as much the simplest."""
         return pd.DataFrame(
             [_find_worst(rows) for _, rows in self.cells.groupby("task", sort=False)], columns=["task", *COLUMNS]
         )
 
     @property
     def refused_tasks(self) -> dict[str, str]:
-        """Why a task must not be used: some factor surely tells its label beyond the bound, or there is too little."""
-        told = self.tasks[self.tasks["surely"] >= BOUND]
+        """Why a task must not be used: some factor surely tells its label, and may beyond the bound, or there is too
+        little."""
+        told = self.tasks[_is_told(self.tasks)]
         refused = {task: f"fewer than {FEWEST} rows of the rarer class, or of five questions" for task in self.too_few}
         return refused | {row["task"]: _describe(row) for row in told.to_dict("records")}
 
@@ -114,9 +118,10 @@ def audit(
     as else what the two have in common would tell the opposite of the label. Folds are drawn several times, since near
     the bound one draw lets a label through that the next refuses.
 
-    A task alone has too few questions to bound so many factors: it is refused where one surely passes the bound, and
-    the tasks that are left are asked together whether any may. A factor that tells a little in one task alone can pass,
-    and with some hundred questions in all the second test refuses chance as well: it asks for about a thousand.
+    A task alone has too few questions to bound so many factors: it is refused where one surely tells its label, all
+    factors counted, and may beyond the bound; the tasks that are left are asked together whether any may. What is told
+    by a factor that is not listed, or too weakly in one task alone, passes; and with some hundred questions in all the
+    second test refuses chance as well: it asks for about a thousand.
 
     Args:
         loaded: whose tokenizer and embeddings are used.
@@ -334,13 +339,19 @@ def _name_kind(name: str) -> str:
 
 
 def _find_worst(rows: pd.DataFrame) -> pd.Series:
-    surely = rows[rows["surely"] >= BOUND]
-    told = next((some for kind in KINDS if len(some := surely[surely["kind"] == kind])), rows)
-    return told.loc[told["surely"].idxmax()]
+    told = rows[_is_told(rows)] if _is_told(rows).any() else rows
+    near = told[told["surely"] >= told["surely"].max() - NEAR]
+    simplest = min(near["kind"], key=KINDS.index)
+    return near.loc[near.loc[near["kind"] == simplest, "surely"].idxmax()]
+
+
+def _is_told(rows: pd.DataFrame) -> pd.Series:
+    return (rows["surely"] > CHANCE) & (rows["high"] >= BOUND)
 
 
 def _describe(row: Mapping[Hashable, Any] | pd.Series) -> str:
-    told = "tells it" if row["surely"] > 0.5 else f"may reach the bound, over {row['n']} questions or pairs"
+    told = "tells it, maybe" if row["surely"] > CHANCE else "may tell it"
+    told = "tells it" if row["surely"] >= BOUND else f"{told} beyond {BOUND:.2f}, over {row['n']} questions or pairs"
     return f"{row['factor']} {told}: AUROC {row['auroc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from helpers import InputError, hooks
@@ -257,3 +258,17 @@ def compare_places(table: pd.DataFrame, measure: str) -> pd.Series:
     """
     wide = place_answers(table).pivot(index=KEYS, columns="answer_is", values=measure).astype(float)
     return wide["last"] - wide["first"] if len(wide) else pd.Series(dtype=float)
+
+
+def align_places(table: pd.DataFrame, measure: str) -> pd.Series:
+    """The same, turned so that it is positive where a task has the sign that it has in the other half of its questions.
+
+    Tasks may have opposite habits, which cancel in a mean. The mean of this is above nought where they have any, and
+    nought where they have none, as no question has a say in its own sign. Arguments as for `compare_places`.
+    """
+    apart = compare_places(table, measure)
+    tasks, asked = (apart.index.get_level_values(name) for name in ("task", "question"))
+    half = pd.factorize(asked)[0] % 2
+    sums = apart.groupby([tasks, half]).transform("sum")
+    others = apart.groupby(tasks).transform("sum") - sums
+    return apart * np.sign(others)

@@ -38,6 +38,8 @@ MATCHED = ("task", "pull", "sample", "larger")
 are as frequent in each cell of them."""
 TRIED = 2
 """Draws of worked examples after which a task that hints are not tried on is asked."""
+LOGITS = ("lost_", "mean_lost_", "logit")
+"""How the names of columns of measured logits begin."""
 FEW = 4
 """A task with at most so many right candidates has pairs of equal ones."""
 APART = 0.25
@@ -393,7 +395,8 @@ def save_dataset(table: pd.DataFrame, path: Path, *, about: Mapping[str, object]
     Returns the hash, which is that of the rows and not of the file.
     """
     table = table.copy()
-    table.attrs = {"version": VERSION, "sha256": hash_content(table), "rows": len(table), **about}
+    hashes = {"sha256": hash_content(table), "sha256_logits": hash_content(table, logits=True)}
+    table.attrs = {"version": VERSION, **hashes, "rows": len(table), **about}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
     table.to_parquet(beside, index=False, compression="zstd")
@@ -410,13 +413,16 @@ def read_dataset(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise InputError(f"no data set at {path.name}: legal is one that was saved")
     table = pd.read_parquet(path)
-    if hash_content(table) != table.attrs.get("sha256"):
+    hashes = hash_content(table), hash_content(table, logits=True)
+    if hashes != (table.attrs.get("sha256"), table.attrs.get("sha256_logits")):
         raise InputError(f"data set {path.name} is damaged: its rows have another hash than its sheet says")
     return table
 
 
-def hash_content(table: pd.DataFrame) -> str:
-    """The sha256 of what says which transcripts these are and how they are labelled; measured logits round."""
-    exact = [column for column in sorted(table.columns) if not column.startswith(("lost_", "mean_lost_", "logit"))]
-    rows = json.loads(table[exact].to_json(orient="records"))
+def hash_content(table: pd.DataFrame, *, logits: bool = False) -> str:
+    """The sha256 of what says which transcripts these are and what the model answered, which another machine repeats;
+    or of the measured logits, which round, and by which pairs are labelled.
+    """
+    columns = [column for column in sorted(table.columns) if column.startswith(LOGITS) == logits]
+    rows = json.loads(table[columns].to_json(orient="records"))
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

@@ -29,7 +29,8 @@ class Gate:
     minority: float
     """The share of the rarer class."""
     accuracy: Estimate
-    """Of the model after a correct chain of thought; chance is one half."""
+    """Of the model after a correct chain of thought, or of its own chains where they are labelled; chance is one half.
+    """
     audited: str = ""
     """Why the audit refuses the label; empty where it does not."""
     shortcut: str = ""
@@ -44,7 +45,7 @@ class Gate:
         if self.minority < MINORITY:
             found.append(f"the rarer class is {self.minority:.2f} of it")
         if self.accuracy.low <= 0.5 + ABOVE_CHANCE:
-            found.append(f"accuracy with a correct chain may be {self.accuracy.low:.2f}")
+            found.append(f"accuracy may be {self.accuracy.low:.2f}")
         if self.shortcut_auroc >= SHORTCUT:
             found.append(f"{self.shortcut} may reach {self.shortcut_auroc:.2f}")
         return [*found, self.audited] if self.audited else found
@@ -63,7 +64,7 @@ def judge(
     Args:
         table: rows of one task.
         labels: one for each row.
-        accuracy: of the model after a correct chain.
+        accuracy: of the model after a correct chain, or of its own chains.
         found: what `score_shortcuts` returned for these rows, if it was asked.
         audited: why `audit.audit` refuses the label, or this task of it.
     """

@@ -338,7 +338,7 @@ def describe_rest(elsewhere: Estimate | None, left: Mapping[str, Estimate], whol
         return "Without S-inhibition or movers, what runs beside the arrows was not asked."
     movers = f" without name movers {left['name mover'].brief()} logits are left," if "name mover" in left else ""
     return (
-        f"The arrows are not all. Of what S-inhibition costs when knocked out (below), a share of {elsewhere.brief()} is "
+        f"The arrows are not all. Of what S-inhibition costs when knocked out (below), {elsewhere.brief()} of it is "
         "lost also while name movers and S-suppressors write what they wrote: that much runs outside the paths into "
         f"them. And an arrow is no need:{movers} with all heads {whole.brief()}."
     )

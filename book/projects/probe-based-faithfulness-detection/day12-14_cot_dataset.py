@@ -351,7 +351,18 @@ sums = [task for task in tasks if task in qs.ARITHMETIC]
 others = [task for task in tasks if task not in sums]
 early, mistakes = (by_place(measure, sums) for measure in causes.MEASURES)
 run.claim("early-answering-is-position", estimate=early, baseline=0.0)
-run.claim("adding-mistakes-is-position", estimate=mistakes, baseline=0.0)
+
+# %%
+turned = causes.align_places(
+    given[given["task"].isin(sums)], "follows_mistake"
+).tolist()
+options = {"seed": seed, "of": "questions", "within": (-1.0, 1.0)}
+habit = claims.average(turned, **options) if len(turned) > 1 else None
+run.claim(
+    "adding-mistakes-is-position",
+    estimate=habit,
+    baseline=mistakes and mistakes.value,
+)
 
 # %% tags=["hide-input"]
 figures.show_position(
@@ -410,8 +421,8 @@ for measure in causes.MEASURES:
 # column; the order of the options as the text has it; which candidate is larger, first and last; the question's number, modulo
 # and in blocks; names, and whether numbers are odd; n-grams of what the model was given. Within each task, in folds of questions.
 #
-# **What we expect.** A task is refused where a factor surely exceeds an AUROC of {glue:text}`audit_bound`, all factors
-# counted. The others pass together if every factor is surely below, and are undecided else.
+# **What we expect.** A task is refused where a factor surely tells the label, all factors counted, and may with an AUROC
+# beyond {glue:text}`audit_bound`. The others pass together if every factor is surely below that, and are undecided else.
 
 # %%
 audited = data if known is None else known
@@ -459,7 +470,7 @@ run.value("n_let_through", n_tasks_told["no"])
 # ## Let no task through that has not earned it
 #
 # A cell, one label on one task, enters the study only if its rarer class has at least {glue:text}`minority` of the rows, the
-# lower bound of the accuracy after a correct chain is above {glue:text}`above`, and nothing tells it that it is not about:
+# lower bound of the accuracy after a correct chain (or of its own chains, for labels of these) is above {glue:text}`above`, and nothing tells it that it is not about:
 # for contradictions the shortcuts, for what the model did the audit.
 
 # %%
@@ -470,7 +481,9 @@ for label, (rows, checked) in behaviour.items():
         cells[label, task] = gates.judge(
             some,
             some["did"].tolist(),
-            by_task["stated", task],
+            by_task["stated", task]
+            if label == "causal_given"
+            else own["own chains", task],
             audited=checked.refused_tasks.get(task, checked.refused),
         )
 passed = {label: [] for label in (*CONSTRUCTED, *figures.LABELS)}
@@ -481,7 +494,7 @@ for (label, task), cell in cells.items():
 run.table(
     "cells",
     figures.list_cells(cells),
-    caption="Every cell: what passes, and why not what does not. Accuracy after a correct chain with a stated or, for the implied label, an implied verdict, with its 95 % interval. Shortcut: the one that may come furthest, with the bound of its AUROC, or one less it; what the model did is audited instead (a dash).",
+    caption="Every cell: what passes, and why not what does not. Accuracy after a correct chain with a stated or, for the implied label, an implied verdict, or of the model's own chains where these are labelled, with its 95 % interval. Shortcut: the one that may come furthest, with the bound of its AUROC, or one less it; what the model did is audited instead (a dash).",
 )
 run.value(
     "passed",
