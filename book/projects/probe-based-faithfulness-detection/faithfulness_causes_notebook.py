@@ -449,7 +449,16 @@ run.value("mean_fall", float(fall.abs().mean()))
 # - **Choices were made after a look.** The doses, when a text counts as broken, pushing towards the list alone, how a layer is
 #   chosen where none turns a name, and the number of questions were changed with results in view, on the names and questions
 #   that a default run pushes. So the run on record pushes the *other* half of the names, learns from these, and draws other
-#   questions (`learned_half`, `seed`): no choice had seen any of them pushed, and it was made once.
+#   questions (`learned_half`, `seed`): no choice had seen any of them pushed, and it was made once. What turned there beyond the
+#   strongest control:
+#
+#   ```{on-record} projects/probe-based-faithfulness-detection/faithfulness_causes_notebook
+#   the-list-turns-answers-after-the-name: along the list, after the name
+#   the-list-turns-answers-at-the-cue: along the list, at the last token
+#   the-method-can-move-answers: along the unembedding
+#   a-push-makes-it-contradict: along the probe of contradictions
+#   ```
+#
 # - **A push is not what the model does.** It goes further than states ever do; so a push that turns shows that something
 #   downstream would listen, not that anything speaks.
 # - **One layer, one direction.** What is spread over layers, or bent, is missed. Of the labels, contradiction alone was
