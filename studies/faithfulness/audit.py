@@ -229,7 +229,8 @@ def list_factors(table: pd.DataFrame, *, own: bool = False, besides: Sequence[st
 
 
 def read_wording(texts: pd.Series, of: str) -> dict[str, pd.Series]:
-    """Which names a text has, and whether its numbers, the sum of its digits and the number of its words are odd.
+    """Which names a text has, and whether its numbers, the sum of its digits and the numbers of its words and
+    characters are odd.
 
     >>> found = read_wording(pd.Series(["Ann has 21 keys.", "Bob has 30 keys."]), "its ")
     >>> [(name, list(values)) for name, values in found.items() if values.nunique() > 1]
@@ -250,6 +251,7 @@ def read_wording(texts: pd.Series, of: str) -> dict[str, pd.Series]:
     digits = texts.str.replace(r"\D", "", regex=True).map(lambda run: sum(map(int, run)))
     found[f"{of}digits add up to odd"] = digits % 2
     found[f"{of}number of words is odd"] = words.str.len() % 2
+    found[f"{of}number of characters is odd"] = texts.str.len() % 2
     return found
 
 
