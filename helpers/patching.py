@@ -18,6 +18,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal, get_args
 
 import torch
@@ -35,7 +36,7 @@ from helpers.engine.architectures import (
     unembed,
 )
 from helpers.engine.attention import AttentionCall, redirect
-from helpers.engine.inputs import as_list, as_names, as_whole, is_row, make_generator
+from helpers.engine.inputs import as_list, as_names, as_whole, as_wholes, is_row, make_generator
 from helpers.engine.propagation import (
     Change,
     Kept,
@@ -274,10 +275,11 @@ def patch_paths(
     source: Prompts,
     receivers: Sequence[Node] | Literal["logits"],
     *,
+    senders: Sequence[Head] | None = None,
     answers: Answers | None = None,
     metric: Metric | None = None,
 ) -> Effects:
-    """Path patching from every head to a set of receivers; axes `layer head example`.
+    """Path patching from every head to a set of receivers; axes `layer head example`, of some heads `sender example`.
 
     As Wang et al. (2023) do it: (1) on the base prompt the sender's `head_z` is that of the source, all other
     heads are frozen to what they are on the base prompt, MLPs and norms are recomputed, and what then reaches
@@ -288,12 +290,14 @@ def patch_paths(
         base: as for `patch_positions`.
         source: as for `patch_positions`.
         receivers: "logits", for the direct effect; or nodes at the sites `q`, `k`, `v`.
+        senders: heads, each for itself; by default every one.
         answers: as for `patch_positions`.
         metric: as for `patch_positions`.
     """
     check_site(loaded, "head_z", 0)
     sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
-    return Effects(sweep.run_paths([receivers])[0], ("layer", "head", "example"), sweep.base, sweep.source)
+    values, axes = sweep.run_paths([receivers], senders)
+    return Effects(values[0], axes[1:], sweep.base, sweep.source)
 
 
 def patch_paths_to_each(
@@ -302,10 +306,11 @@ def patch_paths_to_each(
     source: Prompts,
     receivers: Sequence[Sequence[Node]],
     *,
+    senders: Sequence[Head] | None = None,
     answers: Answers | None = None,
     metric: Metric | None = None,
 ) -> Effects:
-    """`patch_paths` to several sets of receivers, each for itself; axes `set layer head example`.
+    """`patch_paths` to several sets of receivers, each for itself; the first axis is `set`.
 
     What the senders send is the same whoever receives it and is computed once.
 
@@ -314,6 +319,7 @@ def patch_paths_to_each(
         base: as for `patch_positions`.
         source: as for `patch_positions`.
         receivers: sets of nodes at the sites `q`, `k`, `v`, at least one.
+        senders: as for `patch_paths`.
         answers: as for `patch_positions`.
         metric: as for `patch_positions`.
     """
@@ -321,7 +327,8 @@ def patch_paths_to_each(
     if not is_row(receivers) or not receivers or not all(map(is_row, receivers)):
         raise InputError(f"receivers {str(receivers)[:60]}: legal are lists of nodes, at least one list")
     sweep = _Sweep(loaded, base, source, answers, _one_number(metric))
-    return Effects(sweep.run_paths(receivers), ("set", "layer", "head", "example"), sweep.base, sweep.source)
+    values, axes = sweep.run_paths(receivers, senders)
+    return Effects(values, axes, sweep.base, sweep.source)
 
 
 def encode_answers(loaded: LoadedModel, answers: Answers) -> Int[Tensor, "example 2"]:
@@ -407,22 +414,35 @@ class _Sweep:
             self._fill(values, part, [patch for patch in patches if patch is not None])
         return values
 
-    def run_paths(self, receivers: Sequence[Sequence[Node] | Literal["logits"]]) -> Tensor:
-        """The metric of path patching from each head to each set of receivers, `set layer head example`."""
+    def run_paths(
+        self, receivers: Sequence[Sequence[Node] | Literal["logits"]], senders: Sequence[Head] | None
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """The metric of path patching from heads to each set of receivers, and its axes."""
+        every = product(range(self.loaded.n_layers), range(self.loaded.n_heads))
+        chosen = list(every) if senders is None else _check_senders(self.loaded, senders)
+        in_order = sorted(set(chosen))
+        values = self._run_paths(receivers, in_order)[:, [in_order.index(head) for head in chosen]]
+        if senders is not None:
+            return values, ("set", "sender", "example")
+        return values.unflatten(1, (self.loaded.n_layers, -1)), ("set", "layer", "head", "example")
+
+    def _run_paths(
+        self, receivers: Sequence[Sequence[Node] | Literal["logits"]], senders: Sequence[Head]
+    ) -> Float[Tensor, "set sender example"]:
         sets = [_check_receivers(self.loaded, some, int(self.lengths.min())) for some in receivers]
         nodes = [node for some in sets for node in some]
-        n_layers, n_heads = self.loaded.n_layers, self.loaded.n_heads
-        values = torch.empty((len(sets) * n_layers * n_heads, len(self.rows)))
+        n_layers = self.loaded.n_layers
+        values = torch.empty((len(sets) * len(senders), len(self.rows)))
         starts = {node.layer for node in nodes}
         last = max((node.layer for node in nodes), default=n_layers)
         frozen: set[Key] = {(site, layer) for site in ("resid_pre", "head_z") for layer in range(last)}
         for part in self._parts(starts, {("head_z", layer) for layer in range(last)}, frozen):
             if nodes:
-                self._fill(values, part, self._through_receivers(part, sets))
+                self._fill(values, part, self._through_receivers(part, sets, senders))
             else:
-                *_, (_, state) = run_senders(self.loaded, self.layers, part, slice(-1, None), n_layers)
+                *_, (_, state) = run_senders(self.loaded, self.layers, part, slice(-1, None), n_layers, senders)
                 values[:, part.examples] = self.read(state[:, :, 0], part)
-        return values.view(len(sets), n_layers, n_heads, -1)
+        return values.view(len(sets), len(senders), -1)
 
     def read(self, final: Float[Tensor, "patch example d_model"], part: Part) -> Float[Tensor, "patch example"]:
         """The metric, from the residual stream that leaves the last layer at the last position."""
@@ -506,17 +526,18 @@ class _Sweep:
                     found[examples] = self.read(run[end][None, :, -1], part)[0]
             yield part
 
-    def _through_receivers(self, part: Part, receivers: Sequence[Sequence[Node]]) -> list[Patch]:
+    def _through_receivers(
+        self, part: Part, receivers: Sequence[Sequence[Node]], senders: Sequence[Head]
+    ) -> list[Patch]:
         """What reaches each set of receivers from each sender, as patches of the receivers."""
         every = [(node, at, of) for of, some in enumerate(receivers) for node, at in _place(some, part)]
         if not every:
             return []
         first = min(part.first if position is None else position for _, position, _ in every)
         end = max(part.length if position is None else position + 1 for _, position, _ in every)
-        n_senders = self.loaded.n_layers * self.loaded.n_heads
+        last = max(node.layer for node, *_ in every)
         changes: dict[int, list[Change]] = defaultdict(list)
-        senders = run_senders(self.loaded, self.layers, part, slice(first, end), max(node.layer for node, *_ in every))
-        for number, state in senders:
+        for number, state in run_senders(self.loaded, self.layers, part, slice(first, end), last, senders):
             here = [one for one in every if one[0].layer == number]
             if not here or not len(state):
                 continue
@@ -527,7 +548,7 @@ class _Sweep:
                 values = values if node.head is None else values[..., node.head, :]
                 at = first if position is None else position
                 written = values[:, :, at - first : None if position is None else at - first + 1]
-                for sender, one in enumerate(written, of * n_senders):
+                for sender, one in enumerate(written, of * len(senders)):
                     changes[sender].append(Change(node.site, number, node.head, one, at))
         return [
             Patch(number, min(c.layer for c in made), min(map(_first_written, made)), tuple(made))
@@ -676,6 +697,18 @@ def _check_receivers(loaded: LoadedModel, receivers: Sequence[Node] | Literal["l
         if node.site not in ("q", "k", "v"):
             raise InputError(f"receiver at {node.site!r}: legal are the sites q, k, v")
     return nodes
+
+
+def _check_senders(loaded: LoadedModel, senders: Sequence[Head]) -> list[Head]:
+    given = as_list(senders)
+    heads = [tuple(as_wholes(head)) for head in given] if is_row(given) else []
+    if not heads or not all(len(head) == 2 for head in heads):
+        raise InputError(f"senders {str(senders)[:60]}: legal are heads as (layer, head), at least one")
+    for layer, head in heads:
+        if not 0 <= layer < loaded.n_layers or not 0 <= head < loaded.n_heads:
+            legal = f"layers 0 to {loaded.n_layers - 1} and heads 0 to {loaded.n_heads - 1}"
+            raise InputError(f"sender ({layer}, {head}): legal are {legal}")
+    return [(layer, head) for layer, head in heads]
 
 
 def _others(rows: Sequence[Sequence[int]], reference: Sequence[Sequence[int]], seed: int) -> list[list[int]]:

@@ -199,6 +199,10 @@ CALLS = {
         lambda m, v: patching.patch_paths(m, BASE, SOURCE, v, answers=ANSWERS),
         [Node("q", 0), [], None, "q", [("q", 0)], [Node("head_z", 0)], [Node("q", 0, 0, [0, 1])]],
     ],
+    "senders": [
+        lambda m, v: patching.patch_paths(m, BASE, SOURCE, "logits", senders=v, answers=ANSWERS),
+        [[], (0, 1), [(0, 9)], [(9, 0)], [(0, -1)], [(0,)], [(0, 1, 2)], [(0.5, 1)], [(True, 1)], "ab", 5],
+    ],
     "groups": [
         lambda m, v: patching.ablate(m, BASE, groups=v, answers=ANSWERS),
         ["ab", 5, [[0], [0]], [{}, {}], ["a"]],

@@ -413,20 +413,26 @@ def test_no_heads_are_no_receivers_and_can_not_be_knocked_out(load_tiny, refused
         roles.knock_out(roles.average_by_form(roles.capture_reference(loaded, data), data, data), [])
 
 
-def test_paths_to_several_sets_at_once_are_those_to_each_alone(load_tiny):
-    loaded, data = load_tiny("llama"), random_prompts(20, 0)
-    sets = [[(1, 3)], [(1, 0), (1, 2)], [(0, 1), (1, 1)]]
-    found = roles.patch_into_each(loaded, data, "q", sets, "END")
-    for heads, one in zip(sets, found, strict=True):
-        torch.testing.assert_close(one, roles.patch_into(loaded, data, "q", heads, "END"), atol=1e-5, rtol=1e-4)
-
-
-def test_a_search_keeps_the_paths_to_the_queries_of_each_role(planted, searches):
-    data = drawn_prompts(32, 0, NAME_TOKENS)
-    assert set(searches[0].queries) == {name for name in roles.FINAL_ROLES if searches[0].roles[name]}
-    for name, effect in searches[0].queries.items():
-        alone = roles.patch_into(planted, data, "q", searches[0].roles[name], "END")
-        torch.testing.assert_close(effect, alone, atol=1e-4, rtol=1e-3)
+def test_paths_between_roles_are_sums_over_senders_of_the_path_to_each_input(load_tiny):
+    loaded, data = load_tiny("llama"), random_prompts(12, 0)
+    by_role = {"name mover": ((1, 3), (1, 0)), "S-inhibition": ((0, 1),), "induction": ((0, 2), (0, 3)), "backup": ()}
+    found = roles.measure_paths(loaded, data, by_role)
+    source, options = data.corrupted("p_ABC"), {"answers": data.answers}
+    alone = roles.patch_into(loaded, data, "q", by_role["name mover"], "END")
+    torch.testing.assert_close(
+        found["induction", "name mover", "queries"], alone[0, 2] + alone[0, 3], atol=1e-4, rtol=0
+    )
+    values = [Node("v", 1, head) for head in (0, 1)]  # of which two query heads each share one
+    sent = patching.patch_paths(loaded, data.prompts, source, values, **options).effect
+    torch.testing.assert_close(found["S-inhibition", "name mover", "values"], sent[0, 1], atol=1e-4, rtol=0)
+    direct = patching.patch_paths(loaded, data.prompts, source, "logits", **options).effect
+    torch.testing.assert_close(
+        found["name mover", "logits", "directly"], direct[1, 3] + direct[1, 0], atol=1e-4, rtol=0
+    )
+    assert not [
+        ends for ends in found if ends[0] == ends[1] or "backup" in ends or ends[:2] == ("name mover", "induction")
+    ]
+    assert roles.measure_paths(loaded, data, {"backup": ()}) == {}
 
 
 # Parts of the data

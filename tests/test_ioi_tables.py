@@ -37,18 +37,6 @@ def test_a_head_with_a_direct_effect_and_no_role_is_unnamed(found):
     assert len([row for row in rows if row["head"] == "none"]) == len(roles.ROLES) - 2
 
 
-def test_edges_are_the_measured_sums_and_a_role_sends_nothing_to_itself(found):
-    into = torch.zeros(4, 3, N)
-    into[1, 2] = -0.7
-    found.queries["name mover"] = into
-    edges = tables.list_edges(found, average)
-    by_ends = {edge[:3]: edge[3].value for edge in edges}
-    assert by_ends["S-inhibition", "name mover", "queries"] == pytest.approx(-0.7)
-    assert by_ends["name mover", "logits", "directly"] == pytest.approx(-3, abs=0.01)
-    assert ("name mover", "name mover", "queries") not in by_ends
-    assert ("name mover", "S-inhibition", "values") in by_ends and ("S-inhibition", "logits", "directly") not in by_ends
-
-
 def test_attention_and_writing_are_correlated_within_each_name():
     looks = {"IO": torch.tensor([[[0.1, 0.2, 0.3]]]), "S": torch.tensor([[[0.7, 0.8, 0.9]]])}
     writes = {"IO": torch.tensor([[[1.0, 2.0, 3.0]]]), "S": torch.tensor([[[-8.0, -7.0, -6.0]]])}

@@ -196,6 +196,16 @@ RECEIVERS = {
 
 
 @pytest.mark.parametrize("receivers", RECEIVERS.values(), ids=RECEIVERS)
+def test_chosen_senders_send_what_they_send_among_all(receivers, load_tiny, data):
+    loaded, (base, source, answers) = load_tiny("llama"), data
+    every = patching.patch_paths(loaded, base, source, receivers, answers=answers).values
+    senders = [(1, 0), (0, 3), (0, 1), (1, 0)]
+    effects = patching.patch_paths(loaded, base, source, receivers, senders=senders, answers=answers)
+    assert effects.axes == ("sender", "example")
+    torch.testing.assert_close(effects.values, torch.stack([every[head] for head in senders]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("receivers", RECEIVERS.values(), ids=RECEIVERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_path_patching_equals_the_two_hooked_passes(family, receivers, load_tiny, data, pictures):
     loaded = load_tiny(family)

@@ -323,9 +323,14 @@ def _write_pattern(target: Float[Tensor, "example kv_head position group key"], 
 
 
 def run_senders(
-    loaded: LoadedModel, found: Sequence[Layer], part: Part, positions: slice, last: int
+    loaded: LoadedModel,
+    found: Sequence[Layer],
+    part: Part,
+    positions: slice,
+    last: int,
+    senders: Sequence[tuple[int, int]],
 ) -> Iterator[tuple[int, Float[Tensor, "sender example position d_model"]]]:
-    """For each layer up to `last` its `resid_pre` with each head of the layers before it patched in turn.
+    """For each layer up to `last` its `resid_pre` with each sender of the layers before it patched in turn.
 
     Attention is frozen, so each position goes its way alone.
     """
@@ -335,13 +340,15 @@ def run_senders(
         if number == last:
             return
         resid, z = (part.base[site, number][:, positions] for site in ("resid_pre", "head_z"))
-        n_heads, n_before = z.shape[2], len(state)
-        given = z.repeat(1 + n_heads, 1, 1, 1, 1)  # the first as it is, for all senders before
-        for head in range(n_heads):
-            given[1 + head, :, :, head] = part.source["head_z", number][:, positions, head]
+        heads, n_before = [head for layer, head in senders if layer == number], len(state)
+        if not heads and not n_before:
+            continue
+        given = z.repeat(1 + len(heads), 1, 1, 1, 1)  # the first as it is, for all senders before
+        for place, head in enumerate(heads, start=1):
+            given[place, :, :, head] = part.source["head_z", number][:, positions, head]
         written = found[number].out.forward(given.flatten(-2))
         written = torch.cat([written[:1].expand(n_before, -1, -1, -1), written[1:]])
-        resid = torch.cat([state, resid.expand(n_heads, *resid.shape)])
+        resid = torch.cat([state, resid.expand(len(heads), *resid.shape)])
         places = torch.arange(part.length, device=z.device)[positions].repeat(resid.shape[1])
         step = max(1, get_step_size(state.device) // (resid.shape[1] * resid.shape[2]))
         state = torch.cat(

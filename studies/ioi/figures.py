@@ -158,9 +158,12 @@ def show_circuit(
         passed: of `roles.measure_firmness`.
         caption: the finding first.
     """
+    sure: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for sender, receiver, read, total in choose_edges(found, edges):
+        sure.setdefault((sender, receiver), []).append((read, total.value))
     arrows = [
-        (sender, receiver, f"{read}: {claims.shorten(total.value)}", abs(total.value))
-        for sender, receiver, read, total in choose_edges(found, edges)
+        (*ends, "\n".join(f"{read}: {claims.shorten(value)}" for read, value in each), max(abs(v) for _, v in each))
+        for ends, each in sure.items()
     ]
     firm = {*list_firm(found, passed)}
     boxes = {

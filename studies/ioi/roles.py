@@ -15,8 +15,8 @@ those, who feeds the values of those at S2, who feeds the keys of those at S1+1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
@@ -120,8 +120,6 @@ class Search:
     """(role, score) → what a head must exceed."""
     roles: dict[str, tuple[Head, ...]]
     """The heads of each role, largest effect first; none where the model does not do the task."""
-    queries: dict[str, Float[Tensor, "layer head example"]] = field(default_factory=dict)
-    """For each role of `FINAL_ROLES` that has heads, the effect of every head through their queries alone."""
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -169,11 +167,7 @@ def search(loaded: LoadedModel, data: IOI, reference: IOI, *, seed: int) -> Sear
         effect, scores = _without(loaded, data, reference, movers, attributed)
         found.scores.update(scores)
         look("backup", effect, movers)
-    readers = {name: found.roles[name] for name in FINAL_ROLES if found.roles[name]}
-    sets = [*readers.values(), *([movers] if movers else [])]
-    effects = patch_into_each(loaded, data, "q", sets, "END") if sets else []
-    found.queries.update(zip(readers, effects, strict=False))
-    look("queries", effects[-1] if movers else None)
+    look("queries", patch_into(loaded, data, "q", movers, "END"))
     look("values", patch_into(loaded, data, "v", found.roles["S-inhibition"], "S2"))
     look("keys", patch_into(loaded, data, "k", found.roles["induction"], "S1+1"))
     return found
@@ -305,33 +299,85 @@ def patch_into(
         heads: the receivers.
         place: the position at which they are changed, by its name in `IOI.positions`.
     """
-    return patch_into_each(loaded, data, site, [heads], place)[0] if heads else None
+    if not heads:
+        return None
+    receivers = _list_receivers(loaded, site, heads)
+    effect = torch.zeros(loaded.n_layers, loaded.n_heads, len(data.prompts))
+    for positions, members in _group_by_position(data, [place]):
+        base, source, answers = _take(data, members)
+        nodes = [Node(site, *head, positions[0]) for head in receivers]
+        effect[..., members] = patch_paths(loaded, base, source, nodes, answers=answers).effect
+    return effect
 
 
-def patch_into_each(
-    loaded: LoadedModel, data: IOI, site: SiteName, sets: Sequence[Sequence[Head]], place: str
-) -> Float[Tensor, "set layer head example"]:
-    """`patch_into` several sets of heads, each for itself.
+PLACES = {"induction": "S2", "duplicate token": "S2", "previous token": "S1+1"}
+"""Where a role acts; END for the others."""
+INPUTS: dict[str, SiteName] = {"queries": "q", "keys": "k", "values": "v"}
+
+
+def measure_paths(
+    loaded: LoadedModel, data: IOI, by_role: Mapping[str, Sequence[Head]]
+) -> dict[tuple[str, str, str], Float[Tensor, " example"]]:
+    """(sender, receiver, input) → what path patching from a role to another through one input does, in logits.
+
+    The senders are patched one at a time and summed. A role's queries are changed where it acts, its keys and values at
+    all positions; what goes into a key/value head goes into all query heads that share it. The logits are a receiver
+    too, reached "directly". Paths to what comes before are left out.
 
     Args:
         loaded: on plain Hugging Face.
-        data: as for `patch_into`.
-        site: as for `patch_into`.
-        sets: of receivers, none empty.
-        place: as for `patch_into`.
+        data: prompts, patched from their p_ABC; other ones than those by which the roles were found.
+        by_role: heads.
     """
-    shared = loaded.n_heads // hooks.count_heads(loaded, site)  # query heads on one key/value head
-    receivers = [sorted({(layer, head // shared) for layer, head in heads}) for heads in sets]
-    effect = torch.zeros(len(sets), loaded.n_layers, loaded.n_heads, len(data.prompts))
+    filled = {name: heads for name, heads in by_role.items() if heads}
+    if not filled:
+        return {}
+    senders = sorted({head for heads in filled.values() for head in heads})
+    source = data.corrupted("p_ABC")
+    ends = [(name, read) for name in filled for read in INPUTS]
+    effect = torch.zeros(len(ends), len(senders), len(data.prompts))
+    places = [PLACES.get(name, "END") for name, _ in ends]
+    for positions, members in _group_by_position(data, places):
+        base, source_rows, answers = _take(data, members)
+        sets = []
+        for (name, read), position in zip(ends, positions, strict=True):
+            at = position if read == "queries" else None
+            sets.append([Node(INPUTS[read], *head, at) for head in _list_receivers(loaded, INPUTS[read], filled[name])])
+        effect[..., members] = patch_paths_to_each(
+            loaded, base, source_rows, sets, senders=senders, answers=answers
+        ).effect
+    found = dict(zip(ends, effect, strict=True))
+    direct = patch_paths(loaded, data.prompts, source, "logits", senders=senders, answers=data.answers)
+    found["logits", "directly"] = direct.effect
+    paths = {}
+    for (receiver, read), values in found.items():
+        for sender, heads in filled.items():
+            total = values[[senders.index(head) for head in heads]].sum(0)
+            if sender != receiver and total.any():  # else it is later
+                paths[sender, receiver, read] = total
+    return paths
+
+
+def _list_receivers(loaded: LoadedModel, site: SiteName, heads: Sequence[Head]) -> list[Head]:
+    """Query heads as heads of a site, of which several may share one."""
+    shared = loaded.n_heads // hooks.count_heads(loaded, site)
+    return sorted({(layer, head // shared) for layer, head in heads})
+
+
+def _group_by_position(data: IOI, places: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
+    """Prompts that have the same positions at all of some places: these positions, and which prompts."""
+
+    def at(row: int) -> list[int]:
+        return [data.positions[place][row] for place in places]
+
+    for positions, members in groupby(sorted(range(len(data.prompts)), key=at), key=at):
+        yield positions, list(members)
+
+
+def _take(data: IOI, members: Sequence[int]) -> tuple[list[list[int]], list[list[int]], list[tuple[int, int]]]:
+    """Some prompts, their p_ABC, and their answers."""
     corrupted = data.corrupted("p_ABC")
-    order = sorted(range(len(data.prompts)), key=lambda i: data.positions[place][i])
-    for position, members in groupby(order, key=lambda i: data.positions[place][i]):
-        chosen = list(members)
-        base, source = ([rows[i] for i in chosen] for rows in (data.prompts, corrupted))
-        answers = [data.answers[i] for i in chosen]
-        nodes = [[Node(site, *head, position) for head in heads] for heads in receivers]
-        effect[..., chosen] = patch_paths_to_each(loaded, base, source, nodes, answers=answers).effect
-    return effect
+    return [list(data.prompts[i]) for i in members], [corrupted[i] for i in members], [data.answers[i] for i in members]
 
 
 def _without(

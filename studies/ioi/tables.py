@@ -138,29 +138,6 @@ def list_unnamed(found: Search) -> list[Head]:
     return sorted(places, key=lambda place: -abs(float(direct.mean[place])))
 
 
-def list_edges(found: Search, average: Average) -> list[Edge]:
-    """Every path between roles that was tried, and those to the logits, with its effect.
-
-    Args:
-        found: by the search.
-        average: over its prompts.
-    """
-    paths = {(name, "queries"): effect for name, effect in found.queries.items()}
-    for receiver, read in (("S-inhibition", "values"), ("induction", "keys")):
-        if read in found.stages:
-            paths[receiver, read] = found.stages[read].effect
-    edges: list[Edge] = []
-    for (receiver, read), effect in paths.items():
-        for sender, heads in found.roles.items():
-            total = add_up(effect, heads)
-            if heads and sender != receiver and total.any():  # else it is later
-                edges.append((sender, receiver, read, average(total)))
-    for name in FINAL_ROLES:
-        if heads := found.roles[name]:
-            edges.append((name, "logits", "directly", average(add_up(found.stages["logits"].effect, heads))))
-    return edges
-
-
 def choose_edges(found: Search, edges: Sequence[Edge]) -> list[Edge]:
     """The paths from a hundredth of the logit difference on whose interval, widened for the looks, leaves out zero."""
     smallest = SMALLEST_SHARE * float(found.logit_difference.mean())

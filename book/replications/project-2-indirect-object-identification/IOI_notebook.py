@@ -344,11 +344,15 @@ if found.stages:
 # %% [markdown]
 # This is {glue:text}`outcome`, {glue:text}`circuit_share` of all heads; not firm: {glue:text}`infirm_heads`. A
 # *negative* head writes against the answer; an *S-suppressor* looks at the subject and lowers it, as a head of GPT-2
-# small does with whatever it attends to {cite:p}`mcdougall2023copy`. Which role feeds which? Of every receiver the one
-# input is measured through which its feeders were sought.
+# small does with whatever it attends to {cite:p}`mcdougall2023copy`. Which role feeds which? Every path from one role
+# to another is measured, through queries, keys and values, on other sentences with other names.
 
 # %%
-edges = tables.list_edges(found, lambda values: over(values, searched))
+tested = templates.draw_ioi(
+    model, n_prompts=n_tested, seed=2 * seed + 1, templates=held_out, half=1
+)
+paths = roles.measure_paths(model, tested, found.roles)
+edges = [(*ends, over(effect, tested)) for ends, effect in paths.items()]
 drawn = tables.choose_edges(found, edges)
 unnamed = tables.list_unnamed(found)
 run.value("circuit_share", len(circuit) / (model.n_layers * model.n_heads))
@@ -362,7 +366,7 @@ if circuit:
         edges,
         passed,
         caption=f"What this run found: {outcome}. Boxes are roles with at most four heads, from left to right at the position where they act, dashed where none of them is firm. An arrow is a measured "
-        "path, its number and width the change of the logit difference in logits when what the senders give to the receivers is patched from p_ABC, one at a time and summed. "
+        "path, its number and width the change of the logit difference in logits when what the senders give to the receivers is patched from p_ABC, one at a time and summed, over {n_tested} prompts of the second sample. "
         f"{len(drawn)} of {len(edges)} that were tried are drawn: those of a hundredth of the logit difference and more whose interval, widened for {len(edges)} looks, leaves out zero.",
     )
     columns = ("from", "to", "through", "effect")
@@ -373,7 +377,7 @@ if circuit:
             | {"drawn": "yes" if edge in drawn else ""}
             for edge in edges
         ],
-        caption=f"Every path between roles that was tried, in logits: mean over {n_patched} prompts of the first sample, by which the heads were chosen, 95 % interval over templates in brackets, not widened. "
+        caption=f"Every path between roles that was tried, in logits: mean over {n_tested} prompts of the second sample, on which no head was chosen, 95 % interval over templates in brackets, not widened. "
         f"Keys and values are those of whole key/value heads ({model.n_heads // hooks.count_heads(model, 'k')} query heads on each): what goes into one goes into all query heads that share it.",
     )
 
@@ -421,9 +425,6 @@ if last_heads:
 # layers.
 
 # %%
-tested = templates.draw_ioi(
-    model, n_prompts=n_tested, seed=2 * seed + 1, templates=held_out, half=1
-)
 out = knock_outs.KnockOuts(
     model, tested, fresh_reference, circuit, n_sets=n_random_sets, seed=seed
 )
