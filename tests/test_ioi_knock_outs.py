@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import attribution, claims, patching
+from helpers import attribution, claims, hooks, patching
 from studies.ioi import knock_outs, roles, templates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -240,3 +240,13 @@ def test_what_is_written_of_two_names_is_against_names_that_are_in_no_prompt(emb
 def test_rivals_are_the_other_heads_of_the_layer_the_best_first():
     score = torch.tensor([[0.1, 0.4, 0.2, 0.3], [9.0, 9.0, 9.0, 9.0]])
     assert knock_outs.rank_rivals(score, 0, [(0, 1)]) == [(0, 3), (0, 2), (0, 0)]
+
+
+def test_names_are_read_against_those_that_are_in_no_prompt(embedded):
+    drawn = templates.draw_ioi(embedded, n_prompts=3, seed=0)
+    found = knock_outs.read_names(embedded, drawn)
+    logits = hooks.capture(embedded, drawn.prompts, "logits")["logits"][:, 0]
+    for row, (answers, absent) in enumerate(zip(drawn.answers, templates.list_absent(embedded, drawn), strict=True)):
+        for name, token in zip(("IO", "S"), answers, strict=True):
+            expected = logits[row, token] - logits[row, absent].mean()
+            assert float(found[name][row]) == pytest.approx(float(expected), abs=1e-4)

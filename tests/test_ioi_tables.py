@@ -1,5 +1,7 @@
 """Tables hold the numbers that they were given."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +89,29 @@ def test_heads_are_idle_where_they_surely_add_too_little_and_doubtful_where_it_c
     beyond = [claims.Estimate(at, at - wide, at + wide, 10) for at, wide in ((-1, 0.1), (0.0, 0.5), (1, 0.1))]
     assert tables.describe_needs(heads, beyond) == {"idle_heads": "3.0", "doubtful_heads": "3.1"}
     assert tables.describe_needs(heads[2:], beyond[2:]) == {"idle_heads": "none", "doubtful_heads": "none"}
+
+
+def test_attention_is_told_with_its_change_head_by_head_and_role_by_role(found):
+    before = {end: torch.full((4, 3, N), 0.5) for end in ("IO", "S1", "S2")}
+    after = before | {"IO": before["IO"] - 0.25 + 0.01 * torch.arange(N)}
+    rows = tables.list_attention(found, before, after, average)
+    assert [row["head"] for row in rows] == ["3.1", "3.0"]
+    change = float((after["IO"] - before["IO"])[3, 1].mean())
+    assert rows[0]["to IO"] == 0.5 and rows[0]["to IO, change"].value == pytest.approx(change)
+    told = tables.describe_looks(found, before, after, average)
+    assert told.startswith("Without S-inhibition attention from END changes: that of the name movers by ")
+    nothing = replace(found, roles=dict.fromkeys(roles.ROLES, ()))
+    assert tables.describe_looks(nothing, before, after, average) == ""
+
+
+def test_what_is_told_of_heads_says_so_where_there_is_nothing_to_tell(found):
+    one = average([1.0, 2.0, 3.0])
+    told = {name: one for name in ("END", "the names", "IO", "S")}
+    assert tables.describe_unnamed([(2, 2), (0, 1)], told).startswith("It is 2.2 (of 2.2, 0.1), which spends 2.00 [")
+    assert tables.describe_unnamed([], {}) == "Here there is none."
+    assert "a share of" not in tables.describe_rest(None, {}, one)
+    assert "without name movers 2.00 [" in tables.describe_rest(one, {"name mover": one}, one)
+    assert tables.describe_losses(None, {}) == tables.describe_losses((2, 2), {}) == ""
+    assert "without name movers" in tables.describe_losses((2, 2), {"name mover": one})
+    costs = {"sentences": [one] * 3, "repeats": [one] * 3}
+    assert tables.describe_costs(found, costs) == "", "no induction or previous-token heads"
