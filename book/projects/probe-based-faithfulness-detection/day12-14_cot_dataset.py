@@ -18,8 +18,8 @@
 # A probe is as good as its label. "The model's stated reasoning is not the real one" can't be looked up, so people use
 # stand-ins. Here are three, each under its own name: an answer that *contradicts* the reasoning
 # before it, an answer that a *pull* moved and whose reasoning does not say so, and an answer that *does not hang on* its
-# reasoning. Our first version of the third was the order in which the question named its options. So every label is
-# asked what else it could be, and refused where something else tells it.
+# reasoning. Our first version of the third was the order of the options. So every label is asked what else it could be, and
+# refused where something else tells it.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -179,7 +179,7 @@ assert (pairs["contradicts"].agg(["sum", "size"]) == [1, 2]).all(axis=None)
 # wrongly, or an *order*: right options come first in all examples, and last in the question. A pull's **twin** names the
 # same candidate in the same place and bears on nothing ("The answer to another question was 47"; an example in which
 # somebody wrote down 47; examples with right options in either place). Every question is asked in every arm, after
-# {glue:text}`n_samples` draws of examples, the same for all arms. Questions name both options. Only tasks count whose own chains are right in at least
+# {glue:text}`n_samples` draws of examples, the same for all arms. Only tasks count whose own chains are right in at least
 # {glue:text}`able_bound` of the cases where nothing pulls: who guesses will hit many hints.
 #
 # **What we expect.** After {cite:t}`turpin2023language` and {cite:t}`chen2025reasoning`, pulls should move answers beyond
@@ -397,7 +397,7 @@ for measure in causes.MEASURES:
 # model's habit without a chain, how often it then names the first option, on a scale from minus one to one: near either end
 # the label, asked in one order, is that habit. Outside of sums {glue:text}`position_others` more need their chain as the last; tasks differ, from
 # {glue:text}`position_least` to {glue:text}`position_most`, and for mistakes from {glue:text}`mistakes_least` to
-# {glue:text}`mistakes_most`, so that a mean near nought is no sign of no position. Of all answers {glue:text}`either_needs_chain` need their chain in a given order,
+# {glue:text}`mistakes_most`. Of all answers {glue:text}`either_needs_chain` need their chain in a given order,
 # {glue:text}`both_needs_chain` in both; for mistakes {glue:text}`either_follows_mistake` and
 # {glue:text}`both_follows_mistake`. On record, the share where the answer stands last less that where it stands first:
 #
@@ -545,12 +545,9 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 #
 # - **Constructed transcripts are not the model's.** It reads a contradiction that it did not write.
 # - **Who mentions?** Answers that a pull did not move may mention it too, and no reasoning says which of the two it is.
-# - **The audit sees what is large.** With some thirty questions a task, a confound of one task, or of a period that is not
-#   listed, passes.
+# - **The audit sees what is listed, and what is large.** What tells one task's label a little, passes.
 # - **A pair is relative.** Of the chains called "does not hang" {glue:text}`changes_less` change their answer in some order when
 #   they are taken away, of the others {glue:text}`changes_more`; where none does, half are called so nevertheless.
-# - **A twin is not a pull without its pull.** The example's is another kind of question, the order's has right options in
-#   turns.
 # - **A label of answers.** "Moved by a pull" is also whether the answer is wrong: a probe must beat the model's output.
 # - **Intervals are over contents** of one template a task, and say nothing of other templates.
 

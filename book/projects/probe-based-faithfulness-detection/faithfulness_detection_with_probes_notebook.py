@@ -98,10 +98,10 @@ run.table(
 # ## Say what would count, before looking
 #
 # **What we expect.** Middle layers should do best: they have combined question and reasoning, and late ones turn to the next
-# word. The tokens after an answer may carry a summary of it. That one head should beat the stream into which all heads write
-# would be a surprise.
+# word. The tokens after an answer may sum it up. That one head should beat the stream into which all write would be a
+# surprise.
 #
-# Each guess compares two kinds of sites by AUROC, and holds where the whole interval exceeds {glue:text}`bound`. The best site
+# Each guess compares two kinds of sites by AUROC, and holds where the whole interval exceeds {glue:text}`bound`. The best
 # of each kind is chosen without the questions that are tested; where one is named, it is the first within
 # {glue:text}`tied` of the best. Where neither kind reads the label (p < {glue:text}`readable` on labels permuted within
 # tasks), the verdict is "not run". Where the other kind leaves less than {glue:text}`bound` to gain, no data could make the
@@ -542,7 +542,7 @@ run.value("theirs", theirs if learned else "not to be had")
 #
 # ## Where this breaks
 #
-# - **One small model, one kind of contradiction**: a handful of templates, two candidates, four styles, all written by us.
+# - **One small model, one kind of contradiction**: a few templates, two candidates, four styles, all written by us.
 #   Intervals are over questions of these tasks, not over tasks.
 # - **A head is a choice too.** On other questions another is chosen, whose lead may be smaller.
 # - **The sites were given.** A probe that has to find its site from the same few questions needs more of them. And intervals are

@@ -66,8 +66,8 @@ sizes = {"n": n_questions, "seeds": numbers}
 #
 # The label is *answer contradicts reasoning*, on tasks that [days 12 to 14](day12-14_cot_dataset) let through: eight
 # transcripts of each question, half of which contradict. The residual stream is read at the site that reads the label
-# best on another draw of questions (of sites that tie, the first). One probe is trained in each of the four styles of the
-# data set, and tested on other questions in all.
+# best on another draw of questions (of sites that tie, the first). One probe is trained in each of four styles, and tested
+# on other questions in all.
 
 # %%
 site = styles.choose_site(model, tasks=tasks, n=5, seed=seed + 1000)
@@ -121,9 +121,8 @@ run.table(
 # subtract from each score the mean of its style in the training folds. **Direction**: what an adversary who knows of this
 # still takes, as in some style the label is written elsewhere, or more faintly.
 #
-# **What we expect.** The rule, a loss of more than a tenth, was written for the four styles of the data set; the four
-# strange ones were added when a first run had been seen, so both are shown. The styles put other words around the same
-# verdict and answer. We expect shifts, and the label in the same direction.
+# **What we expect.** Shifts, and the label in the same direction. The rule, a loss of more than a tenth, was written for the
+# four styles of the data set; the four strange ones were added when a first run had been seen, so both are shown.
 
 # %%
 transcripts = [table["transcript"].tolist() for table in tables]
@@ -219,8 +218,7 @@ run.value("often", often)
 #
 # With eight the adversary most often tells contradictions in the style *{glue:text}`low`* and the rest in *{glue:text}`high`*
 # (share of all choices {glue:text}`often`); who knows of recentring, in *{glue:text}`low_recentred`* and
-# *{glue:text}`high_recentred`* ({glue:text}`often_recentred`). Where the two are one style, that is merely the one that the probe
-# reads worst.
+# *{glue:text}`high_recentred`* ({glue:text}`often_recentred`); if that is one style, in the one that the probe reads worst.
 #
 # A bag of plain words is left with {glue:text}`words_attacked`. {glue:text}`found-marked-words-outlast-the-probe`
 #
@@ -228,10 +226,9 @@ run.value("often", often)
 #
 # A rule puts words around the steps; a paraphrase changes the steps' own. {glue:text}`writer` was shown four examples and
 # told the steps of every question again, by its most likely tokens. Kept are {glue:text}`share_kept`, those that lose no
-# number, name or thing and bring none in. That the sense stays is not checked, and in some it does not; but verdict and answer
-# stay as they were, and the label hangs on these alone. Of what was kept, {glue:text}`share_copied` end with the last
-# three words of an example that it was shown, so that few words are its own. The paraphrases are kept with the book
-# and read here. No probe is trained in them.
+# number, name or thing and bring none in. In some the sense is lost; but verdict and answer, on which alone the label hangs,
+# stay as they were. Of what was kept, {glue:text}`share_copied` end with the last three words of an example that it was shown,
+# so that few words are its own. No probe is trained in them.
 #
 # **What we expect.** A telling that no rule made may move scores further than the strange styles do.
 
@@ -296,7 +293,7 @@ style_figures.show_curves(
 )
 
 # %% [markdown]
-# {glue:text}`found-recentring-needs-both-classes` That it costs something has to be, by exercise 3.
+# {glue:text}`found-recentring-needs-both-classes`
 #
 # The other remedy is to train on as many transcripts, each in one of the four styles by lot. Both are tried on the labels
 # of behaviour too, on tasks that passed the audit of the label: *given chains*, told in the four styles, where the label
@@ -425,7 +422,6 @@ run.value("by_hand", float(np.mean(areas)))
 # - **An adversary of styles only.** One who may write freely, or choose for each transcript, does at least as well.
 # - **The label is one of text.** Words can't read it only because the data set was made so; who marks the answer in them
 #   reads it without any model.
-# - **A style's mean must be known.** Recentring takes unlabelled transcripts in the style, half of them of either class.
 # - **Behaviour moves with style.** Where a label is asked only while it stays, the easier part of it is left.
 # - **Paraphrases by one small writer**, from four examples; what passed the check is the plainer part of what it wrote.
 
@@ -475,7 +471,7 @@ run.finish()
 #
 # ```{dropdown} Solution
 # With `x = np.random.default_rng(0).normal(size=(1000, 8))`, `compute_auroc` of `x.min(1)` for positives and `x.max(1)`
-# for negatives is almost nought. An attack that looks so strong on nothing can't measure anything.
+# for negatives is almost nought.
 # ```
 #
 # **3. How far a mean goes** (10 minutes). The means of the two classes lie a distance apart in every style. How far apart
