@@ -167,9 +167,11 @@ class OnRecord(RunDirective):
     def run(self) -> list[nodes.Node]:
         chapter = self.arguments[0]
         heads = dict(line.split(": ", 1) for line in self.content)
-        rows = []
-        for model, record in records_of(chapter).items():
-            known = {claim["id"]: told(claim) for claim in record["claims"]}
+        rows, records = [], records_of(chapter)
+        latest = run_of(chapter) or records.get(models.DEFAULT_MODEL) or {"claims": []}
+        rules = {claim["id"]: claim["rule"] for claim in latest["claims"]}
+        for model, record in records.items():
+            known = {claim["id"]: told_alike(claim, rules.get(claim["id"])) for claim in record["claims"]}
             rows.append(self.row([[model_title(model)], *(known.get(id, ["not run"]) for id in heads)]))
         return [self.table(["model", *heads.values()], rows, classes=["on-record"])]
 
@@ -240,7 +242,7 @@ class Scoreboard(RunDirective):
                 [*told(claim), *against(claim)] if id in on_record else ["not run"],
                 [*told(ours[id]), " (as on record)" if same else ""] if id in ours else ["not run"],
                 self.published(claim),
-                self.other_models(id, others, records),
+                self.other_models(claim, others, records),
             ]
             verdict = claim["verdict"] if id in on_record else "not run"
             rows.append(self.row(cells, (f"verdict-{verdict.replace(' ', '-')}",)))
@@ -250,12 +252,12 @@ class Scoreboard(RunDirective):
         section += self.table(head, rows, classes=["scoreboard"])
         return section
 
-    def other_models(self, id: str, names: list[str], records: dict[str, Any]) -> list[str | nodes.Node]:
+    def other_models(self, claim: dict[str, Any], names: list[str], records: dict[str, Any]) -> list[str | nodes.Node]:
         """The verdicts of other models on a claim: on record, or not run."""
         cell: list[str | nodes.Node] = []
         for name in names:
-            found = [one for one in records.get(name, {}).get("claims", []) if one["id"] == id]
-            cell += [f"{model_title(name)}: ", *(told(found[0]) if found else ["not run"]), ". "]
+            found = [one for one in records.get(name, {}).get("claims", []) if one["id"] == claim["id"]]
+            cell += [f"{model_title(name)}: ", *(told_alike(found[0], claim["rule"]) if found else ["not run"]), ". "]
         return cell or [DASH]
 
     def heading(self, run: Any, record: Any, comparison: claims.Comparison | None) -> str:
@@ -299,6 +301,11 @@ def told(claim: dict[str, Any]) -> list[str | nodes.Node]:
     estimate = claim["estimate"] and claims.Estimate(**claim["estimate"])
     number = f" {estimate.brief()}, n = {estimate.n} {estimate.of}" if estimate else ""
     return [nodes.strong("", claim["verdict"]), number]
+
+
+def told_alike(claim: dict[str, Any], rule: str | None) -> list[str | nodes.Node]:
+    """The same, unless it was decided by another rule than today's: then it is no verdict on the same claim."""
+    return told(claim) if claim["rule"] == rule else ["by an older rule"]
 
 
 def against(claim: dict[str, Any]) -> list[nodes.Node]:
