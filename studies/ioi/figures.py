@@ -161,10 +161,13 @@ def show_circuit(
     sure: dict[tuple[str, str], list[tuple[str, float]]] = {}
     for sender, receiver, read, total in choose_edges(found, edges):
         sure.setdefault((sender, receiver), []).append((read, total.value))
-    arrows = [
-        (*ends, "\n".join(f"{read}: {claims.shorten(value)}" for read, value in each), max(abs(v) for _, v in each))
+    weights = {ends: max(abs(value) for _, value in each) for ends, each in sure.items()}
+    least = max(weights.values(), default=0.0) / 10  # smaller numbers would lie on each other; the table has them
+    labels = {
+        ends: "\n".join(f"{read}: {claims.shorten(value)}" for read, value in each if abs(value) >= least)
         for ends, each in sure.items()
-    ]
+    }
+    arrows = [(*ends, labels[ends], weight) for ends, weight in weights.items()]
     firm = {*list_firm(found, passed)}
     boxes = {
         name: (*place, f"{name}\n{name_heads(found.roles[name][:4])}")

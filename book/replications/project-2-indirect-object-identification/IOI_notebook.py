@@ -367,7 +367,7 @@ if circuit:
         passed,
         caption=f"What this run found: {outcome}. Boxes are roles with at most four heads, from left to right at the position where they act, dashed where none of them is firm. An arrow is a measured "
         "path, its number and width the change of the logit difference in logits when what the senders give to the receivers is patched from p_ABC, one at a time and summed, over {n_tested} prompts of the second sample. "
-        f"{len(drawn)} of {len(edges)} that were tried are drawn: those of a hundredth of the logit difference and more, at a false discovery rate of 5 %.",
+        f"{len(drawn)} of {len(edges)} that were tried are drawn: those of a hundredth of the logit difference and more, at a false discovery rate of 5 %; numbers stand at those from a tenth of the heaviest on.",
     )
     columns = ("from", "to", "through", "effect")
     run.table(
