@@ -19,7 +19,7 @@
 # names, notice which came twice, and name the other. This one's likeliest next token is the other name in
 # {glue:text}`likeliest_short` of such sentences. {cite:t}`wang2022interpretability` found twenty-six heads in seven roles
 # that do this in GPT-2 small. By the same criteria any model is searched here, so that the answer may be another circuit,
-# or none; this run found **{glue:text}`outcome_short`**.
+# or none; found in this run: **{glue:text}`outcome_short`**.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -323,7 +323,7 @@ circuit, firm = list(found.heads), roles.list_firm(found, passed)
 filled = {name: list(heads) for name, heads in found.roles.items() if heads}
 outcome = figures.describe_circuit(found, passed)
 run.value("outcome", outcome)
-size = f"a circuit of {len(circuit)} heads" if circuit else "no circuit"
+size = f"{len(circuit)} heads" if circuit else "no circuit"
 run.value("outcome_short", size)
 
 # %% tags=["hide-input"]
