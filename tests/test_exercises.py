@@ -64,8 +64,11 @@ def ioi():
     found = search_with_movers()
     lost = {name: SimpleNamespace(own=average([at, at + 0.1])) for name, at in (("name mover", 2), ("negative", -1))}
     known = {"lost": lost, "circuit": found.heads, "found": found, "firm": [(3, 1)], "roles": roles, "figures": figures}
-    known |= {"out": SimpleNamespace(without=lambda sets: np.array([[-1.0, -2.0]])), "repeated": {"END": "shares"}}
-    known |= {"share_read": np.array([0.1, 0.2, 0.9]), "find_sure": lambda shares: 2}
+    known |= {
+        "out": SimpleNamespace(without=lambda sets: np.array([[-1.0, -2.0]])),
+        "share_read": np.array([0.1, 0.2, 0.9]),
+    }
+    known |= {"repeated": {"END": [average([at, at + 0.01]) for at in (0.1, 0.3, 0.8)]}}
     return known, {"my_role": "name mover", "my_name": "S", "my_layer": 2, "my_lens": "there", "my_number": 1}
 
 
