@@ -242,7 +242,7 @@ def train(
         n_steps: of one batch each.
         seed: of the weights and of the sequences; the held-out ones are the same for every seed.
         smeared: as for `AttentionOnly`.
-        n_measured: how often it is measured on the way.
+        n_measured: how often it is measured on the way, at most.
         vocabulary_size: tokens that the sequences are made of.
         length: of the sequences, in tokens.
     """
@@ -255,7 +255,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     held_out = draw_held_out_repeats(**sizes)
     measured = {0: measure(model, held_out)}
-    every = max(1, n_steps // n_measured)
+    every = max(1, -(-n_steps // n_measured))
     for step in range(1, n_steps + 1):
         tokens = draw_repeats(BATCH, **sizes, generator=generator).tokens
         logits, _ = model(tokens)
