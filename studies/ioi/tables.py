@@ -323,9 +323,9 @@ def describe_rest(elsewhere: Estimate | None, left: Mapping[str, Estimate], whol
         return "Without S-inhibition or movers, what runs beside the arrows was not asked."
     movers = f" without name movers {left['name mover'].brief()} logits are left," if "name mover" in left else ""
     return (
-        f"The arrows are not all. Of what S-inhibition costs when knocked out (below), {elsewhere.brief()} of it is "
-        "lost also while name movers and S-suppressors write what they wrote: that much runs outside the paths into "
-        f"them. And an arrow is no need:{movers} with all heads {whole.brief()}."
+        "What an arrow carries is not what would be missing. Of what S-inhibition costs when knocked out (below) a "
+        f"share of {elsewhere.brief()} is lost also while name movers and S-suppressors write what they wrote, so "
+        f"outside the paths into them; and{movers} with all heads {whole.brief()}."
     )
 
 
@@ -352,7 +352,7 @@ def describe_losses(head: Head | None, lost: Mapping[str, Estimate]) -> str:
     if head is None or not lost:
         return ""
     each = " and ".join(f"{estimate.brief()} logits without {role}s" for role, estimate in lost.items())
-    return f"Head {name_heads([head])} loses {each}: by so much it passes on what they wrote."
+    return f"Head {name_heads([head])} loses {each}, which is what it can have from them."
 
 
 def describe_costs(found: Search, costs: Mapping[str, Sequence[Estimate]]) -> str:
