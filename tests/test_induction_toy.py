@@ -481,7 +481,19 @@ def test_a_steady_course_rises_over_four_fifths_and_a_step_within_one_measuremen
 def test_what_is_learned_before_does_not_count():
     steady_then_step = [-0.25 * x for x in range(5)] + [-3.0] * 6
     assert toy.measure_rise(course(steady_then_step)) > 0.3
-    assert toy.measure_rise(course(steady_then_step), beyond=-1.0) == pytest.approx(0.08)
+    assert toy.measure_rise(course(steady_then_step), beyond=-1.0) == pytest.approx(0.08 * 3 / 2)
+
+
+@pytest.mark.parametrize("beyond", [-2.5, -5.0, -7.5])
+def test_an_even_fall_is_as_even_from_half_way_on(beyond):
+    even = course([-0.1 * x for x in range(101)])
+    assert toy.measure_rise(even, beyond=beyond) == pytest.approx(toy.measure_rise(even))
+
+
+@pytest.mark.parametrize("beyond", [-2.5, -5.0, -7.5])
+def test_what_slows_down_all_the_time_is_not_sudden(beyond):
+    slowing = course([10 * (math.exp(-0.05 * x) - 1) for x in range(101)])
+    assert toy.measure_rise(slowing, beyond=beyond) >= toy.measure_rise(slowing)
 
 
 def test_a_model_that_learns_nothing_has_no_rise():

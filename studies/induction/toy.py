@@ -147,6 +147,9 @@ class AttentionOnly(nn.Module):
 def measure_rise(history: dict[int, Measured], *, beyond: float | None = None) -> float:
     """Which share of the training it takes from a tenth to nine tenths of what is learned; NaN if next to nothing is.
 
+    A part of a fall takes less time than the whole: it is counted as if all had fallen as fast, so that a model that
+    learns evenly rises no faster for being looked at from half-way on.
+
     Args:
         history: as `train` gives it.
         beyond: an in-context-learning score (nats) from which on it counts; by default that of the untrained model.
@@ -159,7 +162,8 @@ def measure_rise(history: dict[int, Measured], *, beyond: float | None = None) -
         return float("nan")
     reached = np.maximum.accumulate((curve - begin) / (curve[-1] - begin))
     start, end = np.interp((0.1, 0.9), reached, list(history))
-    return float((end - start) / max(history))
+    part = (curve[-1] - begin) / (curve[-1] - curve[0])
+    return float((end - start) / max(history) / part)
 
 
 @dataclass(frozen=True)

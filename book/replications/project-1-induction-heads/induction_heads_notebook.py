@@ -372,21 +372,16 @@ def over_models(values):
 
 
 def rise_times(kind, beyond):
-    """Share of the training from a tenth to nine tenths of what is learned."""
+    """Share of the training that a fall as fast as this one takes."""
     histories = [trained[kind, one][1] for one in toy_seeds]
     each = zip(histories, beyond, strict=True)
     return np.array([toy.measure_rise(h, beyond=score) for h, score in each])
 
 
-def beyond_one_layer(kind):
-    """The same of what goes beyond one layer, as if that were the whole fall."""
-    whole = 1 - final["one layer"] / final[kind]
-    return rise_times(kind, final["one layer"]) / whole
-
-
-# %%
 plain = rise_times("one layer", [None] * n_training_seeds)
-two, smeared = map(beyond_one_layer, list(toy.KINDS)[1:])
+two, smeared = (
+    rise_times(kind, final["one layer"]) for kind in list(toy.KINDS)[1:]
+)
 learned = bool(np.isfinite([plain, two, smeared]).all())
 gain = {kind: over_models(final[kind] - final["one layer"]) for kind in final}
 alone = {"baseline": float(final["one layer"].mean())}
