@@ -95,13 +95,14 @@ run.table(
 # listed names may happen to share, and none for following notes.
 
 # %%
-folder = ROOT / "_build" / "organisms" if save else organism.locate(model)
+folder = ROOT / "_build" / "organisms"  # of those that are trained now
 made = organism.Settings(seed=organism_seed)
-get = organism.find_or_train if save else organism.find
-adapters = {
-    rule: get(model, names, replace(made, rule=rule), folder / file)
-    for rule, file in organism.FILES.items()
-}
+adapters = {}
+for rule, file in organism.FILES.items():
+    wanted = model, names, replace(made, rule=rule)
+    adapters[rule] = organism.find(*wanted, organism.locate(model) / file)
+    if save and adapters[rule] is None:
+        adapters[rule] = organism.find_or_train(*wanted, folder / file)
 if None in adapters.values():
     run.leave("no such organism is kept; save=true trains one")
 
