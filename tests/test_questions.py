@@ -3,6 +3,7 @@
 import calendar
 import re
 from collections import Counter
+from functools import partial
 from itertools import chain, product
 
 import pytest
@@ -231,3 +232,12 @@ def test_bad_input_is_refused(embedded, refused):
         questions.draw_questions(embedded, tasks=["chess"], n=1, seed=0)
     with refused("'parity'", "fewer"):
         questions.draw_questions(embedded, tasks=["parity"], n=10**5, seed=0)
+
+
+def test_all_questions_of_a_task_begin_with_those_that_fewer_are(embedded):
+    draw = partial(questions.draw_questions, embedded, seed=0)
+    every = draw(tasks=["coin_flips", "parity"], n=300, or_all=True)
+    flips = [question for question in every if question.task == "coin_flips"]
+    assert 200 < len(flips) < 300 and len(every) - len(flips) == 300
+    assert len({question.content for question in flips}) == len(flips)
+    assert flips[:200] == draw(tasks=["coin_flips"], n=200)

@@ -8,6 +8,7 @@ reasoning may say no more than where the right option stood.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def label_causes(
     own: bool,
     styles: Sequence[str] = (),
     early_only: bool = False,
+    first: int = 0,
     folder: Path | None = None,
 ) -> pd.DataFrame:
     """What becomes of the answer after each chain, with the options in both orders.
@@ -54,6 +56,7 @@ def label_causes(
         own: the model's own chain, written anew in each order, or else the right steps with a right verdict.
         styles: each given chain is told in all of these; by default styles take turns.
         early_only: leave out mistakes and other words, with their columns; nothing is then told anew by the model.
+        first: the place in its task of the first question whose chains are changed; those before it are left out.
         folder: as for `hooks.generate`.
 
     Returns:
@@ -71,7 +74,9 @@ def label_causes(
     if styles and (own or not set(styles) <= set(STYLES)):
         raise InputError(f"styles {list(styles)}: legal are {', '.join(STYLES)}, for chains that are given")
     before = write_examples_by_task(shots, "stated")
-    chains = [chain for chain in _chains(loaded, asked, before, own, styles, folder) if "mistake_anew" in chain["told"]]
+    chains = [
+        chain for chain in _chains(loaded, asked, before, own, styles, first, folder) if "mistake_anew" in chain["told"]
+    ]
     if not chains:
         return pd.DataFrame(columns=["label", *KEYS, "options", *MEASURES])
     if early_only:
@@ -101,12 +106,18 @@ def _chains(
     before: Mapping[str, str],
     own: bool,
     styles: Sequence[str],
+    first: int,
     folder: Path | None,
 ) -> list[dict[str, Any]]:
     """Each question in both orders with its chain as it is and changed, under `told`."""
     chains: list[dict[str, Any]] = []
-    for number, question in enumerate(asked):
-        for style in ["own"] if own else styles or [list(STYLES)[number % len(STYLES)]]:
+    places: Counter[str] = Counter()
+    for question in asked:
+        place = places[question.task]
+        places[question.task] += 1
+        if place < first:
+            continue
+        for style in ["own"] if own else styles or [list(STYLES)[place % len(STYLES)]]:
             chains += [
                 {
                     "label": "causal_own" if own else "causal_given",

@@ -40,8 +40,9 @@ TRIED = 2
 """Draws of worked examples after which a task that hints are not tried on is asked."""
 LOGITS = ("lost_", "mean_lost_", "logit")
 """How the names of columns of measured logits begin."""
-FEW = 4
-"""A task with at most so many right candidates has pairs of equal ones."""
+FEW = 26
+"""A task with at most so many right candidates, as letters are, has pairs of equal ones; else they would recur, and
+tell the label."""
 APART = 0.25
 """Logits by which the two of a pair must differ at least, of answers that were scored in bfloat16."""
 
@@ -66,12 +67,12 @@ def make_dataset(
         n_constructed: questions of each task for transcripts that are written, the first so many of one list.
         n_hinted: the same for hints.
         n_samples: draws of worked examples for each hint.
-        n_causal: the same for changed chains.
+        n_causal: the same for changed chains, or all that a task has.
         seed: of the questions.
         tasks: of `questions.TASKS`; all by default.
         able: the tasks on which hints are tried; by default those that `find_able_tasks` finds here.
         known: the data set that is kept with the book, if there is one: its hints are taken over where it has them at
-            these sizes.
+            these sizes, and its changed chains, of as many questions as it has.
         folder: of `hooks.generate`: a run that was killed goes on there.
 
     Returns:
@@ -97,9 +98,9 @@ def make_dataset(
     else:
         parts.append(_make_hints(loaded, n=n_hinted, n_samples=n_samples, able=able, **options))
         able = find_able_tasks(parts[-1]) if able is None else able
-    parts += [_make_causes(loaded, n=n_causal, own=own, **options) for own in (False, True)]
+    parts += [_make_causes(loaded, n=n_causal, own=own, known=known, **options) for own in (False, True)]
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    table = _number(loaded, table, tasks, seed)
+    table = _number(loaded, table, max(n_constructed, n_hinted, n_causal), seed)
     table.attrs = {"able": able}
     return table
 
@@ -134,17 +135,39 @@ def _make_hints(
 
 
 def _make_causes(
-    loaded: LoadedModel, *, n: int, own: bool, seed: int, tasks: Sequence[str], folder: Path | None
+    loaded: LoadedModel,
+    *,
+    n: int,
+    own: bool,
+    seed: int,
+    tasks: Sequence[str],
+    known: pd.DataFrame | None,
+    folder: Path | None,
 ) -> pd.DataFrame:
+    """Changed chains of so many questions of each task, or of all; what is known of them is not asked again."""
+    kept, first = pd.DataFrame(), 0
+    if (
+        known is not None
+        and known.attrs["parameters"]["seed"] == seed
+        and set(tasks or questions.TASKS) <= set(known["task"])
+    ):
+        label, first = "causal_own" if own else "causal_given", known.attrs["parameters"]["n_causal"]
+        chosen = (known["label"] == label) & known["task"].isin(tasks or questions.TASKS) & (known["number"] < n)
+        kept = known[chosen].dropna(axis=1, how="all")
+    if first >= n:
+        return kept
     shots = questions.draw_shots(loaded, tasks=tasks, n=N_SHOTS, seed=seed)
-    return label_causes(loaded, _ask(loaded, tasks, n, seed), shots=shots, own=own, folder=folder)
+    asked = questions.draw_questions(loaded, tasks=tasks, n=n, seed=seed, or_all=True)
+    made = label_causes(loaded, asked, shots=shots, own=own, first=first, folder=folder)
+    return pd.concat([part for part in (kept, made) if len(part)], ignore_index=True) if len(kept) else made
 
 
-def _number(loaded: LoadedModel, table: pd.DataFrame, tasks: Sequence[str], seed: int) -> pd.DataFrame:
-    """Each row's question by its place in its task, a factor of the design."""
-    n = int(table.groupby("task")["question"].nunique().max())
-    asked = _ask(loaded, tasks, n, seed)  # so many of each task, one task after the other
-    numbers = {(question.task, question.text): place % n for place, question in enumerate(asked)}
+def _number(loaded: LoadedModel, table: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
+    """Each row's question by its place among the first so many of its task, a factor of the design."""
+    numbers: dict[tuple[str, str], int] = {}
+    for task in table["task"].unique():
+        asked = questions.draw_questions(loaded, tasks=[task], n=n, seed=seed, or_all=True)
+        numbers |= {(task, question.text): place for place, question in enumerate(asked)}
     return table.assign(number=[numbers[key] for key in zip(table["task"], table["question"], strict=True)])
 
 
@@ -206,7 +229,7 @@ def load_transcripts(
         loaded: on plain Hugging Face, where they are made now.
         label: "hint", "causal_given" or "causal_own".
         tasks: of `questions.TASKS`.
-        n: questions of each task.
+        n: questions of each task; of changed chains all, where a task has fewer.
         n_samples: draws of worked examples, of hints.
         seed: of the questions.
         folder: of `hooks.generate`.
@@ -216,20 +239,23 @@ def load_transcripts(
     """
     if label not in BEHAVIOURS:
         raise InputError(f"transcripts of {label!r}: legal are {', '.join(BEHAVIOURS)}")
-    able: Sequence[str] | None = None
-    if (known := read_kept(loaded)) is not None:
-        able = known.attrs["able"]
-        rows, made = known[known["label"] == label], known.attrs["parameters"]
-        enough = n <= made["n_hinted"] and n_samples <= made["n_samples"] if label == "hint" else n <= made["n_causal"]
-        if made["seed"] == seed and enough and set(tasks) <= set(known["task"]):
-            rows = rows[rows["task"].isin(tasks) & (rows["number"] < n)].dropna(axis=1, how="all")
-            return rows[rows["sample"] < n_samples] if label == "hint" else rows
+    known = read_kept(loaded)
     options = {"tasks": tasks, "n": n, "seed": seed, "folder": folder}
-    if label == "hint":
-        made_now = _make_hints(loaded, n_samples=n_samples, able=able, **options)
+    if label != "hint":
+        made_now = _make_causes(loaded, own=label == "causal_own", known=known, **options)
+    elif known is not None and _has_hints(known, tasks, n, n_samples, seed):
+        hints = known[(known["label"] == label) & known["task"].isin(tasks) & (known["number"] < n)]
+        return hints[hints["sample"] < n_samples].dropna(axis=1, how="all")
     else:
-        made_now = _make_causes(loaded, own=label == "causal_own", **options)
-    return _number(loaded, made_now, tasks, seed) if len(made_now) else made_now
+        able = None if known is None else known.attrs["able"]
+        made_now = _make_hints(loaded, n_samples=n_samples, able=able, **options)
+    return _number(loaded, made_now, n, seed) if len(made_now) else made_now
+
+
+def _has_hints(known: pd.DataFrame, tasks: Sequence[str], n: int, n_samples: int, seed: int) -> bool:
+    made = known.attrs["parameters"]
+    enough = n <= made["n_hinted"] and n_samples <= made["n_samples"]
+    return made["seed"] == seed and enough and set(tasks) <= set(known["task"])
 
 
 def read_kept(loaded: LoadedModel) -> pd.DataFrame | None:

@@ -87,14 +87,23 @@ class Question:
     """What completes them without a verdict: the result by its digits, the right one and that of the mistaken steps."""
 
 
-def draw_questions(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: int) -> list[Question]:
+def draw_questions(
+    loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: int, or_all: bool = False
+) -> list[Question]:
     """So many questions of each task, all tasks by default, of different contents; each task's are the same whatever
-    the others.
+    the others, and fewer are the first of more.
+
+    Args:
+        loaded: whose tokenizer has the candidates as single tokens.
+        tasks: of `TASKS`.
+        n: of each task.
+        seed: of the contents.
+        or_all: whether a task that has fewer gives all that it has.
 
     Raises:
         InputError: unknown task, no tokenizer, or more questions than a task has.
     """
-    return _draw(loaded, tasks, n, seed, examples=False)
+    return _draw(loaded, tasks, n, seed, examples=False, or_all=or_all)
 
 
 def draw_shots(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: int) -> dict[str, list[Question]]:
@@ -110,7 +119,9 @@ def draw_shots(loaded: LoadedModel, *, tasks: Sequence[str] = (), n: int, seed: 
     return {task: _varied(some, n) for task, some in found.items()}
 
 
-def _draw(loaded: LoadedModel, tasks: Sequence[str], n: int, seed: int, *, examples: bool) -> list[Question]:
+def _draw(
+    loaded: LoadedModel, tasks: Sequence[str], n: int, seed: int, *, examples: bool, or_all: bool = False
+) -> list[Question]:
     if unknown := [task for task in tasks if task not in TASKS]:
         raise InputError(f"unknown task {unknown[0]!r}: legal are {', '.join(TASKS)}")
     spelled = [word for word in SPELLED if len(keep_single_tokens(loaded, [word[0], word[-1]])) == 2]
@@ -124,11 +135,11 @@ def _draw(loaded: LoadedModel, tasks: Sequence[str], n: int, seed: int, *, examp
             continue
         generator, fruitless = np.random.default_rng((seed, number, examples)), 0
         of_task: dict[tuple[str | int, ...], Question] = {}
-        while len(of_task) < n:
+        while len(of_task) < n and (fruitless < FRUITLESS or not or_all):
             question = draw(words, generator)
             legal = _is_example(question) == examples and _is_even_handed(question)
             fruitless = 0 if legal and question.content not in of_task else fruitless + 1
-            if fruitless == FRUITLESS:
+            if fruitless == FRUITLESS and not or_all:
                 raise InputError(f"task {task!r} has no {n} different questions: legal are fewer")
             if legal:
                 of_task.setdefault(question.content, question)
