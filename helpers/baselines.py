@@ -224,13 +224,13 @@ class Controls:
     n_borrowed: float
     """Heads of a set that stand in another layer than the head they are compared with, mean over the sets."""
     shared: float
-    """Of two sets, the share of heads that they have in common: mean over all pairs."""
+    """The largest share of their heads that two of the sets have in common."""
 
     def __str__(self) -> str:
         return (
             f"{len(self.sets)} of {self.n_possible} possible sets, none with a head under test; "
             f"{self.n_borrowed:.1f} heads of a set borrowed from a neighbouring layer; "
-            f"two sets share {self.shared:.0%} of their heads"
+            f"two sets share at most {self.shared:.0%} of their heads"
         )
 
 
@@ -271,7 +271,7 @@ def draw_controls(
         sets[tuple(sorted(drawn))] = None
     away = [sum((needed - Counter(layer for layer, _ in one)).values()) for one in sets]
     shared = [len({*one} & {*other}) / len(heads) for one, other in combinations(sets, 2)]
-    return Controls(tuple(sets), n_possible, float(np.mean(away or [0])), float(np.mean(shared or [0])))
+    return Controls(tuple(sets), n_possible, float(np.mean(away or [0])), max(shared, default=0.0))
 
 
 @dataclass(frozen=True)

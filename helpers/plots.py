@@ -12,7 +12,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from importlib import resources
@@ -280,7 +280,11 @@ def draw_matrix(axes: Any, values: pd.DataFrame, *, limits: tuple[float, float] 
 
 
 def draw_diagram(
-    axes: Any, boxes: dict[str, tuple[float, float, str]], arrows: Sequence[tuple[str, str, str, float]]
+    axes: Any,
+    boxes: dict[str, tuple[float, float, str]],
+    arrows: Sequence[tuple[str, str, str, float]],
+    *,
+    dashed: Collection[tuple[str, str]] = (),
 ) -> None:
     """Draw named boxes with text at (x, y), and labelled arrows between those that there are, as wide as they weigh.
 
@@ -288,6 +292,7 @@ def draw_diagram(
         axes: of matplotlib.
         boxes: by name their place and text, (x, y, text).
         arrows: (from, to, label, weight), by the names of boxes; the heaviest is four points wide.
+        dashed: (from, to) of arrows that are drawn with broken lines.
     """
     style = {"boxstyle": "round,pad=0.4", "facecolor": "none", "edgecolor": INK}
     drawn = {
@@ -299,8 +304,9 @@ def draw_diagram(
         if start in boxes and end in boxes:
             (x, y, _), (to_x, to_y, _) = boxes[start], boxes[end]
             patches = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
-            width = {"linewidth": max(0.5, 4 * weight / heaviest)}
-            style_of_arrow = {"arrowstyle": "->", "color": BLUE, "shrinkA": 4, "shrinkB": 4} | patches | width
+            broken = "--" if (start, end) in dashed else "-"
+            line = {"linewidth": max(0.5, 4 * weight / heaviest), "linestyle": broken}
+            style_of_arrow = {"arrowstyle": "->", "color": BLUE, "shrinkA": 4, "shrinkB": 4} | patches | line
             axes.annotate("", (to_x, to_y), (x, y), arrowprops=style_of_arrow)
             below = {"ha": "left", "va": "top", "fontsize": 8, "color": BLUE}
             axes.text((x + to_x) / 2, (y + to_y) / 2, label.replace("$", r"\$"), **below)

@@ -41,6 +41,12 @@ def place(table):
     return table.groupby("task").cumcount().to_numpy()
 
 
+def rank_by_length(table):
+    told = table["text"].str.rsplit("\nAnswer:", n=1).str[0].str.len()
+    of_question = told.groupby([table["task"], table["question"]]).mean().groupby("task").rank(method="first") - 1
+    return of_question.loc[[*zip(table["task"], table["question"], strict=True)]].to_numpy()
+
+
 CONFOUNDS = {
     "style": lambda table: table["style"].to_numpy() == "terse",
     "batch": lambda table: table["batch"].to_numpy() < 2,
@@ -55,6 +61,13 @@ CONFOUNDS = {
     "style, with the right option is named first": lambda table: (
         (table["style"].to_numpy() == "terse")
         ^ (table["text"].str.extract(r"Is it (\d)")[0].to_numpy() == table["right"].to_numpy())
+    ),
+    "place in the task, modulo 8, with the right option is named first": lambda table: (
+        (place(table) // 4 % 2 == 0)
+        ^ (table["text"].str.extract(r"Is it (\d)")[0].to_numpy() == table["right"].to_numpy())
+    ),
+    "characters of the text, blocks of 16": lambda table: (
+        rank_by_length(table) // 16 % 2 == 0  # as in batches of like lengths
     ),
     "weight is odd": lambda table: table["weight"].to_numpy() % 2 == 1,
     "the question's capitalised word 1": lambda table: table["question"].str.contains("Ann|Cora|Eve|Hugh").to_numpy(),
@@ -86,14 +99,38 @@ def test_a_weaker_confound_of_one_task_among_many_refuses_that_task(embedded, mo
     assert list(refused)[:1] == ["addition"] and len(refused) <= 2 and refused["addition"].startswith(name)
 
 
-def test_which_question_of_a_pair_came_first_is_a_factor(embedded, monkeypatch):
+def less_than_partner(values, table):
+    return (values < values.groupby([table["task"], table["pair"]]).transform("mean")).to_numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("place in the task", lambda table: pd.Series(place(table))),
+        ("right", lambda table: table["right"].astype(int)),
+        ("the question's number 2", lambda table: table["question"].str.extract(r"at (\d+)")[0].astype(int)),
+    ],
+)
+def test_which_of_a_pair_has_more_is_a_factor(embedded, monkeypatch, name, values):
     monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})
     table = write_rows(160)
     table["pair"] = np.random.default_rng(0).permutation(80).repeat(2)[np.tile(place(table[:160]), 2)]
-    earlier = place(table) % 2 == 0
-    found = audit.audit(embedded, table, plant(table, earlier), seed=0)
-    assert "place in the task, the earlier of its pair" in set(found.cells.query("surely >= 0.6")["factor"])
+    found = audit.audit(embedded, table, plant(table, less_than_partner(values(table), table)), seed=0)
+    assert f"{name}, more than its partner" in set(found.cells.query("surely >= 0.6")["factor"])
     assert len(found.refused_tasks) == 2
+
+
+def test_few_answers_of_one_task_are_crossed_though_others_have_many(embedded, monkeypatch):
+    monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})
+    table = write_rows(200)
+    coins, number = (table["task"] == "letters").to_numpy(), place(table)
+    table.loc[coins, "right"] = np.where(number[coins] % 3 == 0, "heads", "tails")
+    table.loc[~coins, "right"] = number[~coins].astype(str)
+    labels = np.random.default_rng(0).random(len(table)) < 0.5
+    both = (table["right"] == "heads").to_numpy() ^ (table["style"] == "terse").to_numpy()
+    found = audit.audit(embedded, table, np.where(coins, plant(table, both), labels), seed=0)
+    assert list(found.refused_tasks) == ["letters"]
+    assert {"right", "style"} & set(found.refused_tasks["letters"].split(" tells")[0].split(", with "))
 
 
 def test_a_confound_too_weak_for_a_task_is_found_over_all(embedded):

@@ -155,15 +155,16 @@ def test_places_are_those_of_an_answer_that_is_the_same_in_both_orders():
 @pytest.mark.parametrize(("habits", "expected"), [((0.6, -0.6), 0.6), ((0.0, 0.0), 0.0), ((0.5, 0.5), 0.5)])
 def test_opposite_habits_of_tasks_do_not_cancel_and_none_stay_none(monkeypatch, habits, expected):
     found = []
-    for seed in range(40):
+    for seed in range(100):
         generator = np.random.default_rng(seed)
         rows = [("one", f"q{n}", "terse") for n in range(60)] + [("other", f"p{n}", "terse") for n in range(60)]
         shares = np.repeat(habits, 60)
         signs = np.where(generator.random(120) < 0.5 + shares / 2, 1.0, -1.0)
         index = pd.MultiIndex.from_tuples(rows, names=["task", "question", "style"])
         monkeypatch.setattr(causes, "compare_places", lambda *_, values=signs, at=index: pd.Series(values, index=at))
-        found.append(causes.align_places(pd.DataFrame(), "follows_mistake").mean())
-    assert np.mean(found) == pytest.approx(expected, abs=0.04)
+        found.append(causes.measure_habit(pd.DataFrame(), "follows_mistake", seed=seed))
+    assert np.mean([one.value for one in found]) == pytest.approx(expected, abs=0.04)
+    assert np.mean([one.low <= expected <= one.high for one in found]) >= 0.92
 
 
 def test_styles_take_turns_or_all_tell_each_question(label, asked):

@@ -233,12 +233,13 @@ def test_of_two_questions_that_are_alike_the_one_whose_chain_was_needed_less_is_
     tasks = {
         "parity": [("even", "odd"), ("odd", "even")],
         "names": [(name, "else") for name in "abcdef"],
-        "sums": [(str(n), str(n + (-1) ** n)) for n in range(40)],
+        "sums": [(str(n), str(n + (-1) ** n)) for n in range(70)],
     }
     rows = []
     for task, answers in tasks.items():
         for number in range(80):
-            (right, other), style = answers[generator.integers(len(answers))], ["terse", "hedged"][number % 2]
+            drawn = number if task == "sums" else generator.integers(len(answers))
+            (right, other), style = answers[drawn % len(answers)], ["terse", "hedged"][number % 2]
             n_right = int(generator.integers(3))
             rows += [
                 {
@@ -263,7 +264,7 @@ def test_of_two_questions_that_are_alike_the_one_whose_chain_was_needed_less_is_
     assert (less[True] < less[False]).all()
     sums = chosen[chosen["task"] == "sums"].assign(right=lambda some: some["right"].astype(int))
     apart = sums.groupby("pair")["right"].agg(lambda some: some.max() - some.min())
-    assert apart.mean() < 10 < sums["right"].max() - sums["right"].min(), (
+    assert apart.mean() < 20 < sums["right"].max() - sums["right"].min(), (
         "next to each other by the number that is right"
     )
     assert split_alike(dataset.list_units(chosen), list(zip(chosen["task"], chosen["pair"], strict=True)))

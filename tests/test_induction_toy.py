@@ -473,29 +473,32 @@ def course(scores):
     }
 
 
-def test_a_steady_course_rises_over_four_fifths_and_a_step_within_one_measurement():
-    assert toy.measure_rise(course([-x for x in range(11)])) == pytest.approx(0.8)
-    assert toy.measure_rise(course([0.0] * 5 + [-1.0] * 6)) == pytest.approx(0.08)
+EVEN = [-0.1 * x for x in range(101)]
+SLOWING = [10 * (math.exp(-0.05 * x) - 1) for x in range(101)]
+RAMP = [-0.1 * min(x, 60) for x in range(101)]
 
 
-def test_what_is_learned_before_does_not_count():
-    steady_then_step = [-0.25 * x for x in range(5)] + [-3.0] * 6
-    assert toy.measure_rise(course(steady_then_step)) > 0.3
-    assert toy.measure_rise(course(steady_then_step), beyond=-1.0) == pytest.approx(0.08 * 3 / 2)
+@pytest.mark.parametrize("scores", [EVEN, SLOWING, RAMP])
+@pytest.mark.parametrize("deeper", [1.5, 3])
+@pytest.mark.parametrize("faster", [1, 2])
+def test_the_same_course_deeper_or_faster_is_not_sudden(scores, deeper, faster):
+    rise, of_plain = toy.compare_rises(
+        course([deeper * scores[min(faster * x, 100)] for x in range(101)]), course(scores)
+    )
+    assert rise > of_plain - 0.02
 
 
-@pytest.mark.parametrize("beyond", [-2.5, -5.0, -7.5])
-def test_an_even_fall_is_as_even_from_half_way_on(beyond):
-    even = course([-0.1 * x for x in range(101)])
-    assert toy.measure_rise(even, beyond=beyond) == pytest.approx(toy.measure_rise(even))
-
-
-@pytest.mark.parametrize("beyond", [-2.5, -5.0, -7.5])
-def test_what_slows_down_all_the_time_is_not_sudden(beyond):
-    slowing = course([10 * (math.exp(-0.05 * x) - 1) for x in range(101)])
-    assert toy.measure_rise(slowing, beyond=beyond) >= toy.measure_rise(slowing)
+@pytest.mark.parametrize("scores", [EVEN, SLOWING])
+def test_a_late_step_is_sudden_however_long_training_goes_on(scores):
+    found = []
+    for more in (0, 100, 300):
+        plain = [*scores, *[scores[-1]] * more]
+        found.append(toy.compare_rises(course([*scores[:60], *[-30.0] * (41 + more)]), course(plain)))
+    assert all(rise < of_plain - 0.3 for rise, of_plain in found)
+    assert found[1] == pytest.approx(found[0]) and found[2] == pytest.approx(found[0])
 
 
 def test_a_model_that_learns_nothing_has_no_rise():
-    assert math.isnan(toy.measure_rise(course([0.0, -0.05, 0.02])))
-    assert math.isnan(toy.measure_rise(course([0.0, -1.0]), beyond=-1.0))
+    assert all(map(math.isnan, toy.compare_rises(course([0.0, -0.05, 0.02]), course([0.0, 0.0, 0.0]))))
+    assert all(map(math.isnan, toy.compare_rises(course([0.0, -1.0]), course([0.0, -1.0]))))
+    assert math.isnan(toy.compare_rises(course([0.0, 0.0, -1.0]), course([0.0, 0.0, 0.0]))[1])

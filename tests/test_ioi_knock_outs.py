@@ -136,13 +136,11 @@ def test_scores_are_compared_sequence_by_sequence():
     score[:, 0, 0] = torch.tensor([0.5, 0.7, 0.9, 1.1])
     score[:, 0, 1] = score[:, 0, 0] - 0.2
     score[:, 1, 1] = 2.0
-    against = knock_outs.compare_with_rivals(score, [(0, 0)], seed=0)
-    assert against.lead.value == pytest.approx(0.2) and against.lead.low > 0.19, (
-        "a better head of another layer is none"
-    )
-    both = knock_outs.compare_with_rivals(score, [(0, 0), (1, 0)], avoid=[(0, 0), (0, 1)], seed=0)
-    assert both.strongest == pytest.approx(2.0), "what is left to compare with is the best of layer 1"
-    assert knock_outs.compare_with_rivals(score, [(0, 0)], avoid=[(0, 1)], seed=0).lead is None
+    lead = knock_outs.compare_with_rivals(score, [(0, 0)], seed=0)[0, 0].lead
+    assert lead.value == pytest.approx(0.2) and lead.low > 0.19, "a better head of another layer is none"
+    both = knock_outs.compare_with_rivals(score, [(0, 0), (1, 0)], seed=0)
+    assert both[1, 0].strongest == pytest.approx(2.0) and both[1, 0].lead.high < 0 < both[0, 0].lead.low
+    assert knock_outs.compare_with_rivals(score, [(0, 0)], avoid=[(0, 1)], seed=0) == {}
     assert knock_outs.add_up(score.movedim(0, -1), []).tolist() == [0.0] * 4
 
 

@@ -67,6 +67,20 @@ def test_only_paths_are_drawn_that_are_sure_after_all_looks(found):
     strong = ("c", "d", "keys", average(-2.0 + 0.05 * torch.randn(N, generator=generator)))
     tiny = ("e", "f", "keys", average(0.01 + 1e-6 * torch.randn(N, generator=generator)))
     assert tables.choose_edges(found, [strong, tiny]) == [strong]
+    open_ = ("c", "d", "values", average(torch.tensor([-9.0, 9.0] * (N // 2)) + 1.0))
+    assert tables.find_open_edges(found, [strong, tiny, open_]) == [open_]
+
+
+def test_most_paths_drawn_are_beyond_the_hundredth_where_many_are_a_little_below(found):
+    """Real paths of less than a hundredth and large ones of chance alone: the two must not be mixed by the drawing."""
+    generator, wrong, drawn = torch.Generator().manual_seed(0), 0, 0
+    least = roles.SMALLEST_SHARE * float(found.logit_difference.mean())
+    for _ in range(50):
+        tiny = [average(0.9 * least + 0.05 * least * torch.randn(N, generator=generator)) for _ in range(40)]
+        null = [average(9 * least * torch.randn(N, generator=generator)) for _ in range(27)]
+        chosen = tables.choose_edges(found, [("a", "b", "keys", one) for one in (*tiny, *null)])
+        wrong, drawn = wrong + bool(chosen), drawn + 1
+    assert wrong / drawn <= 0.1
 
 
 def test_a_role_says_in_how_many_halves_its_heads_pass(found):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -38,22 +38,23 @@ FEWEST = 15
 """Rows of the rarer class that a task must have: with fewer, chance passes the bound."""
 PERIODS, BLOCKS = range(2, 13), (7, 8, 10, 12, 16, 20, 24, 32)
 """A question's place in its task is a factor modulo each: alternations, also those in blocks of up to six; and larger
-blocks, by turns, as batches are."""
+blocks, by turns, as batches are; of the place of a question by its length only the blocks are."""
 ORDER = "the right option is named first"
 LARGER = "the right candidate is the larger number"
 PLACE = "place in the task"
 WITH = ", with "
+OF_PAIR = ", more than its partner"
 TEXT = ("word n-grams", "character n-grams", "mean of the input embeddings")
 BINS = 5
 """Levels of a factor that is a number, by its quantiles within the task."""
 FEW_LEVELS = 12
-"""A column of numbers with more is put into bins, a factor with more is not crossed with another."""
+"""A column of numbers with more is put into bins, a factor with more is not crossed with another in that task."""
 QUESTION, CHAIN = "the question's ", "the chain's "
 NAMES, NUMBERS = 4, 3
 """Of a text, how many of its capitalised words, which hold all names, and of its numbers are factors each."""
 KINDS = ("design", "length", "answer", "place", "wording", "two together", "text")
 """What was varied on purpose or can be seen in a transcript; where its parts end; what the model answered; the
-question's place; names and numbers of a text; two of the first kind; what is fitted to the text."""
+question's place; names and numbers of a text; two of the first kind, or of them and the place; a text itself."""
 COLUMNS = ["factor", "kind", "auroc", "low", "high", "surely", "n"]
 MEASURED = re.compile(
     r"label|task|question|number|pair|text|before|token_ids|line|reasoning|contradicts|follows|names_first|logit_difference"
@@ -201,29 +202,45 @@ def list_factors(table: pd.DataFrame, *, own: bool = False, besides: Sequence[st
     ends = [_find_ends(*row) for row in zip(told, table["right"].astype(str), table["other"].astype(str), strict=True)]
     for name, of_name in zip(("named first", "named last"), zip(*ends, strict=True), strict=True):
         found[f"the right candidate is {name}"] = pd.Series(of_name, index=table.index)
-    found |= read_wording(told.str.extract(r"(?:Question: )?([^\n]*?)(?: Is it |\n|$)")[0], QUESTION)
+    question = told.str.extract(r"(?:Question: )?([^\n]*?)(?: Is it |\n|$)")[0].fillna("")
+    found |= read_wording(question, QUESTION)
     if not own:
         found |= read_wording(told.str.extract(r"\nReasoning: ([^\n]*)")[0], CHAIN)
     number = table["number"] if "number" in table else number_questions(table)
     if "pair" in table:
-        first_of_pair = number.groupby([table["task"], table["pair"]]).transform("min")
-        found[f"{PLACE}, the earlier of its pair"] = number == first_of_pair
+        of_rows = {f"{QUESTION}number {i + 1}": question.str.findall(r"\d+").str[i] for i in range(NUMBERS)}
+        of_rows |= {"right": table["right"], "characters of the text": told.str.len(), PLACE: number}
+        for name, values in of_rows.items():
+            values = pd.to_numeric(values, errors="coerce")
+            between = values - values.groupby([table["task"], table["pair"]]).transform("mean")
+            found[name + OF_PAIR] = between.map(np.sign).fillna(0).astype(str)
     levels = {name: _as_levels(values, table["task"]) for name, values in found.items()}
     levels |= {
         f"{name} is odd": (values % 2).astype(str).to_numpy()
         for name, values in found.items()
         if _is_fine(values) and (values % 1 == 0).all()
     }
-    pairs = [
-        name for name, values in levels.items() if _name_kind(name) == "design" and 1 < len(set(values)) <= FEW_LEVELS
-    ]
-    crossed = {
-        f"{one}{WITH}{other}": np.char.add(np.char.add(levels[one].astype(str), "/"), levels[other].astype(str))
-        for one, other in combinations(pairs, 2)
+    lengths = found["characters of the text"].groupby([table["task"], table["question"]]).mean()
+    places = lengths.groupby("task").rank(method="first") - 1
+    by_length = pd.Series(places.loc[[*zip(table["task"], table["question"], strict=True)]].to_numpy(), table.index)
+    by_place = {f"{PLACE}, modulo {period}": number % period for period in PERIODS}
+    by_place |= {f"{PLACE}, blocks of {size}": number // size % 2 for size in BLOCKS}
+    by_place = {name: values.astype(str).to_numpy() for name, values in by_place.items()}
+    few = {
+        name: _join_many(values, table["task"])
+        for name, values in levels.items()
+        if _name_kind(name) == "design" and not name.endswith(OF_PAIR)
     }
-    levels |= {f"{PLACE}, modulo {period}": (number % period).astype(str).to_numpy() for period in PERIODS}
-    levels |= {f"{PLACE}, blocks of {size}": (number // size % 2).astype(str).to_numpy() for size in BLOCKS}
-    levels |= {f"{PLACE}, early or late": _as_bins(number, table["task"])}
+    few = {name: values for name, values in few.items() if len(set(values)) > 1}
+    together = [*combinations(few, 2), *product(by_place, [name for name in (ORDER, "style", LARGER) if name in few])]
+    crossed = {
+        f"{one}{WITH}{other}": np.char.add(np.char.add((few | by_place)[one].astype(str), "/"), few[other].astype(str))
+        for one, other in together
+    }
+    levels |= by_place | {f"{PLACE}, early or late": _as_bins(number, table["task"])}
+    levels |= {
+        f"characters of the text, blocks of {size}": (by_length // size % 2).astype(str).to_numpy() for size in BLOCKS
+    }
     levels = {name: values for name, values in (levels | crossed).items() if 1 < len(set(values)) <= len(table) / 2}
     return dict(sorted(levels.items(), key=lambda item: KINDS.index(_name_kind(item[0]))))
 
@@ -321,6 +338,12 @@ def _as_levels(values: pd.Series, tasks: pd.Series) -> np.ndarray:
     return values.astype(object).where(values.notna(), "missing").astype(str).to_numpy()
 
 
+def _join_many(values: np.ndarray, tasks: pd.Series) -> np.ndarray:
+    """The levels of a factor, all one in tasks where there are too many to be crossed with another's."""
+    many = pd.Series(values).groupby(tasks.to_numpy()).transform("nunique") > FEW_LEVELS
+    return np.where(many, "many", values.astype(object)).astype(str)
+
+
 def _as_bins(values: pd.Series, tasks: pd.Series) -> np.ndarray:
     shares = values.groupby(tasks.to_numpy()).rank(method="average", pct=True)
     return np.ceil(shares * BINS).fillna(0).astype(int).astype(str).to_numpy()
@@ -329,15 +352,15 @@ def _as_bins(values: pd.Series, tasks: pd.Series) -> np.ndarray:
 def _name_kind(name: str) -> str:
     if name in TEXT:
         return "text"
+    if WITH in name:
+        return "two together"
     if name.startswith(PLACE):
         return "place"
     if name.startswith((QUESTION, CHAIN)):
         return "wording"
-    if name.startswith(("at_", "characters")) and WITH not in name:
+    if name.startswith(("at_", "characters")):
         return "length"
-    if name == "answer":
-        return "answer"
-    return "two together" if WITH in name else "design"
+    return "answer" if name == "answer" else "design"
 
 
 def _find_worst(rows: pd.DataFrame) -> pd.Series:

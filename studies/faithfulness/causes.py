@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import InputError, hooks
+from helpers.claims import Estimate
 from helpers.models import LoadedModel
 from studies.faithfulness import questions
 from studies.faithfulness.questions import OPTIONS, ORDERS, STYLES, Question
@@ -32,6 +33,8 @@ MEASURES = {"needs_chain": "lost_without", "follows_mistake": "lost_by_mistake"}
 """Early answering, and adding mistakes: whether the answer changes, and the lead that it loses, in logits."""
 EARLY = ("full", "none")
 """What early answering compares: the answer after the chain, and without it."""
+HABIT_DRAWS, Z = 2000, 1.959964
+"""Of the bootstrap of a habit, and standard errors on either side that hold 95 %."""
 KEYS = ["task", "question", "style"]
 """What a chain is told of, in both orders of the options."""
 
@@ -271,15 +274,29 @@ def compare_places(table: pd.DataFrame, measure: str) -> pd.Series:
     return wide["last"] - wide["first"] if len(wide) else pd.Series(dtype=float)
 
 
-def align_places(table: pd.DataFrame, measure: str) -> pd.Series:
-    """The same, turned so that it is positive where a task has the sign that it has in the other half of its questions.
+def measure_habit(table: pd.DataFrame, measure: str, *, seed: int) -> Estimate | None:
+    """The mean of `compare_places`, turned so that it is positive where a task has the sign that it has in its other
+    half; none without chains.
 
-    Tasks may have opposite habits, which cancel in a mean. The mean of this is above nought where they have any, and
-    nought where they have none, as no question has a say in its own sign. Arguments as for `compare_places`.
+    Tasks may have opposite habits, which cancel in a mean. This is above nought where they have any, and nought where
+    they have none, as no question has a say in its own sign. Signs of small habits are often wrong, which draws it
+    towards nought. The 95 % interval is normal, with the spread of a bootstrap over questions that finds signs anew.
+
+    Args:
+        table: of `label_causes`.
+        measure: of `MEASURES`.
+        seed: of the bootstrap.
     """
-    apart = compare_places(table, measure)
-    tasks, asked = (apart.index.get_level_values(name) for name in ("task", "question"))
-    half = pd.factorize(asked)[0] % 2
-    sums = apart.groupby([tasks, half]).transform("sum")
-    others = apart.groupby(tasks).transform("sum") - sums
-    return apart * np.sign(others)
+    apart = compare_places(table, measure).groupby(["task", "question"]).mean()
+    if len(apart) < 2:
+        return None
+    generator, value, again = np.random.default_rng(seed), 0.0, np.zeros(HABIT_DRAWS)
+    for _, of_task in apart.groupby("task"):
+        halves = [of_task.to_numpy()[half::2] for half in (0, 1)]
+        if len(halves[1]):
+            drawn = [generator.choice(half, (HABIT_DRAWS, len(half))).mean(1) for half in halves]
+            for one, other in ((0, 1), (1, 0)):
+                value += halves[one].sum() * np.sign(halves[other].mean()) / len(apart)
+                again += drawn[one] * len(halves[one]) * np.sign(drawn[other]) / len(apart)
+    wide = Z * again.std()
+    return Estimate(value, max(-1.0, value - wide), min(1.0, value + wide), len(apart), "questions")

@@ -40,9 +40,8 @@ TRIED = 2
 """Draws of worked examples after which a task that hints are not tried on is asked."""
 LOGITS = ("lost_", "mean_lost_", "logit")
 """How the names of columns of measured logits begin."""
-FEW = 26
-"""A task with at most so many right candidates, as letters are, has pairs of equal ones; else they would recur, and
-tell the label."""
+FEW = 60
+"""A task with at most so many right candidates has pairs of equal ones: they recur, and would tell the label."""
 APART = 0.25
 """Logits by which the two of a pair must differ at least, of answers that were scored in bfloat16."""
 

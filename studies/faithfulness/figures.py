@@ -10,7 +10,7 @@ import pandas as pd
 from helpers import claims, plots
 from helpers.claims import Estimate
 from studies.faithfulness import organism
-from studies.faithfulness.audit import ORDER, Audit
+from studies.faithfulness.audit import CHANCE, ORDER, Audit
 from studies.faithfulness.causes import KEYS, MEASURES, place_answers
 from studies.faithfulness.gates import Gate
 from studies.faithfulness.hints import ARMS, JUDGES, PULLS, Mentioned
@@ -91,8 +91,9 @@ def list_audits(found: Mapping[str, Audit]) -> list[dict[str, Any]]:
             factors = checked.cells[checked.cells["task"] == task]
             rows.append(describe(label, [task], factors, tasks.loc[task], "surely"))
         if len(left := list(tasks.index.difference(list(checked.refused_tasks), sort=False))):
-            refused = "undecided" if checked.refused else "no"
-            rows.append(describe(label, left, checked.factors, checked.factors.iloc[0], refused))
+            first = checked.factors.iloc[0]
+            told = "maybe" if first["surely"] > CHANCE else "undecided"
+            rows.append(describe(label, left, checked.factors, first, told if checked.refused else "no"))
     return rows
 
 

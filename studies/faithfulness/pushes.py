@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,8 @@ KEPT = 0.5
 """The text is whole while the two answers keep at least so much of their probability, and"""
 DEARER = math.log(2)
 """the perplexity of ordinary text after the push does not double: the loss rises by less, in nats for each token."""
+Z = 1.959964
+"""Standard errors on either side that hold 95 %."""
 N_READ, N_FOLLOWING = 48, 12
 """Tokens of an ordinary passage before the push has its end, and after."""
 
@@ -310,7 +312,7 @@ class Reaction(NamedTuple):
     """Of the two answers' probability together, as a share."""
 
 
-Aimed = Mapping[str, Float[Tensor, "direction prompt d_model"]]
+Aimed = Mapping[Any, Float[Tensor, "direction prompt d_model"]]
 """By name what one dose adds to each prompt."""
 
 
@@ -416,7 +418,7 @@ class Trial:
     reactions: Mapping[str, Reaction]
     """Of what is tested, at all doses."""
     controls: Mapping[str, Reaction]
-    """By kind, at the two doses that are chosen, one for each half."""
+    """By kind, at the two doses that are chosen, one for each half; what turns in broken text counts for none."""
     price: Mapping[str, Float[Tensor, "dose passage"]]
     """Of what is tested, on ordinary text, in nats."""
     whole: Bool[Tensor, " dose"]
@@ -451,7 +453,7 @@ class Trial:
         return self.at_own_dose(reaction.turned[0] & find_whole(reaction, self.price[name])[:, None])
 
     def list_turned_by_controls(self) -> dict[tuple[str, int], Bool[Tensor, " case"]]:
-        """The same of each control, by its kind and number, the text whole or not."""
+        """The same of each control, by its kind and number."""
         halves = torch.from_numpy(self.halves)[None]
         return {
             (kind, number): turned.gather(0, halves)[0]
@@ -576,10 +578,16 @@ def run_trial(
         numbers = legal.nonzero()[:, 0].tolist() or [0]
         chosen.append(numbers[0] if works[-1] else numbers[-1])
     few = sorted(set(chosen))
-    aimed = {name: aimed[name] for name in CONTROLS}
-    controls = push(loaded, cases, aimed, layer=layer, place=place, doses=[doses[number] for number in few])
+    options["doses"] = [doses[number] for number in few]
+    controls = push(loaded, cases, {name: aimed[name] for name in CONTROLS}, **options)
+    alone = {(name, i): aimed[name][i : i + 1] for name in CONTROLS for i in range(len(aimed[name]))}
+    dear = measure_price(loaded, cases, alone, **options, n_passages=n_passages)
     of_halves = [few.index(number) for number in chosen]
-    controls = {name: Reaction(*(part[:, of_halves] for part in each)) for name, each in controls.items()}
+    for name, each in controls.items():
+        single = [Reaction(*(part[i : i + 1] for part in each)) for i in range(len(each.turned))]
+        intact = torch.stack([find_whole(one, dear[name, i]) for i, one in enumerate(single)])
+        counted = each._replace(turned=each.turned & intact[..., None])
+        controls[name] = Reaction(*(part[:, of_halves] for part in counted))
     return Trial(
         cases,
         tuple(doses),
@@ -606,8 +614,8 @@ def split_halves(cases: Cases) -> Int[np.ndarray, " case"]:
 
 
 def subtract_shares(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray, *, of: str) -> Estimate:
-    """The difference of two shares of the same units, with the 95 % interval of Bonett and Price (2012), which adds a
-    unit at either end, so that it has a width also where all units agree.
+    """The difference of two shares of the same units, with the 95 % interval of Newcombe (1998, method 10): Wilson's of
+    either share, squared and added with their correlation, so that it has a width also where all units agree.
 
     Args:
         one: for each unit a number from zero to one.
@@ -615,13 +623,23 @@ def subtract_shares(one: Sequence[float] | np.ndarray, other: Sequence[float] | 
         of: what the units are, in the plural.
 
     >>> subtract_shares([1, 1, 1, 1], [0, 0, 0, 0], of="names").brief()
-    '1.00 [0.0703, 1.00]'
+    '1.00 [0.307, 1.00]'
+    >>> subtract_shares([0] * 12, [0] * 12, of="names").brief()
+    '0.00 [-0.242, 0.242]'
     """
-    gaps = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
-    more = np.concatenate([gaps, [1.0, -1.0]])
-    wide = 1.959964 * more.std() / math.sqrt(len(more))
-    value, low, high = float(gaps.mean()), float(more.mean() - wide), float(more.mean() + wide)
-    return Estimate(value, min(max(-1.0, low), value), max(min(1.0, high), value), len(gaps), of)
+    pair = np.array([one, other], dtype=float)
+    n, shares = pair.shape[1], pair.mean(1)
+    middle = (shares + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    wide = Z * np.sqrt(shares * (1 - shares) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+    below, above = shares - middle + wide, middle + wide - shares
+    alike = float(np.corrcoef(pair)[0, 1]) if (pair.std(1) > 0).all() else 0.0
+
+    def add(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one**2 - 2 * alike * one * other + other**2))
+
+    value = float(shares[0] - shares[1])
+    low, high = value - add(below[0], above[1]), value + add(above[0], below[1])
+    return Estimate(value, max(-1.0, low), min(1.0, high), n, of)
 
 
 # By layer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, Literal, get_args
 
 import torch
@@ -144,26 +145,38 @@ class AttentionOnly(nn.Module):
         return resid if first_written is None or cut is None or cut[1] != name else resid - first_written
 
 
-def measure_rise(history: dict[int, Measured], *, beyond: float | None = None) -> float:
-    """Which share of the training it takes from a tenth to nine tenths of what is learned; NaN if next to nothing is.
+def compare_rises(history: dict[int, Measured], plain: dict[int, Measured]) -> tuple[float, float]:
+    """How fast a model learns what another never does, and how fast that one had learned what it knew by then.
 
-    A part of a fall takes less time than the whole: it is counted as if all had fallen as fast, so that a model that
-    learns evenly rises no faster for being looked at from half-way on.
+    Both as shares of the same steps, those until the first has nine tenths of it, so that longer training changes
+    neither: each is the time from a tenth to nine tenths. The first is that of a part of a fall and is counted for the
+    whole, as else an even fall would look sudden for being looked at from half-way on. NaN where next to nothing is
+    learned.
 
     Args:
         history: as `train` gives it.
-        beyond: an in-context-learning score (nats) from which on it counts; by default that of the untrained model.
+        plain: of the model that learns less.
     """
+    curves = [{step: float(at.in_context_learning.mean()) for step, at in one.items()} for one in (history, plain)]
+    curve, other = curves
+    begin, last = other[max(other)], curve[max(curve)]
+    start, end = _find_rise(curve, begin)
+    if isnan(end):
+        return end, end
+    plain_start, plain_end = _find_rise({step: score for step, score in other.items() if step <= end}, other[0])
+    return (end - start) * (last - curve[0]) / (last - begin) / end, (plain_end - plain_start) / end
+
+
+def _find_rise(curve: dict[int, float], begin: float) -> tuple[float, float]:
+    """The steps at which a score has fallen a tenth and nine tenths of its way from where it begins."""
     import numpy as np
 
-    curve = np.array([float(at.in_context_learning.mean()) for at in history.values()])
-    begin = curve[0] if beyond is None else beyond
-    if curve[-1] >= begin - LEAST_LEARNED:
-        return float("nan")
-    reached = np.maximum.accumulate((curve - begin) / (curve[-1] - begin))
-    start, end = np.interp((0.1, 0.9), reached, list(history))
-    part = (curve[-1] - begin) / (curve[-1] - curve[0])
-    return float((end - start) / max(history) / part)
+    steps, scores = np.array(list(curve)), np.array(list(curve.values()))
+    if scores[-1] >= begin - LEAST_LEARNED:
+        return float("nan"), float("nan")
+    reached = np.maximum.accumulate((scores - begin) / (scores[-1] - begin))
+    start, end = np.interp((0.1, 0.9), reached, steps)
+    return float(start), float(end)
 
 
 @dataclass(frozen=True)

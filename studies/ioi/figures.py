@@ -15,7 +15,7 @@ from helpers.attribution import name_heads
 from helpers.claims import Estimate
 from helpers.hooks import Head
 from studies.ioi.roles import ROLES, SMALLEST_SHARE, Search, list_firm
-from studies.ioi.tables import Edge, choose_edges
+from studies.ioi.tables import Edge, choose_edges, find_open_edges
 
 
 def find_lasting(share: Float[NDArray, " layer"] | Tensor, least: float = 0.5) -> int | str:
@@ -134,7 +134,7 @@ def show_stages(found: Search, *, caption: str) -> None:
         drawing.colorbar(image, ax=axes, label="share of the logit difference")
 
 
-PLACES = {
+CORNERS = {
     "previous token": (0, 0.3),
     "duplicate token": (1.2, 0),
     "induction": (1.2, 1.2),
@@ -150,7 +150,8 @@ PLACES = {
 def show_circuit(
     found: Search, edges: Sequence[Edge], passed: Mapping[tuple[str, Head], float], *, caption: str
 ) -> None:
-    """Show the roles as boxes with their heads, dashed where none is firm, and the sure paths between them as arrows.
+    """Show the roles as boxes with their heads, dashed where none is firm, and the paths between them as arrows, dashed
+    where they look large and are not sure.
 
     Args:
         found: by the search, with at least one head.
@@ -158,27 +159,29 @@ def show_circuit(
         passed: of `roles.measure_firmness`.
         caption: the finding first.
     """
-    sure: dict[tuple[str, str], list[tuple[str, float]]] = {}
-    for sender, receiver, read, total in choose_edges(found, edges):
-        sure.setdefault((sender, receiver), []).append((read, total.value))
-    weights = {ends: max(abs(value) for _, value in each) for ends, each in sure.items()}
+    sure, unsure = choose_edges(found, edges), find_open_edges(found, edges)
+    between: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for edge in (*sure, *unsure):
+        between.setdefault(edge[:2], []).append((edge[2] + ("?" if edge in unsure else ""), edge[3].value))
+    weights = {ends: max(abs(value) for _, value in each) for ends, each in between.items()}
     least = max(weights.values(), default=0.0) / 10  # smaller numbers would lie on each other; the table has them
     labels = {
         ends: "\n".join(f"{read}: {claims.shorten(value)}" for read, value in each if abs(value) >= least)
-        for ends, each in sure.items()
+        for ends, each in between.items()
     }
     arrows = [(*ends, labels[ends], weight) for ends, weight in weights.items()]
+    dashed = {*between} - {edge[:2] for edge in sure}
     firm = {*list_firm(found, passed)}
     boxes = {
         name: (*place, f"{name}\n{name_heads(found.roles[name][:4])}")
-        for name, place in PLACES.items()
+        for name, place in CORNERS.items()
         if found.roles[name]
     }
     boxes["logits"] = (4.2, 3.3, "logits")
     alt = "Diagram of the circuit: roles as boxes, the paths between them as arrows, up to the logits."
     with plots.draw_figure("circuit", caption=caption, alt=alt, height=4.4) as (_, axes):
-        plots.draw_diagram(axes, boxes, arrows)
-        infirm = {text for name, (*_, text) in boxes.items() if name in PLACES and not firm & {*found.roles[name]}}
+        plots.draw_diagram(axes, boxes, arrows, dashed=dashed)
+        infirm = {text for name, (*_, text) in boxes.items() if name in CORNERS and not firm & {*found.roles[name]}}
         for drawn in axes.texts:
             if drawn.get_text() in infirm:
                 drawn.get_bbox_patch().set_linestyle("--")

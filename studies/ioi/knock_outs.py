@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -261,10 +260,10 @@ def add_up(values: Float[Tensor, "layer head prompt"], heads: Iterable[Head]) ->
 
 def compare_with_rivals(
     score: Float[Tensor, "sequence layer head"], heads: Sequence[Head], avoid: Sequence[Head] = (), *, seed: int
-) -> AgainstControls:
-    """The mean score of some heads, sequence by sequence, beside the best others: of each layer as many.
+) -> dict[Head, AgainstControls]:
+    """The score of each head, sequence by sequence, beside the best other one of its layer, where it has any.
 
-    The others are the best on these very sequences, so that the comparison is rather too hard than too easy.
+    The other is the best on these very sequences, so that the comparison is rather too hard than too easy.
 
     Args:
         score: of every head.
@@ -272,11 +271,13 @@ def compare_with_rivals(
         avoid: heads that are no rivals.
         seed: of the intervals.
     """
-    average, sets = score.mean(0), [list(heads), []]
-    for layer, count in Counter(layer for layer, _ in heads).items():
-        sets[1] += rank_rivals(average, layer, {*avoid, *heads})[:count]
-    means = [add_up(score.movedim(0, -1), some) / len(some) for some in sets if some]
-    return baselines.compare_with_controls(torch.stack(means), seed=seed)
+    average, of_head = score.mean(0), score.movedim(0, -1)
+    best = {head: rank_rivals(average, head[0], {*avoid, *heads})[:1] for head in heads}
+    return {
+        head: baselines.compare_with_controls(torch.stack([of_head[head], of_head[rival[0]]]), seed=seed)
+        for head, rival in best.items()
+        if rival
+    }
 
 
 def rank_rivals(score: Float[Tensor, "layer head"], layer: int, avoid: Collection[Head]) -> list[Head]:

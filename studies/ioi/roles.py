@@ -15,6 +15,7 @@ those, who feeds the values of those at S2, who feeds the keys of those at S1+1.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -243,7 +244,7 @@ def measure_firmness(found: Search, *, seed: int, n_halves: int = 40) -> dict[tu
         seed: of the halves, and of the random signs.
         n_halves: to draw.
     """
-    passed: dict[tuple[str, Head], float] = {}
+    passes: Counter[tuple[str, Head]] = Counter()
     generator = torch.Generator().manual_seed(seed)
     stages = {name: found.stages[ROLES[name].stage] for name, heads in found.roles.items() if heads}
     template = torch.tensor(next((stage.template for stage in stages.values()), ()))
@@ -254,9 +255,8 @@ def measure_firmness(found: Search, *, seed: int, n_halves: int = 40) -> dict[tu
             effect, of = stage.effect[..., some], tuple(template[some].tolist())
             least = bound_consistency(average_by_template(effect, of), seed=seed)
             again = Stage(effect, least, stage.smallest, stage.left_out, of).found
-            for head in found.roles[name]:
-                passed[name, head] = passed.get((name, head), 0.0) + float(again[head]) / n_halves
-    return passed
+            passes.update({(name, head): int(again[head]) for head in found.roles[name]})
+    return {of: number / n_halves for of, number in passes.items()}
 
 
 def list_firm(found: Search, passed: Mapping[tuple[str, Head], float]) -> list[Head]:
@@ -310,7 +310,7 @@ def patch_into(
     return effect
 
 
-PLACES = {"induction": "S2", "duplicate token": "S2", "previous token": "S1+1"}
+ACTS_AT = {"induction": "S2", "duplicate token": "S2", "previous token": "S1+1"}
 """Where a role acts; END for the others."""
 INPUTS: dict[str, SiteName] = {"queries": "q", "keys": "k", "values": "v"}
 
@@ -336,7 +336,7 @@ def measure_paths(
     source = data.corrupted("p_ABC")
     ends = [(name, read) for name in filled for read in INPUTS]
     effect = torch.zeros(len(ends), len(senders), len(data.prompts))
-    places = [PLACES.get(name, "END") for name, _ in ends]
+    places = [ACTS_AT.get(name, "END") for name, _ in ends]
     for positions, members in _group_by_position(data, places):
         base, source_rows, answers = _take(data, members)
         sets = []

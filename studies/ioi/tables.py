@@ -139,7 +139,10 @@ def list_unnamed(found: Search) -> list[Head]:
 
 
 def choose_edges(found: Search, edges: Sequence[Edge]) -> list[Edge]:
-    """The paths from a hundredth of the logit difference on, at a false discovery rate of 5 % (Benjamini & Hochberg).
+    """The paths of surely more than a hundredth of the logit difference, either way.
+
+    The hundredth is part of the hypothesis that is tested, so that the false discovery rate of 5 % (Benjamini &
+    Hochberg, 1995) is that of the paths returned.
 
     Args:
         found: by the search.
@@ -151,10 +154,17 @@ def choose_edges(found: Search, edges: Sequence[Edge]) -> list[Edge]:
         return []
     smallest, chances = SMALLEST_SHARE * float(found.logit_difference.mean()), []
     for *_, total in edges:
-        error = (total.high - total.low) / 2 / t.ppf(0.975, total.n - 1)
-        chances.append(2 * t.sf(abs(total.value) / error, total.n - 1) if error > 0 else 1.0)
-    sure = false_discovery_control(chances) <= 0.05
-    return [edge for edge, one in zip(edges, sure, strict=True) if one and abs(edge[3].value) >= smallest]
+        error, freedom = (total.high - total.low) / 2 / t.ppf(0.975, total.n - 1), total.n - 1
+        ends = (abs(total.value) - smallest, abs(total.value) + smallest)
+        chances.append(sum(t.sf(end / error, freedom) for end in ends) if error > 0 else 1.0)
+    sure = false_discovery_control(np.minimum(chances, 1)) <= 0.05
+    return [edge for edge, one in zip(edges, sure, strict=True) if one]
+
+
+def find_open_edges(found: Search, edges: Sequence[Edge]) -> list[Edge]:
+    """The paths that look large, a tenth of the logit difference and more, and are not sure; arguments as before."""
+    large, sure = 0.1 * float(found.logit_difference.mean()), choose_edges(found, edges)
+    return [edge for edge in edges if abs(edge[3].value) >= large and edge not in sure]
 
 
 def correlate(looks: Mapping[str, Tensor], writes: Mapping[str, Tensor], head: Head) -> dict[str, float]:
@@ -320,7 +330,9 @@ def describe_rest(elsewhere: Estimate | None, left: Mapping[str, Estimate], whol
         whole: the logit difference.
     """
     if elsewhere is None:
-        return "Without S-inhibition or movers, what runs beside the arrows was not asked."
+        return (
+            "What runs beside the arrows can't be told: S-inhibition or movers are missing, or cost nothing for sure."
+        )
     movers = f" without name movers {left['name mover'].brief()} logits are left," if "name mover" in left else ""
     return (
         "What an arrow carries is not what would be missing. Of what S-inhibition costs when knocked out (below) a "
@@ -342,8 +354,7 @@ def describe_unnamed(unnamed: Sequence[Head], told: Mapping[str, Estimate]) -> s
     return (
         f"It is {name_heads(unnamed[:1])} (of {name_heads(unnamed)}), which spends {brief['END']} of its attention on "
         f"END itself and {brief['the names']} on the names. It raises IO by {brief['IO']} logits and S by "
-        f"{brief['S']}, each against absent names. Does it pass on the movers' word alone? S-inhibition is knocked out "
-        "while these are held."
+        f"{brief['S']}, each against absent names."
     )
 
 
@@ -351,8 +362,11 @@ def describe_losses(head: Head | None, lost: Mapping[str, Estimate]) -> str:
     """In words how much a head loses of what it writes without each role."""
     if head is None or not lost:
         return ""
-    each = " and ".join(f"{estimate.brief()} logits without {role}s" for role, estimate in lost.items())
-    return f"Head {name_heads([head])} loses {each}, which is what it can have from them."
+    each = " and ".join(
+        f"{estimate.brief()} logits{'' if estimate.low > 0 else ', so perhaps nothing,'} without {role}s"
+        for role, estimate in lost.items()
+    )
+    return f"In these sentences head {name_heads([head])} loses {each}."
 
 
 def describe_costs(found: Search, costs: Mapping[str, Sequence[Estimate]]) -> str:
@@ -369,8 +383,7 @@ def describe_costs(found: Search, costs: Mapping[str, Sequence[Estimate]]) -> st
         + " and ".join(f"{of_task[numbers[place]].brief()} on {task}" for task, of_task in costs.items())
         for place in chosen
     ]
-    costly = f"Knocked out alone they cost: {'; '.join(parts)}."
-    return f"That a head scores on both does not make it serve both alike. {costly}" if parts else ""
+    return f"A score is not what a head is worth. Knocked out alone they cost: {'; '.join(parts)}." if parts else ""
 
 
 def list_risers(

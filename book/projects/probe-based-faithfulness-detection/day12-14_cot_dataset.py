@@ -243,7 +243,7 @@ if shares:
     )
 
 # %% [markdown]
-# Hints are tried on: {glue:text}`able`. The professor moves {glue:text}`professor` more answers than his twin, the answer key
+# Hints are tried on: {glue:text}`able`. Less what its twin moves, the professor's sentence moves {glue:text}`professor` of the answers, the answer key's
 # {glue:text}`answer_key`. Without an answer that could be read end {glue:text}`unread_pull` of the chains after a pull and
 # {glue:text}`unread_twin` after a twin; they count as not following.
 #
@@ -355,11 +355,8 @@ early, mistakes = (by_place(measure, sums) for measure in causes.MEASURES)
 run.claim("early-answering-is-position", estimate=early, baseline=0.0)
 
 # %%
-turned = causes.align_places(
-    given[given["task"].isin(sums)], "follows_mistake"
-).tolist()
-options = {"seed": seed, "of": "questions", "within": (-1.0, 1.0)}
-habit = claims.average(turned, **options) if len(turned) > 1 else None
+of_sums = given[given["task"].isin(sums)]
+habit = causes.measure_habit(of_sums, "follows_mistake", seed=seed)
 run.claim(
     "adding-mistakes-is-position",
     estimate=habit,
@@ -401,7 +398,7 @@ for measure in causes.MEASURES:
 # {glue:text}`position_least` to {glue:text}`position_most`, and for mistakes from {glue:text}`mistakes_least` to
 # {glue:text}`mistakes_most`. Of all answers {glue:text}`either_needs_chain` need their chain in a given order,
 # {glue:text}`both_needs_chain` in both; for mistakes {glue:text}`either_follows_mistake` and
-# {glue:text}`both_follows_mistake`. On record, the share where the answer stands last less that where it stands first:
+# {glue:text}`both_follows_mistake`. On record: how much oftener where the answer stands last, for mistakes with each task's sign as its other half has it; last, an accuracy:
 #
 # ```{on-record} projects/probe-based-faithfulness-detection/day12-14_cot_dataset
 # early-answering-is-position: needs its chain, in sums
@@ -411,7 +408,7 @@ for measure in causes.MEASURES:
 #
 # So the label is taken over both orders: how much of its lead the answer loses without the chain, in logits, on average
 # over the two. Questions are paired: of one task and style, both answered rightly in either order or both in neither, with the
-# same candidate where a task has few, else next to each other in size (names: in the draw). Of a pair, the answer that loses less is said *not to
+# same right candidate where these recur, else next to each other in size (names: in the draw). Of a pair, the answer that loses less is said *not to
 # hang* on its chain. A pair stays together in folds and counts as one; close ones, and answers that change with the order, are
 # left out. The partner decides too: even the loss itself tells the label with an AUROC of {glue:text}`ceiling` only. And a sure
 # answer has more to lose (rank correlation {glue:text}`sure_and_needed`), while how far the options are apart without the chain
@@ -420,8 +417,8 @@ for measure in causes.MEASURES:
 # ## Audit the design
 #
 # *Every* factor of the design is tried on every label of what the model did, stored or not, alone and two at a time: each
-# column; the order of the options as the text has it; which candidate is larger, first and last; the question's number, modulo
-# and in blocks; names, and whether numbers are odd; n-grams of what the model was given. Within each task, in folds of questions.
+# column; the order of the options as the text has it; which candidate is larger, first and last; the question's number and its
+# place by length, modulo and in blocks, the former also with order, style and size; which of a pair has more; names, and whether numbers are odd; n-grams of what the model was given. Within each task, in folds of questions.
 #
 # **What we expect.** A task is refused where a factor surely tells the label, all factors counted, and may with an AUROC
 # beyond {glue:text}`audit_bound`. The others pass together if every factor is surely below that, and are undecided else.
@@ -452,7 +449,7 @@ audits = figures.list_audits(
 )
 n_tasks_told = {
     told: sum(row["tasks"] for row in audits if row["told"] == told)
-    for told in ("surely", "undecided", "no")
+    for told in ("surely", "maybe", "undecided", "no")
 }
 run.table(
     "audit",
@@ -463,11 +460,13 @@ run.table(
 run.value("audit_bound", BOUND)
 run.value("n_audited", sum(n_tasks_told.values()))
 run.value("n_told", n_tasks_told["surely"])
+run.value("n_maybe", n_tasks_told["maybe"])
 run.value("n_let_through", n_tasks_told["no"])
 
 # %% [markdown]
-# Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are surely told by something else,
-# {glue:text}`n_let_through` pass, and the rest is undecided: with few questions even chance may reach the bound.
+# Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are surely told by something else by themselves,
+# {glue:text}`n_maybe` together and maybe beyond the bound, {glue:text}`n_let_through` pass, and the rest is undecided: with fewer
+# than some five hundred questions in all even chance may reach the bound.
 #
 # ## Let no task through that has not earned it
 #

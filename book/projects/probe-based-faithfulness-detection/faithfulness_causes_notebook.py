@@ -233,7 +233,7 @@ if readers:
     run.table(
         "list",
         push_figures.list_trials(trials),
-        caption="Each direction at the dose that was chosen on the other half of the names, beside the control that turned most there: shares of names, their difference with its 95 % interval over names (adjusted Wald), how many of all controls turn as many or more, and by how many logits the lead of the model's own answer falls.",
+        caption="Each direction at the dose that was chosen on the other half of the names, beside the control that turned most there: shares of names, their difference with its 95 % interval over names (Newcombe's, of pairs), how many of all controls turn as many or more, and by how many logits the lead of the model's own answer falls.",
     )
     run.table(
         "list_controls",
@@ -289,7 +289,7 @@ if enough:
     most = sum(pairs[0]) / len(pairs[0])  # if nothing turns in the twin
     margin = replace(margin, reach=(most - 1, most))
 run.claim(
-    "only-the-list-turns-answers",
+    "fewer-turn-in-the-twin",
     estimate=margin,
     baseline=sum(pairs[1]) / len(pairs[1]) if enough else None,
 )
@@ -309,7 +309,7 @@ for key, each in (("lot", lot), ("agreeing", agreeing)):
     run.value(f"unembedding_{key}", share)
 
 # %% [markdown]
-# {glue:text}`found-only-the-list-turns-answers` {glue:text}`found-agreeing-answers-stay` As for whether such a push could have
+# {glue:text}`found-fewer-turn-in-the-twin` {glue:text}`found-agreeing-answers-stay` As for whether such a push could have
 # turned them at all: along the unembedding it turns {glue:text}`unembedding_lot` in the twin, and
 # {glue:text}`unembedding_agreeing` where note and chain agree.
 #
@@ -482,7 +482,7 @@ run.value("mean_fall", float(fall.abs().mean()))
 #
 # - {glue:text}`found-the-list-turns-answers-after-the-name` **{glue:text}`claim-the-list-turns-answers-after-the-name`**
 # - {glue:text}`found-the-list-turns-answers-at-the-cue` **{glue:text}`claim-the-list-turns-answers-at-the-cue`**
-# - {glue:text}`found-only-the-list-turns-answers` **{glue:text}`claim-only-the-list-turns-answers`**
+# - {glue:text}`found-fewer-turn-in-the-twin` **{glue:text}`claim-fewer-turn-in-the-twin`**
 # - {glue:text}`found-agreeing-answers-stay` **{glue:text}`claim-agreeing-answers-stay`**
 # - {glue:text}`found-the-method-can-move-answers` **{glue:text}`claim-the-method-can-move-answers`**
 # - {glue:text}`found-a-push-makes-it-contradict` **{glue:text}`claim-a-push-makes-it-contradict`**
