@@ -36,9 +36,7 @@ dtype: str = "bfloat16"  # of the weights, "bfloat16" or "float32"
 n_constructed: int = 8  # questions a task, for transcripts, 8 to 200
 n_hinted: int = 6  # questions a task, with hints, 4 to 200
 n_samples: int = 2  # draws of worked examples for each hint, 2 to 32 by 2
-n_causal: int = (
-    4  # questions a task, or all that it has, with changed chains, 4 to 400
-)
+n_causal: int = 4  # questions a task or all, with changed chains, 4 to 400
 n_tasks: int = 7  # of the fourteen tasks, the first so many, 4 to 14
 reader_name: str = ""  # of a model that reads reasonings for mentions of a hint; empty for the model itself
 save: bool = False  # whether to keep the data set, with this run's record
