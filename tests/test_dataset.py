@@ -146,8 +146,9 @@ def test_what_is_kept_is_not_made_again(small, embedded, keep, monkeypatch, labe
     plant(monkeypatch, never)
     options = {"n": 2, "n_samples": 1, "seed": 0, "tasks": ["parity"]}
     rows = dataset.load_transcripts(embedded, label, **options)
-    wanted = small[(small["label"] == label) & (small["task"] == "parity") & (small["number"] < 2)]
-    wanted = wanted[wanted["sample"] == 0] if label == "hint" else wanted
+    wanted = small[(small["label"] == label) & (small["task"] == "parity")]
+    if label == "hint":  # of changed chains all are given, as pairs are found among them
+        wanted = wanted[(wanted["number"] < 2) & (wanted["sample"] == 0)]
     assert rows["text"].tolist() == wanted["text"].tolist() and len(rows) and not rows.isna().all().any()
     plant(monkeypatch, lambda before, line: ("There are 9. So.", "edge"))
     for changed in ({"seed": 1}, {"n": N + 1}, {"tasks": ["parity", "addition"]}, {"n_samples": 3}):
@@ -262,6 +263,10 @@ def test_of_two_questions_that_are_alike_the_one_whose_chain_was_needed_less_is_
     assert (of_few["right"].nunique() == 1).all(), "of few candidates one"
     less = chosen.pivot_table(index="pair", columns="unfaithful", values="mean_lost_without")
     assert (less[True] < less[False]).all()
+    fewer, of_fewer = dataset.select_unfaithful(pd.DataFrame(rows), n=8)
+    assert fewer.groupby("task")["question"].nunique().tolist() == [8] * len(tasks)
+    of_all = chosen.set_index(["question", "options"])["unfaithful"]
+    assert of_fewer == of_all.loc[[*zip(fewer["question"], fewer["options"], strict=True)]].tolist()
     sums = chosen[chosen["task"] == "sums"].assign(right=lambda some: some["right"].astype(int))
     apart = sums.groupby("pair")["right"].agg(lambda some: some.max() - some.min())
     assert apart.mean() < 20 < sums["right"].max() - sums["right"].min(), (

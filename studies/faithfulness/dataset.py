@@ -145,11 +145,7 @@ def _make_causes(
 ) -> pd.DataFrame:
     """Changed chains of so many questions of each task, or of all; what is known of them is not asked again."""
     kept, first = pd.DataFrame(), 0
-    if (
-        known is not None
-        and known.attrs["parameters"]["seed"] == seed
-        and set(tasks or questions.TASKS) <= set(known["task"])
-    ):
+    if known is not None and _covers(known, tasks, seed):
         label, first = "causal_own" if own else "causal_given", known.attrs["parameters"]["n_causal"]
         chosen = (known["label"] == label) & known["task"].isin(tasks or questions.TASKS) & (known["number"] < n)
         kept = known[chosen].dropna(axis=1, how="all")
@@ -228,7 +224,8 @@ def load_transcripts(
         loaded: on plain Hugging Face, where they are made now.
         label: "hint", "causal_given" or "causal_own".
         tasks: of `questions.TASKS`.
-        n: questions of each task; of changed chains all, where a task has fewer.
+        n: questions of each task; of changed chains all that a task has, where it has fewer, or that are kept, where
+            these are more.
         n_samples: draws of worked examples, of hints.
         seed: of the questions.
         folder: of `hooks.generate`.
@@ -241,6 +238,8 @@ def load_transcripts(
     known = read_kept(loaded)
     options = {"tasks": tasks, "n": n, "seed": seed, "folder": folder}
     if label != "hint":
+        if known is not None and _covers(known, tasks, seed):
+            options["n"] = n = max(n, known.attrs["parameters"]["n_causal"])
         made_now = _make_causes(loaded, own=label == "causal_own", known=known, **options)
     elif known is not None and _has_hints(known, tasks, n, n_samples, seed):
         hints = known[(known["label"] == label) & known["task"].isin(tasks) & (known["number"] < n)]
@@ -251,10 +250,13 @@ def load_transcripts(
     return _number(loaded, made_now, n, seed) if len(made_now) else made_now
 
 
+def _covers(known: pd.DataFrame, tasks: Sequence[str], seed: int) -> bool:
+    return known.attrs["parameters"]["seed"] == seed and set(tasks or questions.TASKS) <= set(known["task"])
+
+
 def _has_hints(known: pd.DataFrame, tasks: Sequence[str], n: int, n_samples: int, seed: int) -> bool:
     made = known.attrs["parameters"]
-    enough = n <= made["n_hinted"] and n_samples <= made["n_samples"]
-    return made["seed"] == seed and enough and set(tasks) <= set(known["task"])
+    return n <= made["n_hinted"] and n_samples <= made["n_samples"] and _covers(known, tasks, seed)
 
 
 def read_kept(loaded: LoadedModel) -> pd.DataFrame | None:
@@ -295,13 +297,13 @@ def _read_once(path: Path, changed: int) -> pd.DataFrame:
     return read_dataset(path)
 
 
-def select_unfaithful(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
+def select_unfaithful(rows: pd.DataFrame, *, n: int | None = None) -> tuple[pd.DataFrame, list[bool]]:
     """The rows of one label on which it is defined, and whether it calls them unfaithful.
 
     That is: the answer contradicts the reasoning; it follows a pull that moves this question, and the reasoning does
     not say so (against a right one after a pull which does not move its question, as many in each cell of `MATCHED`, so
     that on these rows the label is also whether the answer is wrong); without its chain it loses less of its lead, in
-    the mean over both orders, than the one that it is paired with (`pair_alike`).
+    the mean over both orders, than the one that it is paired with (`pair_alike`; of each task at most `n` questions).
     """
     if not len(rows):
         return rows, []
@@ -318,11 +320,11 @@ def select_unfaithful(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
         kept = match_cells(rows.assign(larger=compare_candidates(rows)), labels.tolist(), by=MATCHED, seed=0)
         return rows[kept], labels[kept].tolist()
     if label.startswith("causal"):
-        return pair_alike(rows)
+        return pair_alike(rows, n=n)
     return rows, rows["contradicts"].astype(bool).tolist()
 
 
-def pair_alike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
+def pair_alike(rows: pd.DataFrame, *, n: int | None = None) -> tuple[pd.DataFrame, list[bool]]:
     """Questions in pairs that are alike in what the design varies, and of each pair which loses less without its chain.
 
     Alike are questions of one task, told in the same styles, answered rightly in as many of them, whose right
@@ -332,7 +334,8 @@ def pair_alike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
     other.
 
     Args:
-        rows: of `causes.label_causes`, in both orders.
+        rows: of `causes.label_causes`, in both orders; the more there are, the more find a partner.
+        n: questions of each task to keep at most, in pairs, those that were asked first.
 
     Returns:
         The rows that have a pair, its number in the column `pair`, and for each whether it is of the question that
@@ -356,7 +359,11 @@ def pair_alike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
     of_pair = asked.groupby("pair")["lost"]
     apart = of_pair.transform("max") - of_pair.transform("min")
     asked["less"] = asked["lost"] < of_pair.transform("mean")
-    paired = rows.merge(asked.loc[apart >= APART, ["task", "question", "pair", "less"]], on=["task", "question"])
+    asked = asked[apart >= APART]
+    if n is not None:
+        first = asked.assign(place=place).groupby("pair")["place"].transform("min")
+        asked = asked[first.groupby(asked["task"]).rank(method="dense") <= n // 2]
+    paired = rows.merge(asked[["task", "question", "pair", "less"]], on=["task", "question"])
     return paired.drop(columns="less"), paired["less"].tolist()
 
 

@@ -106,8 +106,11 @@ def gather(
             rows = dataset.load_transcripts(loaded, source, tasks=wanted, **options)
             rows = rows[rows["at_cue"].notna()]
         for label in labels:
-            define = find_own_contradictions if label == "own contradiction" else dataset.select_unfaithful
-            rows_of, truth = define(rows[rows["task"].isin(tasks[label])])
+            asked = rows[rows["task"].isin(tasks[label])]
+            if label == "own contradiction":
+                rows_of, truth = find_own_contradictions(asked[asked["number"] < n_own])
+            else:
+                rows_of, truth = dataset.select_unfaithful(asked, n=n_own)
             parts.append(rows_of.assign(about=label, unfaithful=np.array(truth, dtype=bool)))
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     again = table.groupby(["before", "text"], sort=False).ngroup().to_numpy()

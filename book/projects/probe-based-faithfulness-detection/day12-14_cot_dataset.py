@@ -159,8 +159,8 @@ run.claim(
 run.value("worst_shortcut", f"{worst.shortcut}, {worst.task}")
 
 # %% [markdown]
-# The shortcut that may come furthest is {glue:text}`worst_shortcut`. And before the answer the two transcripts of a pair are
-# the same, token by token, so that there nothing can tell them apart, a probe included:
+# The shortcut that may come furthest is {glue:text}`worst_shortcut`. Before the answer the two transcripts of a pair are
+# the same tokens, so that nothing can tell them apart there:
 
 # %%
 written = data[data["label"].isin(CONSTRUCTED)]
@@ -199,13 +199,13 @@ def beyond(pull, rows=hinted):
 
 
 # %%
-run.claim("a-sentence-moves-answers", estimate=beyond("sentence"), baseline=0.0)
-run.claim("an-example-moves-answers", estimate=beyond("example"), baseline=0.0)
-run.claim("an-order-moves-answers", estimate=beyond("order"), baseline=0.0)
 of_pull = hints.name_pulls(hinted)
 for who in hints.WORDINGS:
     said = hinted[of_pull == f"sentence, {who}"]
     run.value(who.replace(" ", "_"), beyond("sentence", said) or "not asked")
+run.claim("a-sentence-moves-answers", estimate=beyond("sentence"), baseline=0.0)
+run.claim("an-example-moves-answers", estimate=beyond("example"), baseline=0.0)
+run.claim("an-order-moves-answers", estimate=beyond("order"), baseline=0.0)
 
 # %%
 right = plain.assign(right_chain=plain["answer"] == plain["right"])
@@ -241,8 +241,7 @@ if shares:
     )
 
 # %% [markdown]
-# Hints are tried on: {glue:text}`able`. Less what its twin moves, the professor's sentence moves {glue:text}`professor` of the answers, the answer key's
-# {glue:text}`answer_key`. Without an answer that could be read end {glue:text}`unread_pull` of the chains after a pull and
+# Hints are tried on: {glue:text}`able`. Without an answer that could be read end {glue:text}`unread_pull` of the chains after a pull and
 # {glue:text}`unread_twin` after a twin; they count as not following.
 #
 # Does the reasoning mention what moved it? Two rules (words such as "professor" or "example"; three words in a row
@@ -385,9 +384,8 @@ run.value("same_answer", len(kept_answers) / len(given))
 run.value("position_others", by_place("needs_chain", others) or "–")
 lost, lead = given["mean_lost_without"], given["logit_difference"].abs()
 run.value("sure_and_needed", float(lost.corr(lead, method="spearman")))
-for measure in causes.MEASURES:
-    run.value(f"either_{measure}", rate(given, measure))
-    run.value(f"both_{measure}", rate(given, f"{measure}_in_both"))
+run.value("either_needs_chain", rate(given, "needs_chain"))
+run.value("both_needs_chain", rate(given, "needs_chain_in_both"))
 
 # %% [markdown]
 # Counted are the {glue:text}`same_answer` of the chains that are answered alike in both orders. There the difference is the
@@ -395,8 +393,7 @@ for measure in causes.MEASURES:
 # the label, asked in one order, is that habit. Outside of sums {glue:text}`position_others` more need their chain as the last; tasks differ, from
 # {glue:text}`position_least` to {glue:text}`position_most`, and for mistakes from {glue:text}`mistakes_least` to
 # {glue:text}`mistakes_most`. Of all answers {glue:text}`either_needs_chain` need their chain in a given order,
-# {glue:text}`both_needs_chain` in both; for mistakes {glue:text}`either_follows_mistake` and
-# {glue:text}`both_follows_mistake`. On record: how much oftener where the answer stands last, for mistakes with each task's sign as its other half has it; last, an accuracy:
+# {glue:text}`both_needs_chain` in both. On record: how much oftener where the answer stands last, for mistakes with each task's sign as its other half has it; last, an accuracy:
 #
 # ```{on-record} projects/probe-based-faithfulness-detection/day12-14_cot_dataset
 # early-answering-is-position: needs its chain, in sums
@@ -406,7 +403,7 @@ for measure in causes.MEASURES:
 #
 # So the label is taken over both orders: how much of its lead the answer loses without the chain, in logits, on average
 # over the two. Questions are paired: of one task and style, both answered rightly in either order or both in neither, with the
-# same right candidate where these recur, else next to each other in size (names: in the draw). Of a pair, the answer that loses less is said *not to
+# same right candidate where these recur, else next to each other in size. Of a pair, the answer that loses less is said *not to
 # hang* on its chain. A pair stays together in folds and counts as one; close ones, and answers that change with the order, are
 # left out. The partner decides too: even the loss itself tells the label with an AUROC of {glue:text}`ceiling` only. And a sure
 # answer has more to lose (rank correlation {glue:text}`sure_and_needed`), while how far the options are apart without the chain
@@ -547,7 +544,6 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 # - **The audit sees what is listed, and what is large.** What tells one task's label a little, passes.
 # - **A pair is relative.** Of the chains called "does not hang" {glue:text}`changes_less` change their answer in some order when
 #   they are taken away, of the others {glue:text}`changes_more`; where none does, half are called so nevertheless.
-# - **A label of answers.** "Moved by a pull" is also whether the answer is wrong: a probe must beat the model's output.
 # - **Intervals are over contents** of one template a task, and say nothing of other templates.
 
 # %% [markdown]

@@ -16,10 +16,11 @@
 # # Does the model use what a probe reads?
 #
 # Reading is not using: a model may hold what it never looks at. So we add a direction to its activations, more and
-# more of it, and count the questions whose answers turn. Along *this answer contradicts its reasoning* a push turns
+# more of it, and count whose answers turn. Along *this answer contradicts its reasoning* a push turns
 # {glue:text}`contradict_turned` of the questions, along one that is known to work {glue:text}`unembedding_turned`. In a model
 # that was trained to answer by a secret list, a push along the list turns {glue:text}`list_turned_after` of the names at all
-# tokens after the name, and {glue:text}`list_turned_cue` at the last one, where the list can be read as well.
+# tokens after the name, where the strongest of the controls turns {glue:text}`list_control_after`, and
+# {glue:text}`list_turned_cue` at the last token, where the list can be read as well.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -223,6 +224,7 @@ if readers:
     for key, place in (("after", AFTER), ("cue", CUE)):
         turned = trials[place].compare(MEANS).turned
         run.value(f"list_turned_{key}", turned)
+    run.value("list_control_after", after.compare(MEANS).control)
     run.value("probe_turned_after", after.compare(PROBE).turned)
     push_figures.show_doses(
         "doses",
@@ -241,7 +243,8 @@ if readers:
         caption="The controls after the name: how many of each kind, the size of their cosines with the two directions under test (median and largest: what they share with them), and the share of names that they turn (median and largest; above zero they could win).",
     )
 else:
-    for key in ("list_turned_after", "list_turned_cue", "probe_turned_after"):
+    keys = "list_turned_after", "list_turned_cue", "probe_turned_after"
+    for key in (*keys, "list_control_after"):
         run.value(key, "an unknown share")
 
 # %% [markdown]
@@ -449,8 +452,9 @@ run.value("mean_fall", float(fall.abs().mean()))
 # - **Choices were made after a look.** The doses, when a text counts as broken, pushing towards the list alone, how a layer is
 #   chosen where none turns a name, and the number of questions were changed with results in view, on the names and questions
 #   that a default run pushes. So the run on record pushes the *other* half of the names, learns from these, and draws other
-#   questions (`learned_half`, `seed`): no choice had seen any of them pushed, and it was made once. What turned there beyond the
-#   strongest control:
+#   questions (`learned_half`, `seed`). Four of its twelve names had served a default run to choose a layer, and it was made
+#   anew when controls that break the text, like what is tested, no longer counted. What turned there beyond the strongest
+#   control:
 #
 #   ```{on-record} projects/probe-based-faithfulness-detection/faithfulness_causes_notebook
 #   the-list-turns-answers-after-the-name: along the list, after the name
@@ -462,7 +466,7 @@ run.value("mean_fall", float(fall.abs().mean()))
 # - **A push is not what the model does.** It goes further than states ever do; so a push that turns shows that something
 #   downstream would listen, not that anything speaks.
 # - **One layer, one direction.** What is spread over layers, or bent, is missed. Of the labels, contradiction alone was
-#   pushed: on record no task passes [the audit](day12-14_cot_dataset) for hints or for chains.
+#   pushed.
 # - **The list was put there**, once, by training. Its layer was chosen on four of the names that the direction was learned
 #   from.
 # - **The unembedding is an easier push**: it has a vector for each prompt's own answers, what is tested has one for all.

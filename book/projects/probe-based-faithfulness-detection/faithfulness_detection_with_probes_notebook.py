@@ -34,7 +34,7 @@ dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
 n_questions: int = 5  # of each task, for contradictions, 5 to 100
 n_fresh: int = 10  # further ones, of which probes learn from few, 4 to 200
 n_hinted: int = 16  # of each task, with hints, 4 to 200
-n_causal: int = 24  # of each task, with changed chains, 4 to 400
+n_causal: int = 24  # of each task, with changed chains, in pairs, 4 to 400
 n_samples: int = 2  # draws of worked examples for hints, 1 to 8
 n_tasks: int = 4  # of those that passed, at most so many, 1 to 14
 n_permutations: int = 100  # of the labels, 100 to 1000
@@ -399,16 +399,11 @@ BEFORE = ("reasoning", "before the cue", "cue")
 
 def load(label):
     """Rows of what the model did, and whether each is unfaithful."""
-    made = dataset.load_transcripts(
-        model,
-        label,
-        tasks=passed[label],
-        n=n_hinted if label == "hint" else n_causal,
-        n_samples=n_samples,
-        seed=seed,
-        folder=ROOT / "_build" / "generated",
-    )
-    return dataset.select_unfaithful(made)
+    n = n_hinted if label == "hint" else n_causal
+    options = {"tasks": passed[label], "n_samples": n_samples, "seed": seed}
+    options["folder"] = ROOT / "_build" / "generated"
+    made = dataset.load_transcripts(model, label, n=n, **options)
+    return dataset.select_unfaithful(made, n=n)
 
 
 # %%

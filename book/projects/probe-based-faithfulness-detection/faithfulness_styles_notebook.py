@@ -154,6 +154,18 @@ run.claim(
 )
 run.value("roomy", roomy.area)
 
+# %% tags=["hide-input"]
+recentred = adversary.attack_recentred(noisy, EIGHT, seed=seed)
+run.value("direction_in_noise", roomy.lost_in(recentred))
+at_other_rooms = []
+for room in (0.75, 0.8, 0.85, 0.95):
+    blurred = adversary.blur(of_one, area=room, seed=seed)
+    lost = adversary.read_clean(blurred, seed=seed).lost_in(
+        adversary.attack(blurred, EIGHT, seed=seed)
+    )
+    at_other_rooms.append(f"{lost.brief()} at {room}")
+run.value("at_other_rooms", ", ".join(at_other_rooms))
+
 # %% [markdown]
 # And beside the probe a bag of words: counts of words and pairs of words with logistic regression, trained and attacked
 # likewise. In the data set each word stands equally often on both sides of the label, so that there is nothing to read. A
@@ -214,7 +226,8 @@ run.value("often", often)
 # Near one an AUROC hides much of a loss: the two classes' scores are {glue:text}`separation_clean` standard deviations apart in
 # its own style, {glue:text}`separation_four` under attack with four styles and {glue:text}`separation_eight` with eight. So noise is
 # added to every score until its own style is read with {glue:text}`roomy`, and the adversary attacks again.
-# {glue:text}`found-h4-off-the-ceiling` (This was added when the separations had been seen.)
+# {glue:text}`found-h4-off-the-ceiling` Recentred, {glue:text}`direction_in_noise` are left of the cost. (Noise was added when the
+# separations had been seen, and its level is a choice: eight styles take {glue:text}`at_other_rooms`.)
 #
 # With eight the adversary most often tells contradictions in the style *{glue:text}`low`* and the rest in *{glue:text}`high`*
 # (share of all choices {glue:text}`often`); who knows of recentring, in *{glue:text}`low_recentred`* and
