@@ -377,7 +377,7 @@ def measure_price(
     place: str,
     n_passages: int,
     doses: Sequence[float] = DOSES,
-) -> dict[str, Float[Tensor, "dose passage"]]:
+) -> dict[Any, Float[Tensor, "dose passage"]]:
     """What the same pushes cost ordinary text: the rise of the mean loss of the tokens that follow, in nats.
 
     Of each name the first direction, as it is aimed at some of the prompts, in turn; at as many tokens, as far as a

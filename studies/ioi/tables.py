@@ -92,6 +92,14 @@ def list_prompts(loaded: LoadedModel, data: IOI) -> list[dict[str, str]]:
     return [{"prompt": kind, "text": join(loaded, row)} for kind, row in texts.items()]
 
 
+ELSEWHERE = {
+    "induction": "induction-heads-match-prefixes-elsewhere",
+    "duplicate token": "duplicate-token-heads-find-copies-elsewhere",
+    "name mover": "name-movers-copy-elsewhere",
+}
+"""Of roles that are tried on random tokens too, the claims about it."""
+
+
 def list_criteria() -> list[dict[str, str]]:
     """A row for each role: its receivers, its direction, its scores."""
     return [

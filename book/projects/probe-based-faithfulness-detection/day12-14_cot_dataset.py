@@ -389,8 +389,8 @@ run.value("both_needs_chain", rate(given, "needs_chain_in_both"))
 
 # %% [markdown]
 # Counted are the {glue:text}`same_answer` of the chains that are answered alike in both orders. There the difference is the
-# model's habit without a chain, how often it then names the first option, on a scale from minus one to one: near either end
-# the label, asked in one order, is that habit. Outside of sums {glue:text}`position_others` more need their chain as the last; tasks differ, from
+# model's habit without a chain, how often it then names the first option, from minus one to one: near either end
+# the label, asked in one order, is that habit. Elsewhere {glue:text}`position_others` more need their chain as the last; tasks differ, from
 # {glue:text}`position_least` to {glue:text}`position_most`, and for mistakes from {glue:text}`mistakes_least` to
 # {glue:text}`mistakes_most`. Of all answers {glue:text}`either_needs_chain` need their chain in a given order,
 # {glue:text}`both_needs_chain` in both. On record: how much oftener where the answer stands last, for mistakes with each task's sign as its other half has it; last, an accuracy:

@@ -15,9 +15,9 @@
 # %% [markdown]
 # # When can a probe detect an unfaithful chain of thought?
 #
-# Three guesses stood at the beginning of this project: middle layers read it better than late ones (H1), the
+# Three guesses stood at the beginning: middle layers read it better than late ones (H1), the
 # second-to-last token better than the last (H2), a single head better than the residual stream (H5). Here they are put
-# to labels that passed their audit, and every probe is set beside what tells the label without one.
+# to labels that passed their audit ({glue:text}`labels_asked`), and every probe is set beside what tells the label without one.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -87,6 +87,8 @@ passed = {
     label: (every if on_record is None else on_record.get(label, []))[:n_tasks]
     for label in NAMES
 }
+asked_of = [NAMES[label] for label in NAMES if passed[label]]
+run.value("labels_asked", "; ".join(asked_of) or "none")
 run.table(
     "passed",
     reading_figures.list_tasks(passed),
@@ -429,7 +431,8 @@ def explain(column):
     if not sweeps[label] or (column == "few" and not learned):
         return "too few questions"
     none_hard = column == "hard" and not hard
-    return "no token is hard" if none_hard else "neither side reads it"
+    unread = "neither side reads the label above chance"
+    return "no token is hard" if none_hard else unread
 
 
 def decide(id, key, column, estimate):

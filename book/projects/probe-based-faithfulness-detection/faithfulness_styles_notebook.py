@@ -111,8 +111,8 @@ run.table(
 #
 # ## Let an adversary choose the style
 #
-# Who picks the worst of eight tellings for each single transcript makes even random scores look worse than a coin, since
-# the lowest of eight noisy scores is low. So ours commits: one style for all transcripts that contradict, one for all others. The pair is chosen
+# Who picks the worst of eight tellings for each transcript makes even random scores look worse than a coin, as
+# the lowest of eight is low. So ours commits: one style for all transcripts that contradict, one for all others. The pair is chosen
 # for each probe among all pairs, in the training folds, by scores that were held out within them, and tried on the test
 # fold, of which the choice has seen nothing.
 #
@@ -226,8 +226,8 @@ run.value("often", often)
 # Near one an AUROC hides much of a loss: the two classes' scores are {glue:text}`separation_clean` standard deviations apart in
 # its own style, {glue:text}`separation_four` under attack with four styles and {glue:text}`separation_eight` with eight. So noise is
 # added to every score until its own style is read with {glue:text}`roomy`, and the adversary attacks again.
-# {glue:text}`found-h4-off-the-ceiling` Recentred, {glue:text}`direction_in_noise` are left of the cost. (Noise was added when the
-# separations had been seen, and its level is a choice: eight styles take {glue:text}`at_other_rooms`.)
+# {glue:text}`found-h4-off-the-ceiling` Recentred, {glue:text}`direction_in_noise` are left of the cost. (All this was added when
+# separations had been seen, and the level is a choice: eight styles take {glue:text}`at_other_rooms`.)
 #
 # With eight the adversary most often tells contradictions in the style *{glue:text}`low`* and the rest in *{glue:text}`high`*
 # (share of all choices {glue:text}`often`); who knows of recentring, in *{glue:text}`low_recentred`* and
@@ -436,7 +436,7 @@ run.value("by_hand", float(np.mean(areas)))
 # - **The label is one of text.** Words can't read it only because the data set was made so; who marks the answer in them
 #   reads it without any model.
 # - **Behaviour moves with style.** Where a label is asked only while it stays, the easier part of it is left.
-# - **Paraphrases by one small writer**, from four examples; what passed the check is the plainer part of what it wrote.
+# - **Paraphrases by one small writer**, from four examples; what passed is the plainer part.
 
 # %% [markdown]
 # ## What others found
@@ -446,8 +446,6 @@ run.value("by_hand", float(np.mean(areas)))
 
 # %% [markdown]
 # ## Summary
-#
-# On these tasks, with questions as units:
 #
 # - {glue:text}`found-h4-constructed` **{glue:text}`claim-h4-constructed`**
 # - {glue:text}`found-h4-more-styles` **{glue:text}`claim-h4-more-styles`**

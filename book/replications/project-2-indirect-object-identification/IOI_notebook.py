@@ -847,20 +847,15 @@ if circuit:  # each head alone is knocked out, on sentences and here
     in_tokens = [claims.average(one, seed=seed) for one in on_repeats]
 
 # %%
-for id, name in {
-    "induction-heads-match-prefixes-elsewhere": "induction",
-    "duplicate-token-heads-find-copies-elsewhere": "duplicate token",
-    "name-movers-copy-elsewhere": "name mover",
-}.items():
+for name, id in tables.ELSEWHERE.items():
     some = scores[name], filled.get(name, [])
     beside = knock_outs.compare_with_rivals(*some, circuit, seed=seed)
     least = min(beside, key=lambda head: beside[head].lead.value, default=None)
     evidence = {"estimate": None}
     if least:
-        run.value(
-            f"least_{name.replace(' ', '_')}", attribution.name_heads([least])
-        )
-        run.value(f"score_{name.replace(' ', '_')}", beside[least].own)
+        key = name.replace(" ", "_")
+        run.value(f"least_{key}", attribution.name_heads([least]))
+        run.value(f"score_{key}", beside[least].own)
         every = claims.bound([one.lead for one in beside.values()])
         evidence = {"estimate": every, "baseline": beside[least].strongest}
     run.claim(id, **evidence)
