@@ -299,6 +299,9 @@ for kind, key in keys.items():
     run.value(key, f"{len(so)} ({attribution.name_heads(so)})")
 
 # %%
+chance = 1 / copied_length
+above = [head for head in matching if measure("copying", head).low > chance]
+run.value("above_chance", f"{len(above)} ({attribution.name_heads(above)})")
 bounds = kinds.count("yes"), len(kinds) - kinds.count("no")
 low, high = (count / max(len(kinds), 1) for count in bounds)
 share = low, high, len(kinds), "heads", "undecided heads as not, and as so:"
@@ -306,10 +309,7 @@ both = claims.Estimate(low, *share) if kinds else None
 run.claim("matching-heads-copy", estimate=both, baseline=0.05)
 
 # %% tags=["hide-input"]
-chance = 1 / copied_length
-above = [head for head in matching if measure("copying", head).low > chance]
 run.value("copying_by_chance", chance)
-run.value("above_chance", f"{len(above)} ({attribution.name_heads(above)})")
 run.table(
     "induction_heads",
     [
@@ -391,6 +391,8 @@ run.claim("two-layers-learn-induction", estimate=gain["two layers"], **alone)
 run.claim(
     "smeared-keys-suffice", estimate=gain["one layer, smeared keys"], **alone
 )
+known = bool(np.isfinite(smeared).all())
+run.value("smeared_rise", over_models(smeared) if known else "not measured")
 sudden = {"estimate": None}
 if np.isfinite([two, plain]).all():
     sudden = {"estimate": over_models(two - plain)}
@@ -398,8 +400,6 @@ if np.isfinite([two, plain]).all():
 run.claim("two-layers-learn-suddenly", **sudden)
 
 # %% tags=["hide-input"]
-known = bool(np.isfinite(smeared).all())
-run.value("smeared_rise", over_models(smeared) if known else "not measured")
 figures.show_training(
     trained,
     caption=f"Two layers end {claims.shorten(gain['two layers'].value)} nats from one, smeared keys {claims.shorten(gain['one layer, smeared keys'].value)}. Scores of {n_training_seeds} "

@@ -847,6 +847,7 @@ if circuit:  # each head alone is knocked out, on sentences and here
     in_tokens = [claims.average(one, seed=seed) for one in on_repeats]
 
 # %%
+run.value("by_chance", 1 / tokens.shape[1])
 for name, id in tables.ELSEWHERE.items():
     some = scores[name], filled.get(name, [])
     beside = knock_outs.compare_with_rivals(*some, circuit, seed=seed)
@@ -861,7 +862,6 @@ for name, id in tables.ELSEWHERE.items():
     run.claim(id, **evidence)
 
 # %% tags=["hide-input"]
-run.value("by_chance", 1 / tokens.shape[1])
 run.value("feeders", attribution.name_heads(found.roles["previous token"]))
 if circuit:
     costs = {"sentences (logits)": in_words, "repeats (nats)": in_tokens}
