@@ -122,7 +122,7 @@ def audit(
     A task alone has too few questions to bound so many factors: it is refused where one surely tells its label, all
     factors counted, and may beyond the bound; the tasks that are left are asked together whether any may. What is told
     by a factor that is not listed, or too weakly in one task alone, passes; and with some hundred questions in all the
-    second test refuses chance as well: it asks for about a thousand.
+    second test refuses chance as well: it asks for some seven hundred.
 
     Args:
         loaded: whose tokenizer and embeddings are used.

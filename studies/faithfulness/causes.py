@@ -33,8 +33,9 @@ MEASURES = {"needs_chain": "lost_without", "follows_mistake": "lost_by_mistake"}
 """Early answering, and adding mistakes: whether the answer changes, and the lead that it loses, in logits."""
 EARLY = ("full", "none")
 """What early answering compares: the answer after the chain, and without it."""
-HABIT_DRAWS, Z = 2000, 1.959964
-"""Of the bootstrap of a habit, and standard errors on either side that hold 95 %."""
+HABIT_DRAWS, HABIT_LEAST, Z = 2000, 8, 1.959964
+"""Of the bootstrap of a habit, the questions that a task must have for it, and the standard errors on either side that
+hold 95 %."""
 KEYS = ["task", "question", "style"]
 """What a chain is told of, in both orders of the options."""
 
@@ -276,7 +277,7 @@ def compare_places(table: pd.DataFrame, measure: str) -> pd.Series:
 
 def measure_habit(table: pd.DataFrame, measure: str, *, seed: int) -> Estimate | None:
     """The mean of `compare_places`, turned so that it is positive where a task has the sign that it has in its other
-    half; none without chains.
+    half; of tasks with enough questions, and none without any.
 
     Tasks may have opposite habits, which cancel in a mean. This is above nought where they have any, and nought where
     they have none, as no question has a say in its own sign. Signs of small habits are often wrong, which draws it
@@ -288,15 +289,15 @@ def measure_habit(table: pd.DataFrame, measure: str, *, seed: int) -> Estimate |
         seed: of the bootstrap.
     """
     apart = compare_places(table, measure).groupby(["task", "question"]).mean()
-    if len(apart) < 2:
+    apart = apart[apart.groupby("task").transform("size") >= HABIT_LEAST]
+    if not len(apart):
         return None
     generator, value, again = np.random.default_rng(seed), 0.0, np.zeros(HABIT_DRAWS)
     for _, of_task in apart.groupby("task"):
         halves = [of_task.to_numpy()[half::2] for half in (0, 1)]
-        if len(halves[1]):
-            drawn = [generator.choice(half, (HABIT_DRAWS, len(half))).mean(1) for half in halves]
-            for one, other in ((0, 1), (1, 0)):
-                value += halves[one].sum() * np.sign(halves[other].mean()) / len(apart)
-                again += drawn[one] * len(halves[one]) * np.sign(drawn[other]) / len(apart)
+        drawn = [generator.choice(half, (HABIT_DRAWS, len(half))).mean(1) for half in halves]
+        for one, other in ((0, 1), (1, 0)):
+            value += halves[one].sum() * np.sign(halves[other].mean()) / len(apart)
+            again += drawn[one] * len(halves[one]) * np.sign(drawn[other]) / len(apart)
     wide = Z * again.std()
     return Estimate(value, max(-1.0, value - wide), min(1.0, value + wide), len(apart), "questions")

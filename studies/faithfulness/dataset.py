@@ -40,8 +40,8 @@ TRIED = 2
 """Draws of worked examples after which a task that hints are not tried on is asked."""
 LOGITS = ("lost_", "mean_lost_", "logit")
 """How the names of columns of measured logits begin."""
-FEW = 60
-"""A task with at most so many right candidates has pairs of equal ones: they recur, and would tell the label."""
+RECURS = 5
+"""Where a right candidate has so many questions on average, pairs have equal ones, as else it would tell the label."""
 APART = 0.25
 """Logits by which the two of a pair must differ at least, of answers that were scored in bfloat16."""
 
@@ -328,7 +328,7 @@ def pair_alike(rows: pd.DataFrame, *, n: int | None = None) -> tuple[pd.DataFram
     """Questions in pairs that are alike in what the design varies, and of each pair which loses less without its chain.
 
     Alike are questions of one task, told in the same styles, answered rightly in as many of them, whose right
-    candidate is the larger number or not and, where a task has few, the same; and they are next to each other by the
+    candidate is the larger number or not and, where it recurs, the same; and they are next to each other by the
     number that is right, or by their place in the task where it is none. Left out are questions whose answer is not
     settled in every style (`causes.is_settled`), one that is left over, and pairs that lie less than `APART` from each
     other.
@@ -344,7 +344,8 @@ def pair_alike(rows: pd.DataFrame, *, n: int | None = None) -> tuple[pd.DataFram
     """
     known = rows.assign(right_answer=rows["answer"] == rows["right"], settled=is_settled(rows))
     of_question = known.groupby(["task", "question"])
-    few = rows.groupby("task")["right"].transform("nunique") <= FEW
+    of_task = rows.groupby("task")
+    few = of_task["question"].transform("nunique") >= RECURS * of_task["right"].transform("nunique")
     place = rows["number"] if "number" in rows else number_questions(rows)
     asked = rows.assign(
         told=of_question["style"].transform(lambda styles: " ".join(sorted(set(styles)))),

@@ -26,6 +26,7 @@ from helpers.folds import number_groups, permute_labels
 from helpers.hooks import Captured
 from helpers.models import LoadedModel
 from studies.faithfulness import organism, questions
+from studies.faithfulness.causes import Z
 from studies.faithfulness.hypotheses import PENALTY
 from studies.faithfulness.transcripts import construct, put_in_context, write_examples_by_task
 
@@ -42,8 +43,6 @@ KEPT = 0.5
 """The text is whole while the two answers keep at least so much of their probability, and"""
 DEARER = math.log(2)
 """the perplexity of ordinary text after the push does not double: the loss rises by less, in nats for each token."""
-Z = 1.959964
-"""Standard errors on either side that hold 95 %."""
 N_READ, N_FOLLOWING = 48, 12
 """Tokens of an ordinary passage before the push has its end, and after."""
 
@@ -488,7 +487,8 @@ class Trial:
     def repeat(
         self, loaded: LoadedModel, cases: Cases, aimed: Aimed, *, layer: int, place: str
     ) -> dict[str, list[bool]]:
-        """Whether other cases of the same units turn, each at the dose that its unit has here; by direction.
+        """Whether other cases of the same units turn, each at the dose that its unit has here, by direction; the text
+        whole or not.
 
         Args:
             loaded: the same model or another one.
@@ -615,7 +615,8 @@ def split_halves(cases: Cases) -> Int[np.ndarray, " case"]:
 
 def subtract_shares(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray, *, of: str) -> Estimate:
     """The difference of two shares of the same units, with the 95 % interval of Newcombe (1998, method 10): Wilson's of
-    either share, squared and added with their correlation, so that it has a width also where all units agree.
+    either share, squared and added with their correlation, which few units can't show and is drawn towards none; so
+    it has a width also where all units agree.
 
     Args:
         one: for each unit a number from zero to one.
@@ -624,6 +625,8 @@ def subtract_shares(one: Sequence[float] | np.ndarray, other: Sequence[float] | 
 
     >>> subtract_shares([1, 1, 1, 1], [0, 0, 0, 0], of="names").brief()
     '1.00 [0.307, 1.00]'
+    >>> subtract_shares([1] * 6 + [0] * 6, [1] * 6 + [0] * 6, of="names").brief()
+    '0.00 [-0.142, 0.142]'
     >>> subtract_shares([0] * 12, [0] * 12, of="names").brief()
     '0.00 [-0.242, 0.242]'
     """
@@ -632,7 +635,10 @@ def subtract_shares(one: Sequence[float] | np.ndarray, other: Sequence[float] | 
     middle = (shares + Z**2 / (2 * n)) / (1 + Z**2 / n)
     wide = Z * np.sqrt(shares * (1 - shares) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
     below, above = shares - middle + wide, middle + wide - shares
-    alike = float(np.corrcoef(pair)[0, 1]) if (pair.std(1) > 0).all() else 0.0
+    both, first, second, none = (float((a * b).sum()) for a in (pair[0], 1 - pair[0]) for b in (pair[1], 1 - pair[1]))
+    spread = math.sqrt(n**4 * float(np.prod(shares * (1 - shares))))
+    agree = both * none - first * second
+    alike = (max(agree - n / 2, 0.0) if agree > 0 else agree) / spread if spread > 0 else 0.0
 
     def add(one: float, other: float) -> float:
         return math.sqrt(max(0.0, one**2 - 2 * alike * one * other + other**2))

@@ -148,10 +148,10 @@ class AttentionOnly(nn.Module):
 def compare_rises(history: dict[int, Measured], plain: dict[int, Measured]) -> tuple[float, float]:
     """How fast a model learns what another never does, and how fast that one had learned what it knew by then.
 
-    Both as shares of the same steps, those until the first has nine tenths of it, so that longer training changes
-    neither: each is the time from a tenth to nine tenths. The first is that of a part of a fall and is counted for the
-    whole, as else an even fall would look sudden for being looked at from half-way on. NaN where next to nothing is
-    learned.
+    Both as shares of the same steps, those until the first has nine tenths of it, so that longer training in which
+    neither learns on changes nothing: each is the time from a tenth to nine tenths. The first is that of a part of a
+    fall and is counted for the whole, as else an even fall would look sudden for being looked at from half-way on.
+    What gets steeper and steeper is sudden by this too. NaN where next to nothing is learned.
 
     Args:
         history: as `train` gives it.

@@ -338,9 +338,7 @@ def describe_rest(elsewhere: Estimate | None, left: Mapping[str, Estimate], whol
         whole: the logit difference.
     """
     if elsewhere is None:
-        return (
-            "What runs beside the arrows can't be told: S-inhibition or movers are missing, or cost nothing for sure."
-        )
+        return "What runs beside the arrows can't be told: S-inhibition or movers are missing, or may cost nothing."
     movers = f" without name movers {left['name mover'].brief()} logits are left," if "name mover" in left else ""
     return (
         "What an arrow carries is not what would be missing. Of what S-inhibition costs when knocked out (below) a "
@@ -370,10 +368,8 @@ def describe_losses(head: Head | None, lost: Mapping[str, Estimate]) -> str:
     """In words how much a head loses of what it writes without each role."""
     if head is None or not lost:
         return ""
-    each = " and ".join(
-        f"{estimate.brief()} logits{'' if estimate.low > 0 else ', so perhaps nothing,'} without {role}s"
-        for role, estimate in lost.items()
-    )
+    perhaps = {role: ", so perhaps nothing," if one.low <= 0 <= one.high else "" for role, one in lost.items()}
+    each = " and ".join(f"{one.brief()} logits{perhaps[role]} without {role}s" for role, one in lost.items())
     return f"In these sentences head {name_heads([head])} loses {each}."
 
 

@@ -393,7 +393,7 @@ run.value("both_needs_chain", rate(given, "needs_chain_in_both"))
 # the label, asked in one order, is that habit. Elsewhere {glue:text}`position_others` more need their chain as the last; tasks differ, from
 # {glue:text}`position_least` to {glue:text}`position_most`, and for mistakes from {glue:text}`mistakes_least` to
 # {glue:text}`mistakes_most`. Of all answers {glue:text}`either_needs_chain` need their chain in a given order,
-# {glue:text}`both_needs_chain` in both. On record: how much oftener where the answer stands last, for mistakes with each task's sign as its other half has it; last, an accuracy:
+# {glue:text}`both_needs_chain` in both. On record: how much oftener where the answer stands last (for mistakes: where its task has it oftener); in the third column an accuracy:
 #
 # ```{on-record} projects/probe-based-faithfulness-detection/day12-14_cot_dataset
 # early-answering-is-position: needs its chain, in sums
@@ -403,7 +403,8 @@ run.value("both_needs_chain", rate(given, "needs_chain_in_both"))
 #
 # So the label is taken over both orders: how much of its lead the answer loses without the chain, in logits, on average
 # over the two. Questions are paired: of one task and style, both answered rightly in either order or both in neither, with the
-# same right candidate where these recur, else next to each other in size. Of a pair, the answer that loses less is said *not to
+# same right candidate where each has {glue:text}`recurs` questions (a number chosen when audits had been seen), else
+# next to each other in size or in the draw. Of a pair, the answer that loses less is said *not to
 # hang* on its chain. A pair stays together in folds and counts as one; close ones, and answers that change with the order, are
 # left out. The partner decides too: even the loss itself tells the label with an AUROC of {glue:text}`ceiling` only. And a sure
 # answer has more to lose (rank correlation {glue:text}`sure_and_needed`), while how far the options are apart without the chain
@@ -412,8 +413,8 @@ run.value("both_needs_chain", rate(given, "needs_chain_in_both"))
 # ## Audit the design
 #
 # *Every* factor of the design is tried on every label of what the model did, stored or not, alone and two at a time: each
-# column; the order of the options as the text has it; which candidate is larger, first and last; the question's number and its
-# place by length, modulo and in blocks, the former also with order, style and size; which of a pair has more; names, and whether numbers are odd; n-grams of what the model was given. Within each task, in folds of questions.
+# column; the order of the options as the text has it; which candidate is larger, first and last; the question's place in
+# its task, also with order, style and size, and by length; which of a pair has more; names, and whether numbers are odd; n-grams of what the model was given. Within each task, in folds of questions.
 #
 # **What we expect.** A task is refused where a factor surely tells the label, all factors counted, and may with an AUROC
 # beyond {glue:text}`audit_bound`. The others pass together if every factor is surely below that, and are undecided else.
@@ -453,15 +454,16 @@ run.table(
     + ("Rows of the record." if known is not None else "Rows of this run."),
 )
 run.value("audit_bound", BOUND)
+run.value("recurs", dataset.RECURS)
 run.value("n_audited", sum(n_tasks_told.values()))
 run.value("n_told", n_tasks_told["surely"])
 run.value("n_maybe", n_tasks_told["maybe"])
 run.value("n_let_through", n_tasks_told["no"])
 
 # %% [markdown]
-# Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are surely told by something else by themselves,
-# {glue:text}`n_maybe` together and maybe beyond the bound, {glue:text}`n_let_through` pass, and the rest is undecided: with fewer
-# than some five hundred questions in all even chance may reach the bound.
+# Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are refused alone, {glue:text}`n_maybe` with others,
+# {glue:text}`n_let_through` pass, and the rest is undecided: with fewer than some seven hundred questions in all even chance may
+# reach the bound.
 #
 # ## Let no task through that has not earned it
 #
@@ -540,6 +542,7 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 # ## Where this breaks
 #
 # - **Constructed transcripts are not the model's.** It reads a contradiction that it did not write.
+# - **"Moved by a pull" is also "wrong".** A probe must beat the model's output.
 # - **Who mentions?** Answers that a pull did not move may mention it too, and no reasoning says which of the two it is.
 # - **The audit sees what is listed, and what is large.** What tells one task's label a little, passes.
 # - **A pair is relative.** Of the chains called "does not hang" {glue:text}`changes_less` change their answer in some order when

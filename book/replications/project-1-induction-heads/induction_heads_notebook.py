@@ -334,7 +334,7 @@ figures.show_scores(
 )
 
 # %% [markdown]
-# Both habits have {glue:text}`both`; {glue:text}`only_match` match and copy no more than heads that match nothing;
+# Both habits have {glue:text}`both`; {glue:text}`only_match` match and copy surely less than the best twentieth of those that match nothing;
 # {glue:text}`undecided` can't be decided. The bar is high: surely above mere chance ({glue:text}`copying_by_chance`)
 # copy {glue:text}`above_chance`. Below, heads are chosen by where they look, the {glue:text}`n_ablated` best *prefix-matching* ones; what they do
 # in sentences with names stands in [the other
