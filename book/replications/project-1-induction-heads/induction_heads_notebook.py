@@ -376,10 +376,13 @@ def over_models(values):
 
 def rises(kind):
     """Its rise and that of one layer, as shares of the steps until then."""
-    each = [
-        (trained[k, one][1] for k in (kind, "one layer")) for one in toy_seeds
-    ]
-    return np.array([toy.compare_rises(*histories) for histories in each]).T
+    curves = {key: history for key, (_, history) in trained.items()}
+    return np.array(
+        [
+            toy.compare_rises(curves[kind, one], curves["one layer", one])
+            for one in toy_seeds
+        ]
+    ).T
 
 
 # %%
