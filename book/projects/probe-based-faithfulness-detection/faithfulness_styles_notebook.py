@@ -435,7 +435,8 @@ run.value("by_hand", float(np.mean(areas)))
 # - **An adversary of styles only.** One who may write freely, or choose for each transcript, does at least as well.
 # - **The label is one of text.** Words can't read it only because the data set was made so; who marks the answer in them
 #   reads it without any model.
-# - **Behaviour moves with style.** Where a label is asked only while it stays, the easier part of it is left.
+# - **Behaviour moves with style.** Of a label that is asked only while it stays the easier part is left; and chains are paired
+#   anew, among few questions, not as the audit had them.
 # - **Paraphrases by one small writer**, from four examples; what passed is the plainer part.
 
 # %% [markdown]
