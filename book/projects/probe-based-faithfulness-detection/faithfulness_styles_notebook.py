@@ -116,7 +116,7 @@ run.table(
 # for each probe among all pairs, in the training folds, by scores that were held out within them, and tried on the test
 # fold, of which the choice has seen nothing.
 #
-# What is lost has two parts. **Offset**: a style shifts all scores, whatever the label, and the adversary tells
+# **Offset**: a style shifts all scores, whatever the label, and the adversary tells
 # contradictions in one that shifts them down and the rest in one that shifts them up. That can be undone without labels:
 # subtract from each score the mean of its style in the training folds. **Direction**: what an adversary who knows of this
 # still takes, as in some style the label is written elsewhere, or more faintly.
@@ -226,8 +226,8 @@ run.value("often", often)
 # Near one an AUROC hides much of a loss: the two classes' scores are {glue:text}`separation_clean` standard deviations apart in
 # its own style, {glue:text}`separation_four` under attack with four styles and {glue:text}`separation_eight` with eight. So noise is
 # added to every score until its own style is read with {glue:text}`roomy`, and the adversary attacks again.
-# {glue:text}`found-h4-off-the-ceiling` Recentred, {glue:text}`direction_in_noise` are left of the cost. (All this was added when
-# separations had been seen, and the level is a choice: eight styles take {glue:text}`at_other_rooms`.)
+# {glue:text}`found-h4-off-the-ceiling` Recentred, {glue:text}`direction_in_noise` are left of the cost. (Added when separations had
+# been seen; at other levels eight styles take {glue:text}`at_other_rooms`.)
 #
 # With eight the adversary most often tells contradictions in the style *{glue:text}`low`* and the rest in *{glue:text}`high`*
 # (share of all choices {glue:text}`often`); who knows of recentring, in *{glue:text}`low_recentred`* and
