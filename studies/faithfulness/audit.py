@@ -232,9 +232,10 @@ def list_factors(table: pd.DataFrame, *, own: bool = False, besides: Sequence[st
         if _name_kind(name) == "design" and not name.endswith(OF_PAIR)
     }
     few = {name: values for name, values in few.items() if len(set(values)) > 1}
+    either = few | by_place
     together = [*combinations(few, 2), *product(by_place, [name for name in (ORDER, "style", LARGER) if name in few])]
     crossed = {
-        f"{one}{WITH}{other}": np.char.add(np.char.add((few | by_place)[one].astype(str), "/"), few[other].astype(str))
+        f"{one}{WITH}{other}": np.char.add(np.char.add(either[one].astype(str), "/"), few[other].astype(str))
         for one, other in together
     }
     levels |= by_place | {f"{PLACE}, early or late": _as_bins(number, table["task"])}
