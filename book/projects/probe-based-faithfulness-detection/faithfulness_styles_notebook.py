@@ -154,7 +154,7 @@ run.claim(
 )
 run.value("roomy", roomy.area)
 
-# %% tags=["hide-input"]
+# %%
 recentred = adversary.attack_recentred(noisy, EIGHT, seed=seed)
 run.value("direction_in_noise", roomy.lost_in(recentred))
 at_other_rooms = []
