@@ -23,7 +23,7 @@
 model_name: str = "smollm2-135m-instruct-q4"  # a name from `python -m helpers.models list`, a folder or a hub id
 dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
 n_questions: int = 5  # of each task, for constructed transcripts, 5 to 400
-n_own: int = 16  # of each task, for hints and chains, 4 to 400 by 4
+n_own: int = 12  # of each task, for hints and chains, 4 to 400 by 4
 n_samples: int = 2  # draws of worked examples for hints, 1 to 8
 n_tasks: int = 6  # of those that passed, at most so many, 3 to 14
 n_contents: int = 1  # questions told of every name of the organism, 1 to 24
