@@ -304,12 +304,12 @@ def test_a_label_of_behaviour_is_attacked_likewise(planted, expected, monkeypatc
     monkeypatch.setattr(adversary, "select_steady", lambda table: (table, 0.7))
     monkeypatch.setattr(adversary, "read_cue", lambda loaded, rows, layer: next(draws))
     some = pd.DataFrame({"row": [1]})
-    tried, share = adversary.attack_label(None, [some, some[:0]], layer=3, seed=0)
+    tried, share = adversary.attack_label(None, some, layer=3, seed=0)
     assert share == 0.7 and verdict(tried.measure_costs()["nothing"]) == expected
     assert verdict(tried.measure_costs()["recentred"]) == "fails"
-    assert adversary.attack_label(None, [some], layer=3, seed=0) == (None, 0.7), (
-        "three questions are too few for five folds"
-    )
+    too_few = adversary.attack_label(None, some, layer=3, seed=0)
+    assert too_few == (None, 0.7), "three questions are too few for five folds"
+    assert adversary.attack_label(None, some[:0], layer=3, seed=0) == (None, 0.7)
 
 
 def test_bad_input_is_refused(refused):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import hooks
-from studies.faithfulness import styles
+from studies.faithfulness import dataset, styles
 from studies.faithfulness.hypotheses import Draw
 from studies.faithfulness.transcripts import list_places
 
@@ -39,17 +39,43 @@ def test_a_mixture_has_every_transcript_once_and_all_styles():
     assert np.sum([rows for (rows,) in each.values()], axis=0).tolist() == [1] * len(TRANSCRIPTS)
 
 
-def test_only_a_label_that_is_the_same_in_every_style_is_steady(monkeypatch):
-    monkeypatch.setattr(styles, "select_unfaithful", lambda table: (table, table["truth"].tolist()))
+def test_only_a_label_that_is_the_same_in_every_style_is_steady():
     told = {"same": (NAMES, [True] * 3), "moved": (NAMES, [True, False, True]), "untold": (NAMES[:2], [False] * 2)}
     table = pd.DataFrame(
-        {"task": "sums", "question": question, "style": style, "truth": truth}
+        {"task": "sums", "question": question, "style": style, "unfaithful": truth}
         for question, (there, truths) in told.items()
         for style, truth in zip(there, truths, strict=True)
     )
     rows, share = styles.select_steady(table)
     assert set(rows["question"]) == {"same"} and len(rows) == 3 and rows["unfaithful"].all() and share == 0.5
     assert styles.select_steady(table[:0])[1] == 0.0
+
+
+def test_a_pair_is_judged_in_each_style_and_left_out_where_it_would_be_none():
+    def tell(style, losses, answers, logit=1.0):
+        """Two chains in a style, in both orders of the options."""
+        return [
+            {"task": "sums", "question": question, "style": style, "pair": 0, "mean_lost_without": lost}
+            | {"answer": answer, "right": "6", "logit_difference": logit, "options": order}
+            for question, lost, told in zip("ab", losses, answers, strict=True)
+            for order, answer in zip(("right_first", "right_last"), told, strict=True)
+        ]
+
+    kept = tell("terse", (1.0, 2.0), ("66", "66")) + tell("verbose", (3.0, 2.0), ("77", "77"))
+    left_out = [
+        *tell("unequal", (1.0, 2.0), ("66", "77")),
+        *tell("unsettled", (1.0, 2.0), ("66", "67")),
+        *tell("a tie", (1.0, 2.0), ("66", "66"), logit=0.0),
+        *tell("too near", (1.0, 1.0 + 0.9 * dataset.APART), ("66", "66")),
+    ]
+    rows = styles.judge_pairs(pd.DataFrame(kept + left_out))
+    less = rows.groupby(["style", "question"])["unfaithful"].agg(set).to_dict()
+    assert less == {
+        ("terse", "a"): {True},
+        ("terse", "b"): {False},
+        ("verbose", "a"): {False},
+        ("verbose", "b"): {True},
+    }
 
 
 def test_an_answer_that_is_marked_can_be_told_by_words():

@@ -359,23 +359,20 @@ def try_remedies(of_one: Fits, of_all: Fits, styles: Sequence[str], *, seed: int
     )
 
 
-def attack_label(
-    loaded: LoadedModel, tables: Sequence[pd.DataFrame], *, layer: int, seed: int
-) -> tuple[Tried | None, float]:
+def attack_label(loaded: LoadedModel, rows: pd.DataFrame, *, layer: int, seed: int) -> tuple[Tried | None, float]:
     """The adversary and the remedies on a label of behaviour, where all its styles are trained in.
 
     Args:
         loaded: on plain Hugging Face.
-        tables: for each draw of the data one for `select_steady`, which may be empty.
+        rows: for `select_steady`, or none.
         layer: that is read, at the token before the answer.
         seed: of folds, lots and bootstrap.
 
     Returns:
         Nothing where too few rows of a class are left in some fold; and the share of rows whose label is steady.
     """
-    steady, shares = zip(*map(select_steady, tables), strict=True)
-    draws = [read_cue(loaded, rows, layer=layer) for rows in steady if len(rows)]
-    share = float(np.mean(shares))
+    steady, share = select_steady(rows)
+    draws = [read_cue(loaded, steady, layer=layer)] if len(steady) else []
     if not (draws := drop_unfilled(draws, seed=seed)):
         return None, share
     styles = sorted(set(draws[0].domains))

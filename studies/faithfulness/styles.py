@@ -16,8 +16,8 @@ from helpers.folds import make_generator
 from helpers.models import LoadedModel
 from helpers.probes import Site
 from studies.faithfulness import questions
-from studies.faithfulness.causes import KEYS, label_causes
-from studies.faithfulness.dataset import list_units, load_transcripts, select_unfaithful
+from studies.faithfulness.causes import KEYS, is_settled, label_causes
+from studies.faithfulness.dataset import APART, list_units, load_transcripts, select_unfaithful
 from studies.faithfulness.hypotheses import Draw, Rows, _equal
 from studies.faithfulness.paraphrases import UNTOLD
 from studies.faithfulness.questions import Question, Style
@@ -108,21 +108,51 @@ def read_draw(loaded: LoadedModel, table: pd.DataFrame, site: Site) -> Draw:
 
 
 def tell_chains(loaded: LoadedModel, *, tasks: Sequence[str], n: int, seed: int) -> pd.DataFrame:
-    """Given chains, each in every familiar style, with what becomes of the answer without them.
+    """The pairs of given chains that `dataset.pair_alike` makes, which the audit of the label is about, each chain told
+    in every familiar style: `judge_pairs`.
 
     Args:
         loaded: on plain Hugging Face.
         tasks: of `questions.TASKS`, at least one.
-        n: questions of each task.
+        n: questions of each task, in pairs.
         seed: of the questions.
     """
-    asked = questions.draw_questions(loaded, tasks=tasks, n=n, seed=seed)
+    made = load_transcripts(loaded, "causal_given", tasks=tasks, n=n, seed=seed)
+    paired = select_unfaithful(made, n=n)[0][["task", "question", "pair"]].drop_duplicates()
+    if not len(paired):
+        return made[:0]
+    asked = questions.draw_questions(loaded, tasks=tasks, n=1 + int(made["number"].max()), seed=seed, or_all=True)
+    known = set(paired["question"])
     shots = questions.draw_shots(loaded, tasks=tasks, n=N_SHOTS, seed=seed)
-    return label_causes(loaded, asked, shots=shots, own=False, styles=list(FAMILIAR), early_only=True)
+    told = label_causes(
+        loaded,
+        [question for question in asked if question.text in known],
+        shots=shots,
+        own=False,
+        styles=list(FAMILIAR),
+        early_only=True,
+    )
+    return judge_pairs(told.merge(paired, on=["task", "question"]))
+
+
+def judge_pairs(rows: pd.DataFrame) -> pd.DataFrame:
+    """Which of two paired chains loses less without it, in each style by itself: the column `unfaithful`.
+
+    Left out in a style are pairs that would be no pair there: an answer is not settled (`causes.is_settled`), one of
+    the two is right and the other not, or they lie less than `APART` from each other.
+
+    Args:
+        rows: of `causes.label_causes`, with the column `pair`.
+    """
+    known = rows.assign(settled=is_settled(rows), rightly=rows["answer"] == rows["right"])
+    of_pair = known.groupby(["pair", "style"])
+    least, most = (of_pair["mean_lost_without"].transform(name) for name in ("min", "max"))
+    alike = of_pair["settled"].transform("all") & (of_pair["rightly"].transform("nunique") == 1)
+    return rows.assign(unfaithful=rows["mean_lost_without"] == least)[alike & (most - least >= APART)]
 
 
 def take_hints(loaded: LoadedModel, *, tasks: Sequence[str], n: int, n_samples: int, seed: int) -> pd.DataFrame:
-    """Hints of `dataset.load_transcripts`, with the kind of pull in the place of the style.
+    """Hints of `dataset.load_transcripts` with their label, and the kind of pull in the place of the style.
 
     Args:
         loaded: on plain Hugging Face.
@@ -131,21 +161,20 @@ def take_hints(loaded: LoadedModel, *, tasks: Sequence[str], n: int, n_samples: 
         n_samples: draws of worked examples.
         seed: of the questions.
     """
-    rows = load_transcripts(loaded, "hint", tasks=tasks, n=n, n_samples=n_samples, seed=seed)
-    return rows.assign(style=rows["pull"])
+    made = load_transcripts(loaded, "hint", tasks=tasks, n=n, n_samples=n_samples, seed=seed)
+    rows, truth = select_unfaithful(made)
+    return rows.assign(style=rows["pull"], unfaithful=truth) if len(rows) else rows
 
 
-def select_steady(table: pd.DataFrame) -> tuple[pd.DataFrame, float]:
-    """The rows of questions on which a label of behaviour is the same in every style, in the column `unfaithful`, and
-    which share they are of those that are told in every style.
+def select_steady(rows: pd.DataFrame) -> tuple[pd.DataFrame, float]:
+    """The rows of questions on which a label of behaviour is the same in every style, and which share they are of
+    those that have it in every style.
 
     Args:
-        table: of `tell_chains`, or of another label of `dataset.select_unfaithful` with a column `style`.
+        rows: of `tell_chains` or `take_hints`, with the label in the column `unfaithful`.
     """
-    rows, truth = select_unfaithful(table)
     if not len(rows):
         return rows, 0.0
-    rows = rows.assign(unfaithful=truth)
     of_question = rows.groupby(["task", "question"])
     complete = of_question["style"].transform("nunique") == rows["style"].nunique()
     same = complete & (of_question["unfaithful"].transform("nunique") == 1)

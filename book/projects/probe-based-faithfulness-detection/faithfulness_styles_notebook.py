@@ -309,10 +309,10 @@ style_figures.show_curves(
 # {glue:text}`found-recentring-needs-both-classes`
 #
 # The other remedy is to train on as many transcripts, each in one of the four styles by lot. Both are tried on the labels
-# of behaviour too, on tasks that passed the audit of the label: *given chains*, told in the four styles, where the label
-# is whether an answer loses less without its chain than that of the question it is paired with; and *hints*, where the
-# kinds of pull take the place of styles. Both are read at the token before the answer, in the layer that was chosen for
-# contradictions, on questions whose label is the same in every style.
+# of behaviour too, on tasks that passed the audit of the label: *given chains*, in the pairs of questions that were
+# audited, where the label is which of the two answers loses less without its chain, told in the four styles; and *hints*,
+# where the kinds of pull take the place of styles. Both are read at the token before the answer, in the layer that was
+# chosen for contradictions, where the label is the same in every style.
 
 
 # %%
@@ -324,7 +324,7 @@ def ask(label, make, **options):
     if not n_own:
         return None, "none are read at this size"
     options |= {"tasks": passed, "n": n_own}
-    made = [make(model, seed=number, **options) for number in numbers]
+    made = make(model, seed=seed, **options)
     layer = site.layer
     tried, share = adversary.attack_label(model, made, layer=layer, seed=seed)
     if not tried:
@@ -435,8 +435,7 @@ run.value("by_hand", float(np.mean(areas)))
 # - **An adversary of styles only.** One who may write freely, or choose for each transcript, does at least as well.
 # - **The label is one of text.** Words can't read it only because the data set was made so; who marks the answer in them
 #   reads it without any model.
-# - **Behaviour moves with style.** Of a label that is asked only while it stays the easier part is left; and chains are paired
-#   anew, among few questions, not as the audit had them.
+# - **Behaviour moves with style.** Of a label that is asked only while it stays the easier part is left.
 # - **Paraphrases by one small writer**, from four examples; what passed is the plainer part.
 
 # %% [markdown]
