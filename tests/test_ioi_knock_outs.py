@@ -85,8 +85,8 @@ def test_what_others_take_over_is_judged_on_the_other_half_of_the_templates():
     before[0, 1] = -5.0  # writes against after as before
     rise[0, 2] = torch.tensor([4.0, -4.0, 4.0, -4.0])  # rises on even templates, is judged on these for odd ones
     rise[0, 3] = 9.0  # set apart
-    taken = knock_outs.sum_takers(before, rise, [0, 1, 2, 3], [(0, 3)])
-    assert taken.tolist() == [2.0, -2.0, 2.0, -2.0]
+    takers = knock_outs.find_takers(before, rise, [0, 1, 2, 3], [(0, 3)])
+    assert (rise * takers).sum((0, 1)).tolist() == [2.0, -2.0, 2.0, -2.0]
 
 
 def found_with(**by_role):

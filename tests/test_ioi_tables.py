@@ -126,5 +126,21 @@ def test_what_is_told_of_heads_says_so_where_there_is_nothing_to_tell(found):
     assert "without name movers 2.00 [" in tables.describe_rest(one, {"name mover": one}, one)
     assert tables.describe_losses(None, {}) == tables.describe_losses((2, 2), {}) == ""
     assert "without name movers" in tables.describe_losses((2, 2), {"name mover": one})
-    costs = {"sentences": [one] * 3, "repeats": [one] * 3}
-    assert tables.describe_costs(found, costs) == "", "no induction or previous-token heads"
+
+
+def test_heads_are_told_by_what_they_surely_cost_on_each_task(found):
+    up, none, down = (average([at - 0.1, at, at + 0.1]) for at in (1.0, 0.0, -1.0))
+    told = tables.describe_costs(found, {"sentences": [up, up, none], "repeats": [up, none, down]})
+    names = [tables.name_heads([head]) for head in found.heads]
+    assert (
+        f"on both tasks: {names[0]}; on sentences alone: {names[1]}; less than nothing on repeats: {names[2]}." in told
+    )
+    assert "are none" in tables.describe_costs(found, {"sentences": [none] * 3, "repeats": [none] * 3})
+
+
+def test_orders_are_compared_only_where_every_sentence_comes_in_both():
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    for order, compared in ((("ABBA", "BABA") * 2, True), (("ABBA", "ABBA", "BABA", "BABA"), False)):
+        data = templates.IOI((), (0, 0, 1, 1), order, (), (), (), {})
+        (row,) = tables.list_faithfulness({"all": (values, "–")}, values, data, average)
+        assert ("ratio of means, ABBA" in row) == compared

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -307,13 +307,13 @@ def read_names(loaded: LoadedModel, data: IOI) -> dict[str, Float[Tensor, " prom
     return dict(zip(("IO", "S"), named.T, strict=True))
 
 
-def sum_takers(
+def find_takers(
     before: Float[Tensor, "layer head prompt"],
     rise: Float[Tensor, "layer head prompt"],
     template: Sequence[int],
     apart: Iterable[Head],
-) -> Float[Tensor, " prompt"]:
-    """By prompt, the rise of the heads that rise and write towards the answer on the other half of the templates.
+) -> Bool[Tensor, "layer head prompt"]:
+    """By prompt, which heads rise and write towards the answer on the other half of the templates.
 
     Args:
         before: what each head writes in the intact run.
@@ -322,14 +322,13 @@ def sum_takers(
         apart: heads that never count.
     """
     odd = torch.tensor(template) % 2 == 1
-    total = torch.zeros(len(odd))
+    counted = torch.zeros(rise.shape, dtype=torch.bool)
     for here in (odd, ~odd):
         there = rise[..., ~here].mean(-1)
-        counted = (there > 0) & (before[..., ~here].mean(-1) + there > 0)
-        for place in apart:
-            counted[place] = False
-        total[here] = rise[counted][:, here].sum(0)
-    return total
+        counted[..., here] = ((there > 0) & (before[..., ~here].mean(-1) + there > 0))[..., None]
+    for place in apart:
+        counted[place] = False
+    return counted
 
 
 def _as_pair(head: Sequence[int]) -> Head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -98,6 +99,10 @@ ELSEWHERE = {
     "name mover": "name-movers-copy-elsewhere",
 }
 """Of roles that are tried on random tokens too, the claims about it."""
+
+
+LAST, LAST_TOGETHER = ("name mover", "S-suppressor"), "the last two together"
+"""Roles that write the answer, and what they are called where both are knocked out at once."""
 
 
 def list_criteria() -> list[dict[str, str]]:
@@ -252,10 +257,13 @@ def list_split(
     Args:
         found: the circuit.
         written: of `knock_outs.split_names`.
-        lost: by role how far the logits of `knock_outs.read_names` fall when it is knocked out.
+        lost: by role, and for `LAST_TOGETHER`, how far the logits of `knock_outs.read_names` fall without it.
         out: averages over its prompts.
     """
     groups = {name: heads for name, heads in found.roles.items() if heads}
+    groups |= (
+        {LAST_TOGETHER: tuple(head for name in LAST for head in found.roles[name])} if LAST_TOGETHER in lost else {}
+    )
     groups["all heads"] = tuple(out.complement([]))
     rows = []
     for name, heads in groups.items():
@@ -321,11 +329,10 @@ def describe_looks(found: Search, before: Looks, after: Looks, average: Average)
     parts = []
     for role in (role for role in FINAL_ROLES if found.roles[role]):
         heads = found.roles[role]
-        changes = (
-            f"by {average(add_up(after[end] - before[end], heads) / len(heads)).brief()} for {end}"
-            for end in ("IO", "S2")
-        )
-        parts.append(f"that of the {role}s {' and '.join(changes)}")
+        change = {end: add_up(after[end] - before[end], heads) / len(heads) for end in ("IO", "S1", "S2")}
+        to_names = {"IO": change["IO"], "S (both mentions)": change["S1"] + change["S2"]}
+        told = (f"by {average(values).brief()} for {name}" for name, values in to_names.items())
+        parts.append(f"that of the {role}s {' and '.join(told)}")
     return f"Without S-inhibition attention from END changes: {'; '.join(parts)}." if parts else ""
 
 
@@ -374,20 +381,33 @@ def describe_losses(head: Head | None, lost: Mapping[str, Estimate]) -> str:
 
 
 def describe_costs(found: Search, costs: Mapping[str, Sequence[Estimate]]) -> str:
-    """In a sentence what each induction and previous-token head costs alone, on either task.
+    """In words which heads surely cost something alone on each task, or help, all looked at together, and how much the
+    induction and previous-token heads do.
 
     Args:
-        found: the circuit.
+        found: the circuit, not empty.
         costs: by task, one for each head of the circuit.
     """
     chosen = [place for role in ("induction", "previous token") for place in found.roles[role]]
     numbers = {place: number for number, place in enumerate(found.heads)}
+    sure = {task: [claims.widen(one, len(found.heads)) for one in of_task] for task, of_task in costs.items()}
+    needed = {
+        task: {head for head, one in zip(found.heads, some, strict=True) if one.low > 0} for task, some in sure.items()
+    }
+    both = set.intersection(*needed.values())
+    kinds = {"on both tasks": both} | {f"on {task} alone": some - both for task, some in needed.items()}
+    kinds |= {
+        f"less than nothing on {task}": {head for head, one in zip(found.heads, some, strict=True) if one.high < 0}
+        for task, some in sure.items()
+    }
+    told = "; ".join(f"{kind}: {name_heads(sorted(heads))}" for kind, heads in kinds.items() if heads)
     parts = [
         f"{name_heads([place])} "
         + " and ".join(f"{of_task[numbers[place]].brief()} on {task}" for task, of_task in costs.items())
         for place in chosen
     ]
-    return f"A score is not what a head is worth. Knocked out alone they cost: {'; '.join(parts)}." if parts else ""
+    each = f" In numbers, {'; '.join(parts)}." if parts else ""
+    return f"A score is not what a head is worth. Surely costing, knocked out alone, {told or 'are none'}.{each}"
 
 
 def list_risers(
@@ -440,7 +460,8 @@ def find_contrast(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str
 def list_faithfulness(
     kinds: Mapping[str, tuple[NDArray, str]], whole: NDArray, data: IOI, average: Average
 ) -> list[dict[str, Any]]:
-    """A row for each kind of ablation: what is left, and its share in several definitions.
+    """A row for each kind of ablation: what is left, and its share in several definitions, by order too where every
+    sentence comes as often in either.
 
     Args:
         kinds: by name the logit difference of each prompt, and the controls' as a text.
@@ -448,11 +469,14 @@ def list_faithfulness(
         data: the prompts.
         average: over these.
     """
-    order = np.array(data.order)
+    order, forms = np.array(data.order), Counter(data.forms)
+    parts = {"all": order != ""}
+    if all(forms[number, "ABBA"] == forms[number, "BABA"] for number in data.template):  # else sentences differ too
+        parts |= {one: order == one for one in ("ABBA", "BABA")}
     rows = []
     for name, (values, controls) in kinds.items():
         row = {"ablated": name, "logit difference": average(values)}
-        for label, members in {"all": order != "", "ABBA": order == "ABBA", "BABA": order == "BABA"}.items():
+        for label, members in parts.items():
             row[f"ratio of means, {label}"] = float(values[members].mean() / whole[members].mean())
         row["median of ratios"] = float(np.median(values / whole))
         rows.append(row | {"controls, median (min to max)": controls})

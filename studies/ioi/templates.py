@@ -158,7 +158,8 @@ def draw_ioi(
     templates: Sequence[str] = IOI_TEMPLATES,
     half: Literal[0, 1] | None = None,
 ) -> IOI:
-    """Draw prompts for indirect object identification; templates take turns, and so do orders, also within a template.
+    """Draw prompts for indirect object identification; templates take turns, and so do orders, within a template as
+    within those of even and of odd numbers.
 
     Names, places and objects are those that are one token in the model at hand.
 
@@ -191,7 +192,7 @@ def draw_ioi(
     drawn = []
     for i in range(n_prompts):
         turn, number = divmod(i, len(templates))
-        order = get_args(NameOrder)[(turn + number) % 2]
+        order = get_args(NameOrder)[(turn + number // 2) % 2]
         io, subject, *others = generator.choice(words["names"], 5, replace=False).tolist()
         first, second = (io, subject) if order == "ABBA" else (subject, io)
         place, thing = (generator.choice(words[kind]) for kind in ("places", "objects"))
