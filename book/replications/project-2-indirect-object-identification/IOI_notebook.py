@@ -36,7 +36,7 @@ templates_of: str = ""  # "own" or "paper"; "" for "paper" on gpt2-small alone
 n_prompts: int = 40  # of each sample, for behaviour and attribution, 20 to 2000
 n_patched: int = 30  # of these, searched, 10 to 2000
 n_tested: int = 10  # of other sentences and names, tested, 10 to 2000
-n_reference: int = 60  # prompts behind the means of knock-outs, 40 to 2000
+n_reference: int = 120  # prompts behind the means of knock-outs, 80 to 2000
 n_random_sets: int = 10  # random sets to compare with, 10 to 200
 seed: int = 0  # of all sampling, 0 to 999999
 device: str = "cpu"  # cpu, or cuda where there is a GPU
@@ -55,7 +55,7 @@ model = run.loaded
 # ## Look at one sentence
 #
 # **What we expect.** After the sentence the other name; after *p_ABC*, with three different names, one of
-# the first two.
+# the first two, as far as a name is likely.
 
 # %%
 on_gpt2 = model.card.name == "gpt2-small"
@@ -280,12 +280,14 @@ final = max(float(lens[-1].mean()), 1e-6)
 share_read = np.append(0, lens.mean(1) / final)  # before each layer
 run.value("lens_half", figures.find_lasting(share_read))
 run.value("lens_most", float(share_read.max()))
+summed = by_layer.cumsum(0).mean(1).max() / final
+run.value("attribution_most", float(summed))
 
 # %% [markdown]
 # All heads write {glue:text}`heads_write`, all MLPs {glue:text}`mlps_write`; parts miss the whole by
 # {glue:text}`attribution_mismatch` at most. The lens reads more than half from layer {glue:text}`lens_half` on and at most
-# {glue:text}`lens_most` times the final value, since it applies each stream's own norm. But what a head writes is not
-# what would be missing without it.
+# {glue:text}`lens_most` times the final value; what has been written by then, at the last norm's scale, comes to
+# {glue:text}`attribution_most` times at most. But what a head writes is not what would be missing without it.
 #
 # ## Trace the circuit backwards
 #
@@ -322,7 +324,8 @@ circuit, firm = list(found.heads), roles.list_firm(found, passed)
 filled = {name: list(heads) for name, heads in found.roles.items() if heads}
 outcome = figures.describe_circuit(found, passed)
 run.value("outcome", outcome)
-size = f"{len(circuit)} heads" if circuit else "no circuit"
+size = f"{len(circuit)} heads, {len(firm)} of them firm"
+size = size if circuit else "no circuit"
 run.value("outcome_short", size)
 
 # %% tags=["hide-input"]
@@ -420,7 +423,7 @@ if last_heads:
 # ## Knock out one role at a time
 #
 # From here on all is measured on the second sample. *Knocked out* means: replaced, position by position, by the mean
-# over p_ABC prompts of the same template and order.
+# over the {glue:text}`n_behind` p_ABC prompts of the same sentence and order.
 #
 # **What we expect.** Each costs logit difference, negative heads gain some, all more than random heads of the same
 # layers.
@@ -429,6 +432,7 @@ if last_heads:
 out = knock_outs.KnockOuts(
     model, tested, fresh_reference, circuit, n_sets=n_random_sets, seed=seed
 )
+run.value("n_behind", n_reference // len(set(fresh_reference.forms)))
 controls = {name: out.draw_controls(heads) for name, heads in filled.items()}
 sets = {name: [filled[name], *controls[name].sets] for name in filled}
 whole = out.without([[], *(some for one in sets.values() for some in one)])[0]
@@ -479,20 +483,25 @@ run.value("n_absent", len(templates.list_absent(model, tested)[0]))
 movers = [*found.roles["name mover"], *found.roles["S-suppressor"]]
 last_raise = knock_outs.add_up(written["IO"], movers)
 last_lower = -knock_outs.add_up(written["S"], movers)
-run.value("io_raised", out.average(written["IO"].sum((0, 1))))
-run.value("s_raised", out.average(written["S"].sum((0, 1))))
 run.value("last_raise", out.average(last_raise))
 run.value("last_lower", out.average(last_lower))
 excess = out.average(last_lower - last_raise) if movers else None
-run.claim("lowers-s-more-than-raises-io", estimate=excess)
 means = roles.average_by_form(out.captured, tested, fresh_reference)
 named, in_all = {}, knock_outs.read_names(model, tested)
 
-# %% tags=["hide-input"]
-for name in filled:
-    with hooks.intervene(model, *roles.knock_out(means, filled[name])):
+# %%
+several = filled | ({tables.LAST_TOGETHER: movers} if movers else {})
+for name, heads in several.items():
+    with hooks.intervene(model, *roles.knock_out(means, heads)):
         one = knock_outs.read_names(model, tested)
     named[name] = {key: in_all[key] - one[key] for key in one}
+if movers:
+    gone = named[tables.LAST_TOGETHER]
+    run.value("io_lost", out.average(gone["IO"]))
+    run.value("s_risen", out.average(-gone["S"]))
+run.claim("lowers-s-more-than-raises-io", estimate=excess)
+
+# %% tags=["hide-input"]
 if filled:
     run.table(
         "split",
@@ -555,35 +564,37 @@ run.value("not_all", tables.describe_rest(elsewhere, left, out.average(whole)))
 # ### Do others take over?
 #
 # Without movers the last norm lets more of *everything* through, so its scale is held; negative heads are told apart.
-# Others count that rise *and* write towards IO without the movers, as judged on half of the templates and measured on the
+# Others count that rise *and* write towards IO without the movers, as judged on half of the sentences and measured on the
 # other. **What we expect.** More than without a control; negative heads fall silent.
 
 
 # %%
-def taken_over(heads, writing):
-    """By prompt, the rise of the others that count by the other half."""
+def find_rise(heads, writing):
+    """By prompt, by how much others write more, and which of them count."""
     apart = {*heads, *movers, *found.roles["negative"]}
     rise = writing - before.heads
-    return knock_outs.sum_takers(before.heads, rise, tested.template, apart)
+    some = before.heads, rise, tested.template, apart
+    return rise, knock_outs.find_takers(*some)
 
 
 negative = found.roles["negative"]
 taking = turning = {"estimate": None}
 if movers:
-    takers = out.draw_controls(movers)
-    gone = [movers, *takers.sets]
+    instead = out.draw_controls(movers)
+    gone = [movers, *instead.sets]
     after = [write_without(heads).heads for heads in gone]
-    effects = torch.stack([*map(taken_over, gone, after)])
-    taking = out.compare(effects).evidence
+    risen = [*map(find_rise, gone, after)]
+    sums = [(rise * takers).sum((0, 1)) for rise, takers in risen]
+    taking = out.compare(torch.stack(sums)).evidence
 
 # %%
 if movers:
     loose = write_without(movers, scale_of=None).heads - after[0]
-    by_scale = knock_outs.add_up(loose, out.complement(movers))
+    by_scale = (loose * risen[0][1]).sum((0, 1))  # of the same heads
     fallen = knock_outs.add_up(before.heads - after[0], movers)
     silent = knock_outs.add_up(before.heads, negative)
     run.value("movers_write", out.average(fallen))
-    run.value("taken_over", out.average(effects[0]))
+    run.value("taken_over", out.average(sums[0]))
     run.value("by_scale", out.average(by_scale))
     run.value("negative_before", out.average(silent))
     each = [knock_outs.add_up(one, negative) for one in after]
@@ -601,7 +612,7 @@ if movers:
         "backup",
         tables.list_risers(before.heads, after[0] - before.heads, out.average),
         caption=f"The four heads whose direct attribution (logits) rises most when name movers and S-suppressors are knocked out, the norm's scale held: means over {n_tested} prompts of the "
-        f"second sample, 95 % interval over templates in brackets. Controls of the two claims: {takers}; what they are compared with is the strongest of them, prompt by prompt.",
+        f"second sample, 95 % interval over templates in brackets. Controls of the two claims: {instead}; what they are compared with is the strongest of them, prompt by prompt.",
     )
 
 # %% [markdown]
@@ -758,7 +769,8 @@ if circuit:
 # %% [markdown]
 # *Completeness*: the same heads, knocked out of both, should not move circuit and model apart by a tenth of the logit
 # difference (how far apart they are before is *faithfulness*). *Minimality*: what does each head add to the circuit
-# without the rest of its role?
+# without the rest of its role? {cite:t}`wang2022interpretability` count the whole distance (last column), and ask of a
+# head whether *some* set brings out that it matters, either way.
 
 # %%
 short = needed = gap = added = None
@@ -785,9 +797,11 @@ if circuit:
     run.table(
         "completeness",
         tables.list_sets(
-            list(subsets), both | {"moved apart": apart}, out.average
+            list(subsets),
+            both | {"moved apart": apart, "apart in all": outside[1:]},
+            out.average,
         ),
-        caption=f"Completeness: logit difference of model and circuit with the same heads knocked out of both, and how far apart that moves them, over {n_tested} prompts of the second sample, 95 % interval over templates in brackets.",
+        caption=f"Completeness: logit difference of model and circuit with the same heads knocked out of both, how far apart that moves them, and how far apart they are then, over {n_tested} prompts of the second sample, 95 % interval over templates in brackets.",
     )
 if needed:
     for key, text in tables.describe_needs(role_of, beyond).items():
@@ -805,7 +819,8 @@ run.claim("circuit-is-minimal", estimate=needed, baseline=added and -added)
 # %% [markdown]
 # ## Compare with GPT-2 small
 #
-# Does the head with the largest direct effect carry more than a third of it all? And do heads have the published roles?
+# There all three name movers together cost a twentieth {cite:p}`wang2022interpretability`. Does the head with the largest
+# direct effect carry more than a third here? And do heads have the published roles?
 
 # %%
 alone = None
@@ -820,11 +835,12 @@ hits = [
     for name, heads in tables.PUBLISHED_HEADS.items()
     for head in heads
 ]
-same = claims.average(hits, seed=seed, of="heads") if on_gpt2 else None
-run.claim("published-heads", estimate=same)
+share = sum(hits) / len(hits)  # of all there are: nothing is drawn
+same = claims.Estimate(share, share, share, len(hits), "heads")
+run.claim("published-heads", estimate=same if on_gpt2 else None)
 
 # %% [markdown]
-# ## One circuit, two tasks
+# ## Do the same heads serve another task?
 #
 # An [induction head](../project-1-induction-heads/induction_heads_notebook) looks at what followed the present token
 # last time; those of GPT-2 small's circuit also do so on random tokens {cite:p}`wang2022interpretability`. **What we
@@ -972,7 +988,7 @@ run.value("check_head", attribution.name_heads([place]))
 #
 # ## Where this breaks
 #
-# - **Few prompts.** Heads that fail on most halves of the very sentences that chose them: {glue:text}`infirm_heads`.
+# - **Few prompts.** Heads that do not pass on most halves of the very sentences that chose them: {glue:text}`infirm_heads`.
 # - **The null is about signs.** Heads without a role are taken to move the answer up as easily as down.
 # - **Heads only.** MLPs stay as they are, also where the norm's scale is summed.
 # - **Order.** A head missed at one stage hides all that feeds it.
