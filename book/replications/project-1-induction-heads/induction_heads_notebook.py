@@ -399,6 +399,7 @@ run.value("smeared_rise", over_models(smeared) if known else "not measured")
 sudden = {"estimate": None}
 if np.isfinite([two, plain]).all():
     sudden = {"estimate": over_models(two - plain)}
+    run.value("two_rise", over_models(two))
     sudden["baseline"] = float(plain.mean())
 run.claim("two-layers-learn-suddenly", **sudden)
 
@@ -480,7 +481,7 @@ run.table(
 # Back to the language model. We remove heads and see what is lost. No filling of the gap is innocent: *zero* also
 # removes what a head always writes, *mean* leaves that, *resample* puts in what it wrote on another sequence. And a
 # head's absence changes where later heads look; {cite:t}`olsson2022context` therefore keep all attention patterns as they
-# were in the intact run, our fourth row.
+# were in the intact run, our fourth row (there filled by the mean).
 #
 # **What we expect.** Without the best heads the second half loses far more than without as many *other heads of the same
 # layers*, whatever fills the gap; what needs no copying changes little.
@@ -559,12 +560,16 @@ def spare(change, damage):
     return claims.average(0.1 * damage - change, seed=seed)
 
 
-unhurt = [spare(*found[:, 0]) for found in rise.values()]
 harmed = best and all(found[1, 0].mean() > 0 for found in rise.values())
-unhurt += [spare(new[1], rise["mean"][1, 0])] if best else []
-run.claim(
-    "ablation-hits-copying", estimate=claims.bound(unhurt) if harmed else None
-)
+novel = {how: found[:, 0] for how, found in rise.items()}  # change and damage
+novel |= {"a new half": [new[1], rise["mean"][1, 0]]} if best else {}
+unhurt = {how: spare(*both) for how, both in novel.items()}
+if best:
+    worst = min(unhurt, key=lambda how: unhurt[how].value)
+    changed = claims.average(novel[worst][0], seed=seed)
+    run.value("novel_change", f"{changed.brief()} nats ({worst})")
+hit = claims.bound([*unhurt.values()]) if harmed else None
+run.claim("ablation-hits-copying", estimate=hit)
 
 # %% tags=["hide-input"]
 run.value("controls", str(drawn[n_ablated]) if best else "none")
@@ -673,13 +678,14 @@ if serving is not nothing:
         on_text,
         unit="rise on text (nats)",
         own=f"the {n_ablated} best prefix-matching heads",
-        caption=f"Without the {n_ablated} heads the in-context-learning score rises by {claims.shorten(on_text['the score'].own.value)} nats and the gain from context by {claims.shorten(on_text['the gain'].own.value)}, of {claims.shorten(-of_text['gain'].value)} that there are. "
+        caption=f"Without the {n_ablated} heads the in-context-learning score rises by {claims.shorten(on_text['the score'].own.value)} nats and the gain from the longer context shrinks by {claims.shorten(on_text['the gain'].own.value)}, of {claims.shorten(-of_text['gain'].value)}. "
         f"Rows: loss of late tokens, of early ones, of late ones with their context cut; late less early; late less cut. {n_passages} passages of {length} tokens; bars are 95 % intervals; controls are {len(sets) - 1} sets of other heads of the same layers.",
         alt="Rise of five losses on text, for the best heads and for controls.",
     )
 
 # %% [markdown]
-# Late less early tokens: {glue:text}`text_score` nats. Late tokens with their context less the same without: {glue:text}`text_gain`.
+# Late less early tokens: {glue:text}`text_score` nats. Late tokens with their context less the same with it cut to what early
+# ones have: {glue:text}`text_gain`.
 #
 # ## Trace what one token changes
 #
@@ -727,13 +733,14 @@ if len({(layer, head // shared) for layer, head in lead_of}) > 1:
     groups = [(layer, head // shared) for layer, head in lead_of]
     options = {"of": "key/value heads", "groups": groups}
     lead = claims.average([*lead_of.values()], seed=seed, **options)
-run.claim(
-    "induction-heads-carry-the-token", **(joint.evidence if best else nothing)
-)
+apart = float((patched.source - patched.base).mean())
+run.value("apart", apart)
+run.value("joint", joint.own if best else "not measured")
+together = joint.evidence if best else nothing
+run.claim("induction-heads-carry-the-token", **together)
 run.claim("score-predicts-effect", estimate=lead)
 
 # %% tags=["hide-input"]
-apart = float((patched.source - patched.base).mean())
 odd, even = single[..., 1::2], single[..., ::2].mean(-1)
 strongest = attribution.find_largest_heads(
     even, 5
@@ -743,7 +750,6 @@ opposed = [
     for head in matching
     if even[head] < -0.01 * abs(apart)
 ]
-run.value("apart", apart)
 run.value("strongest", name(strongest[0]))
 moved = claims.average(odd[*strongest[0]].numpy(), seed=seed)
 run.value("strongest_effect", moved)
@@ -770,9 +776,9 @@ figures.show_effects(
 )
 
 # %% [markdown]
-# Unpatched, the runs differ by {glue:text}`apart` logits. Heads that look at B and move the prediction the *other* way:
+# Heads that look at B and move the prediction the *other* way:
 # {glue:text}`opposed`. The strongest patch, that of head {glue:text}`strongest`, moves {glue:text}`strongest_effect`
-# of them; its prefix matching is {glue:text}`strongest_matches`; the strongest head without a role among names is
+# logits; its prefix matching is {glue:text}`strongest_matches`; the strongest head without a role among names is
 # {glue:text}`../project-2-indirect-object-identification/IOI_notebook.py::unnamed_first:s`.
 #
 # Now the toy's circuit, in the language model. If the keys at B say "A came before", some head wrote that. So we change A
