@@ -563,7 +563,7 @@ def trace_learning_curve(
             held = folds == draw % n_folds
             few = {"method": method, "penalties": [penalty], "like": z[:, ~held]}
             fits = fit(z[:, chosen], tasks[chosen], **few)
-            scores, truth = fits.scores(z[:, held])[0, 0, :, 0], tasks[held, 0]
+            scores, truth = fits.scores(z[:, held])[0, 0, :, 0].cpu(), tasks[held, 0]
             results.append((float(compute_auroc(scores, truth)), float(((scores > 0) == truth).float().mean())))
         row: dict[str, float] = {"size": size}
         for name, values in zip(("auroc", "accuracy"), zip(*results, strict=True), strict=True):
