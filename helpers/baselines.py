@@ -332,7 +332,7 @@ def compare_with_controls(
         seed: of the intervals.
         of: what the independent units are, in the plural.
     """
-    effects = as_tensor(effects, "effects").float()
+    effects = as_tensor(effects, "effects").float().cpu()
     if effects.ndim != 2 or not len(effects):
         raise InputError(f"effects of shape {list(effects.shape)}: legal is a row for the set and one for each control")
     options: dict[str, Any] = {"seed": seed, "of": of}

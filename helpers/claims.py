@@ -197,9 +197,9 @@ def average(
     import numpy as np
     from scipy.stats import bootstrap, ttest_1samp
 
-    from helpers.engine.inputs import check_seed
+    from helpers.engine.inputs import as_list, check_seed
 
-    numbers, seed = np.asarray(samples, dtype=float), check_seed(seed)
+    numbers, seed = np.asarray(as_list(samples), dtype=float), check_seed(seed)
     if numbers.ndim != 1 or len(numbers) < 2:
         raise InputError(f"an interval needs at least two samples in one row, not shape {numbers.shape}")
     if not np.isfinite(numbers).all():
@@ -287,7 +287,9 @@ def share(right: Sequence[bool], *, of: str = "prompts") -> Estimate:
     import numpy as np
     from scipy.stats import binomtest
 
-    chosen = np.asarray(right)
+    from helpers.engine.inputs import as_list
+
+    chosen = np.asarray(as_list(right))
     if chosen.ndim != 1 or not len(chosen) or chosen.dtype != bool:
         raise InputError(f"a share of {str(right)[:60]}: legal is True or False for each unit, at least one")
     interval = binomtest(int(chosen.sum()), len(chosen)).proportion_ci(method="wilson")

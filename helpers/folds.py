@@ -182,7 +182,7 @@ def number_groups(groups: Groups) -> Int[np.ndarray, " row"]:
 
 def check_labels(labels: Labels, groups: Groups) -> tuple[Bool[np.ndarray, " row"], Int[np.ndarray, " row"]]:
     """Labels as an array and their groups by number, or an `InputError`."""
-    given, codes = np.asarray(labels), number_groups(groups)
+    given, codes = np.asarray(as_list(labels)), number_groups(groups)
     if given.ndim != 1 or len(given) != len(codes):
         raise InputError(f"{given.size} labels for {len(codes)} groups: legal is one for each")
     if not set(given.tolist()) <= {0, 1}:

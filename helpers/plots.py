@@ -135,10 +135,12 @@ def show_attention(
         caption: the finding first, then how to read it. Plain text.
         alt: what a reader who can't see the figure needs to know.
     """
+    from helpers.engine.inputs import as_list
+
     properties = {
         # CircuitsVis drops a token spelled like an HTML tag, so such a token gets a space inside.
         "tokens": [re.sub(r"^<(?=[\w/|])", "< ", token) for token in tokens],
-        "attention": [[[round(float(weight), 4) for weight in row] for row in head] for head in patterns],
+        "attention": [[[round(float(weight), 4) for weight in row] for row in head] for head in as_list(patterns)],
         "attentionHeadNames": list(names),
     }
     data = json.dumps(properties).replace("<", "\\u003c")  # no text can end the script element
@@ -170,7 +172,9 @@ def draw_head_map(
     """
     import numpy as np
 
-    values = np.asarray(values)
+    from helpers.engine.inputs import as_list
+
+    values = np.asarray(as_list(values))
     n_layers, n_heads = values.shape
     most = float(np.abs(values).max()) or 1.0
     low, high = limits or (-most, most)

@@ -69,8 +69,8 @@ PENALTIES: dict[Method, tuple[float, ...]] = {
     "mean_difference": (1.0,),
 }
 """Tried by default; see `fit` for what they mean."""
-BLOCK = 300_000
-"""Weights fitted in one call."""
+BLOCK, SITES_AT_ONCE = {"cpu": 300_000, "cuda": 10_000_000}, {"cpu": 16, "cuda": 64}
+"""Weights fitted in one call, and sites: on a GPU many, as there small operations wait to be launched."""
 TIED = 0.01
 """In AUROC: sites that lie so near the best tie, and the first of them is taken."""
 Unit = Literal["examples", "groups"]
@@ -280,8 +280,11 @@ def sweep(
         z = _standardised(activations, block, len(labels)).to(device)
         return tuple(cross_validate(z, columns, split, method, penalties) for columns, split in tasks)
 
-    parts = list(_blocks(activations, chosen, len(penalties) * tasks[0][0].shape[1]))
-    found, *control = (_joined(each) for each in zip(*_side_by_side(validated, parts), strict=True))
+    kind = device.partition(":")[0]
+    parts = list(_blocks(activations, chosen, len(penalties) * tasks[0][0].shape[1], kind))
+    # On a GPU one after the other: torch's linear algebra there can't be begun by several threads at once.
+    done = _side_by_side(validated, parts) if kind == "cpu" else map(validated, parts)
+    found, *control = (_joined(each) for each in zip(*done, strict=True))
     return Sweep(
         tuple(chosen),
         method,
@@ -322,12 +325,13 @@ def _joined(parts: Sequence[_Validated]) -> _Validated:
     return _Validated(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def _blocks(activations: Captured, sites: Sequence[Site], columns: int) -> Iterator[list[Site]]:
+def _blocks(activations: Captured, sites: Sequence[Site], columns: int, kind: str) -> Iterator[list[Site]]:
     """Several sites of one kind at a time."""
     for _, same in groupby(sites, key=lambda site: (site.component, site.position)):
         same = list(same)
         width = read_features(activations, same[0]).shape[1]
-        size = max(1, min(BLOCK // (width * columns), 16))
+        most, at_once = (limit.get(kind, limit["cpu"]) for limit in (BLOCK, SITES_AT_ONCE))
+        size = max(1, min(most // (width * columns), at_once))
         yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
@@ -563,7 +567,7 @@ def trace_learning_curve(
             held = folds == draw % n_folds
             few = {"method": method, "penalties": [penalty], "like": z[:, ~held]}
             fits = fit(z[:, chosen], tasks[chosen], **few)
-            scores, truth = fits.scores(z[:, held])[0, 0, :, 0], tasks[held, 0]
+            scores, truth = fits.scores(z[:, held])[0, 0, :, 0].cpu(), tasks[held, 0]
             results.append((float(compute_auroc(scores, truth)), float(((scores > 0) == truth).float().mean())))
         row: dict[str, float] = {"size": size}
         for name, values in zip(("auroc", "accuracy"), zip(*results, strict=True), strict=True):

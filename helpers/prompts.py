@@ -62,7 +62,7 @@ def prepend_start_token(
     if token_ids.ndim != 2:
         raise InputError(f"token ids of shape {list(token_ids.shape)}: legal is sequence position")
     if loaded.start_token_id is not None:
-        start = torch.full((token_ids.shape[0], 1), loaded.start_token_id)
+        start = token_ids.new_full((token_ids.shape[0], 1), loaded.start_token_id)
         token_ids = torch.cat([start, token_ids], dim=1)
     if loaded.context_length is not None and token_ids.shape[1] > loaded.context_length:
         raise InputError(

@@ -27,7 +27,8 @@ FEWEST_NEGATIVES = 300
 
 def compute_auroc(scores: Float[Tensor, "*any row"], labels: Bool[Tensor, "*#any row"]) -> Float[Tensor, "*any"]:
     """The AUROC of each row of scores, ties counting one half; NaN where a class is missing."""
-    scores, labels = as_tensor(scores, "scores"), as_tensor(labels, "labels").bool()
+    scores = as_tensor(scores, "scores")
+    labels = as_tensor(labels, "labels").to(scores.device).bool()
     ordered, order = scores.sort(-1)
     labels = labels.expand_as(scores).gather(-1, order)
     new = torch.nn.functional.pad(ordered.diff() > 0, (1, 1), value=True)  # where another value begins
@@ -57,7 +58,7 @@ def evaluate(
     Raises:
         InputError: shapes that don't match, NaN, one class only, a group in two folds.
     """
-    scores = as_tensor(scores, "scores").float()
+    scores = as_tensor(scores, "scores").cpu().float()
     labels, folds = _checked_scores(scores, labels, groups, folds)
     return estimate_scores(scores, labels, groups, folds, seed) | {"recall": _recall(scores, labels, groups, seed)}
 
@@ -88,7 +89,7 @@ def subtract(
     """
     everywhere = [True] * len(labels)
     found = combine([(1.0, one, everywhere), (-1.0, other, everywhere)], labels, groups, folds=folds, seed=seed)
-    beaten = as_tensor(other, "scores").double()
+    beaten = as_tensor(other, "scores").cpu().double()
     truth, numbers = _checked_scores(beaten, labels, groups, folds)
     codes, once = torch.from_numpy(number_groups(groups)), torch.ones(1, len(labels)).double()
     known = float(_resampled(beaten[None], truth, codes, numbers, once)["auroc"])
@@ -107,14 +108,14 @@ def compute_separation(scores: Float[Tensor, "*any row"], labels: Labels, *, fol
         folds: the number of each row's.
     """
     cells = _number_cells(torch.as_tensor(as_list(labels)), torch.as_tensor(as_list(folds)))
-    return _separate(as_tensor(scores, "scores").double(), cells, torch.ones(1, len(cells)).double())[..., 0]
+    return _separate(as_tensor(scores, "scores").cpu().double(), cells, torch.ones(1, len(cells)).double())[..., 0]
 
 
 def measure_separation(
     scores: Float[Tensor, " row"], labels: Labels, groups: Groups, *, folds: Folds | None = None, seed: int
 ) -> Estimate:
     """`compute_separation` with its interval by bootstrap over groups; arguments and errors as of `evaluate`."""
-    scores = as_tensor(scores, "scores").double()
+    scores = as_tensor(scores, "scores").cpu().double()
     truth, numbers = _checked_scores(scores, labels, groups, folds)
     cells = _number_cells(truth, numbers)
     return _estimate(lambda weights: _separate(scores, cells, weights), groups, len(truth), seed)
@@ -166,7 +167,7 @@ def combine(
         weight, scores, chosen = term
         weight = float(as_tensor(weight, "weight"))
         scores, rows = (
-            as_tensor(scores, "scores").double(),
+            as_tensor(scores, "scores").cpu().double(),
             torch.from_numpy(as_mask(chosen, len(labels), "rows of a term")),
         )
         if scores.shape == rows.shape:  # else refused in the next line
@@ -201,7 +202,7 @@ def measure_calibration_error(
         seed: of the bootstrap.
     """
     checked, _ = check_labels(labels, groups)
-    logits = as_tensor(logits, "logits")
+    logits = as_tensor(logits, "logits").cpu()
     truth, _ = _checked_scores(logits, checked, groups, None)
     if not 1 <= as_whole(n_bins) <= len(truth):
         raise InputError(f"{n_bins} bins: legal are 1 to {len(truth)}, the number of rows")

@@ -227,7 +227,7 @@ def nudge(
     tokens, vectors = _choices(loaded, tokens, len(rows)), as_tensor(vectors, "vectors")
     texts = [list(as_wholes(some)) for some in then] if len(then) else [[]] * len(rows)
     counts = as_wholes(n_last) * (1 if is_row(as_list(n_last)) else len(rows))
-    layers = torch.tensor(as_wholes(layer))
+    layers = torch.tensor(as_wholes(layer), device=vectors.device)
     if len(texts) != len(rows) or len(counts) != len(rows) or len(layers) not in (1, len(vectors)):
         raise InputError(
             f"{len(texts)} texts that follow, {len(counts)} numbers of last tokens and {len(layers)} layers for "

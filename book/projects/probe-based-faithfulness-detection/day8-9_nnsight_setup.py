@@ -1353,7 +1353,7 @@ first_two = transformers.AutoModelForCausalLM.from_pretrained(
     folder, num_hidden_layers=2, dtype=precision, attn_implementation="eager"
 )
 first_two = TransformerBridge.boot_transformers(
-    folder, hf_model=first_two, dtype=precision, device=device
+    folder, hf_model=first_two.to(device), dtype=precision, device=device
 )
 bridges = {"this model": first_two, "a random GPT-2": layernormed}
 
