@@ -88,6 +88,21 @@ def test_a_planted_confound_is_named_in_every_task_and_refused(embedded, name):
     assert set(found.tasks["kind"]) == {kind}
 
 
+def test_every_column_of_a_data_set_is_audited_as_it_was_measured(embedded, monkeypatch):
+    monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})
+    table = write_rows(200).assign(label="causal_given")
+    chance = np.random.default_rng(5).random(len(table)) < 0.5
+    table["needs_chain"] = plant(table, CONFOUNDS["style"](table), share=0.95)
+    table["follows_mistake"], table["flips_kept"] = chance, np.where(place(table) < 150, chance, None)
+    hints = write_rows(200, seed=1).assign(label="hint", arm=["pull", "twin"] * 200)
+    hints["follows"] = hints["arm"] == "twin"
+    rows = audit.audit_columns(embedded, pd.concat([table, hints], ignore_index=True), seed=0)
+    follows, needs, mistake, kept = rows
+    assert needs["column"] == "needs_chain" and needs["told in"] == 2 and needs["mostly by"] == "style (2)"
+    assert mistake["told in"] == kept["told in"] == 0 and mistake["mostly by"] == "–" and kept["tasks asked"] == 2
+    assert follows["label"] == "hint" and follows["tasks asked"] == 0, "where nothing pulls nothing is followed"
+
+
 @pytest.mark.parametrize("name", ["style", "place in the task, modulo 7", "the question's capitalised word 1"])
 def test_a_weaker_confound_of_one_task_among_many_refuses_that_task(embedded, monkeypatch, name):
     monkeypatch.setattr(audit, "_score_texts", lambda *arguments, **options: {})

@@ -55,6 +55,18 @@ NAMES, NUMBERS = 4, 3
 KINDS = ("design", "length", "answer", "place", "wording", "two together", "text")
 """What was varied on purpose or can be seen in a transcript; where its parts end; what the model answered; the
 question's place; names and numbers of a text; two of the first kind, or of them and the place; a text itself."""
+OF_CHAINS = (
+    *("needs_chain", "needs_chain_in_both", "follows_mistake", "follows_mistake_in_both"),
+    *("flips_kept", "flips_retold", "names_first"),
+)
+LABEL_COLUMNS = {
+    "constructed": ("contradicts",),
+    "constructed_implied": ("contradicts",),
+    "hint": ("follows", "mentions_words", "mentions_wording"),
+    "causal_given": OF_CHAINS,
+    "causal_own": OF_CHAINS,
+}
+"""Columns of truth and falsehood that say what a model did or what was written, as they were measured."""
 COLUMNS = ["factor", "kind", "auroc", "low", "high", "surely", "n"]
 MEASURED = re.compile(
     r"label|task|question|number|pair|text|before|token_ids|line|reasoning|contradicts|follows|names_first|logit_difference"
@@ -172,6 +184,48 @@ def audit(
     pooled = {name: np.concatenate([scores[name] for *_, scores in left]) for name in left[0][3]}
     together = _evaluate(pooled, truth[place], groups[place], numbers, seed)
     return replace(found, factors=together.sort_values("high", ascending=False, ignore_index=True))
+
+
+def audit_columns(
+    loaded: LoadedModel, table: pd.DataFrame, *, seed: int, columns: Mapping[str, Sequence[str]] = LABEL_COLUMNS
+) -> list[dict[str, Any]]:
+    """`audit` of every column that could serve as a label, as it was measured, a row for each.
+
+    Args:
+        loaded: whose tokenizer and embeddings are used.
+        table: the data set, with the column `label`; of hints only the rows with a pull are asked.
+        seed: of folds and bootstrap.
+        columns: by label, whose columns are of truth and falsehood; rows without a value are left out.
+
+    Returns:
+        In how many tasks a factor surely tells the column, which one in most of these and how far at most, and what
+        may tell it on the others together, empty where nothing can.
+    """
+    rows = []
+    for label, column in ((label, column) for label, some in columns.items() for column in some):
+        of_label = table[table["label"] == label].dropna(axis=1, how="all")
+        if column not in of_label:
+            continue
+        chosen = of_label[of_label[column].notna() & (of_label.get("arm", "pull") == "pull")]
+        if not len(chosen):
+            continue
+        given = label not in ("hint", "causal_own")
+        besides = ["answer"] if label == "hint" else []
+        found = audit(loaded, chosen, chosen[column].astype(bool).tolist(), own=not given, besides=besides, seed=seed)
+        told = found.tasks[_is_told(found.tasks)]
+        names = told["factor"].value_counts()
+        rows.append(
+            {
+                "label": label,
+                "column": column,
+                "tasks asked": len(found.tasks),
+                "told in": len(told),
+                "mostly by": f"{names.index[0]} ({names.iloc[0]})" if len(names) else "–",
+                "AUROC up to": float(told["auroc"].max()) if len(told) else None,
+                "the other tasks together": found.refused,
+            }
+        )
+    return rows
 
 
 def number_questions(table: pd.DataFrame) -> pd.Series:

@@ -47,7 +47,7 @@ device: str = "cpu"  # cpu, or cuda where there is a GPU
 from helpers import ROOT, claims, models, runs
 from studies.faithfulness import causes, dataset, figures, gates, hints
 from studies.faithfulness import questions as qs
-from studies.faithfulness.audit import BOUND, audit
+from studies.faithfulness.audit import BOUND, audit, audit_columns
 from studies.faithfulness.transcripts import answer_after_correct_chains
 
 run = runs.begin("day12-14_cot_dataset", globals())
@@ -461,6 +461,19 @@ run.value("n_maybe", n_tasks_told["maybe"])
 run.value("n_let_through", n_tasks_told["no"])
 
 # %% [markdown]
+# Why pairs, and not the columns as they were measured? The same audit of these:
+
+# %%
+columns = known.attrs.get("columns", []) if known is not None else []
+if save:
+    columns = audit_columns(model, data, seed=seed)
+run.table(
+    "columns",
+    columns or [{"label": "audited where the data set is saved"}],
+    caption="What tells each column of the data set that could serve as a label, as it was measured: the tasks asked, those in which some factor surely tells it, the factor that does so in most of them, the furthest AUROC, and what may tell it on the other tasks together (empty: nothing can). Rows of the record; the folds' seed is the data set's.",
+)
+
+# %% [markdown]
 # Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are refused alone, {glue:text}`n_maybe` with others,
 # {glue:text}`n_let_through` pass, and the rest is undecided: with fewer than some seven hundred questions in all even chance may
 # reach the bound.
@@ -513,6 +526,7 @@ run.value("above", 0.5 + gates.ABOVE_CHANCE)
 
 # %%
 about = {"model": model.record(), "passed": passed, "able": able}
+about |= {"columns": columns}
 if save:
     file = runs.locate_output() / dataset.FILE
     dataset.save_dataset(
