@@ -33,27 +33,31 @@ def compare(loaded: LoadedModel, checks: Sequence[Check]) -> list[float | str]:
 
 
 def patch_again(
-    bridge: Any, base: Sequence[int], source: Sequence[int], head: Head, answers: Sequence[int], *, position: int | None
-) -> float:
-    """The logit difference of one prompt when a head's output is put in from another, by TransformerLens' own hooks.
+    base: Sequence[int], source: Sequence[int], head: Head, answers: Sequence[int], *, position: int | None
+) -> Callable[[Any], float]:
+    """What measures on TransformerLens' model, by its own hooks, the logit difference of one prompt when a head's
+    output is put in from another.
 
     Args:
-        bridge: TransformerLens' model.
         base: the prompt that runs, as token ids.
-        source: the prompt that the output is taken from.
+        source: the prompt that the output is taken from, of the same length.
         head: whose.
         answers: the right and the wrong next token.
         position: where it is put in; None for all.
     """
     layer, number = head
     site, options = f"blocks.{layer}.attn.hook_z", {"prepend_bos": False}
-    rows = torch.tensor([list(base), list(source)], device=bridge.cfg.device)
-    _, cache = bridge.run_with_cache(rows[1:], names_filter=site, **options)
     at = slice(None) if position is None else position
 
-    def put_in(z: torch.Tensor, hook: object) -> torch.Tensor:
-        z[:, at, number] = cache[site][:, at, number]
-        return z
+    def measure(bridge: Any) -> float:
+        rows = torch.tensor([list(base), list(source)], device=bridge.cfg.device)
+        _, cache = bridge.run_with_cache(rows[1:], names_filter=site, **options)
 
-    logits = bridge.run_with_hooks(rows[:1], fwd_hooks=[(site, put_in)], **options)[0, -1]
-    return float(logits[answers[0]] - logits[answers[1]])
+        def put_in(z: torch.Tensor, hook: object) -> torch.Tensor:
+            z[:, at, number] = cache[site][:, at, number]
+            return z
+
+        logits = bridge.run_with_hooks(rows[:1], fwd_hooks=[(site, put_in)], **options)[0, -1]
+        return float(logits[answers[0]] - logits[answers[1]])
+
+    return measure

@@ -297,19 +297,30 @@ def test_what_is_read_under_a_tie_of_a_score_that_is_the_style():
     assert [reading.area.value for reading in adversary.read_tied(fits, NAMES[:2], seed=0)] == [0.5, 0.0]
 
 
+def attack(draw, monkeypatch):
+    monkeypatch.setattr(adversary, "select_steady", lambda rows: (rows, 0.7))
+    monkeypatch.setattr(adversary, "read_cue", lambda loaded, rows, layer: draw)
+    return adversary.attack_label(None, pd.DataFrame({"row": [1]}), layer=3, seed=0)
+
+
 @pytest.mark.parametrize(("planted", "expected"), [("an offset", "holds"), ("neither", "fails")])
 def test_a_label_of_behaviour_is_attacked_likewise(planted, expected, monkeypatch):
     direction, offset, _ = PLANTED[planted]
-    draws = iter([plant(0, direction, offset=offset), plant(0, direction, n_questions=3)])
-    monkeypatch.setattr(adversary, "select_steady", lambda table: (table, 0.7))
-    monkeypatch.setattr(adversary, "read_cue", lambda loaded, rows, layer: next(draws))
-    some = pd.DataFrame({"row": [1]})
-    tried, share = adversary.attack_label(None, some, layer=3, seed=0)
-    assert share == 0.7 and verdict(tried.measure_costs()["nothing"]) == expected
+    tried, why = attack(plant(0, direction, offset=offset), monkeypatch)
+    assert why == "the label is steady on 0.70 of rows" and verdict(tried.measure_costs()["nothing"]) == expected
     assert verdict(tried.measure_costs()["recentred"]) == "fails"
-    too_few = adversary.attack_label(None, some, layer=3, seed=0)
-    assert too_few == (None, 0.7), "three questions are too few for five folds"
-    assert adversary.attack_label(None, some[:0], layer=3, seed=0) == (None, 0.7)
+    too_few = attack(plant(0, direction, n_questions=3), monkeypatch)
+    assert too_few == (None, "too few rows of one class"), "three questions are too few for five folds"
+    assert adversary.attack_label(None, pd.DataFrame(), layer=3, seed=0)[0] is None
+
+
+@pytest.mark.parametrize("offset", [0.0, 4.0])
+def test_a_label_that_no_probe_reads_has_nothing_to_lose(offset, monkeypatch):
+    """With offsets an adversary takes nearly all of the AUROC of scores that say nothing."""
+    draw = plant(0, lambda style: along(0, size=0.0), offset=offset)
+    assert offset == 0 or costs(fit(draw))[0].value > 0.3
+    tried, why = attack(draw, monkeypatch)
+    assert tried is None and why.endswith("not surely above chance")
 
 
 def test_bad_input_is_refused(refused):

@@ -359,8 +359,11 @@ def try_remedies(of_one: Fits, of_all: Fits, styles: Sequence[str], *, seed: int
     )
 
 
-def attack_label(loaded: LoadedModel, rows: pd.DataFrame, *, layer: int, seed: int) -> tuple[Tried | None, float]:
+def attack_label(loaded: LoadedModel, rows: pd.DataFrame, *, layer: int, seed: int) -> tuple[Tried | None, str]:
     """The adversary and the remedies on a label of behaviour, where all its styles are trained in.
+
+    Scores that say nothing can be turned against any label by the offsets of styles alone, so that only a probe that
+    surely reads the label in its own style has something to lose.
 
     Args:
         loaded: on plain Hugging Face.
@@ -369,16 +372,21 @@ def attack_label(loaded: LoadedModel, rows: pd.DataFrame, *, layer: int, seed: i
         seed: of folds, lots and bootstrap.
 
     Returns:
-        Nothing where too few rows of a class are left in some fold; and the share of rows whose label is steady.
+        Nothing where too few rows of a class are left in some fold, or probes of one style may read no better than
+        chance; and why not, or the share of rows whose label is steady.
     """
     steady, share = select_steady(rows)
     draws = [read_cue(loaded, steady, layer=layer)] if len(steady) else []
     if not (draws := drop_unfilled(draws, seed=seed)):
-        return None, share
+        return None, "too few rows of one class"
     styles = sorted(set(draws[0].domains))
     of_one = fit_probes(draws, take_each_style(draws, styles), seed=seed)
+    clean = read_clean(of_one, seed=seed).area
+    if clean.low <= 0.5:
+        return None, f"probes of one style read it with an AUROC of {clean.brief()}, not surely above chance"
     mixed = [mix_styles(draw, draw.questions, styles, seed=seed) for draw in draws]
-    return try_remedies(of_one, fit_probes(draws, {"all": mixed}, seed=seed), styles, seed=seed), share
+    tried = try_remedies(of_one, fit_probes(draws, {"all": mixed}, seed=seed), styles, seed=seed)
+    return tried, f"the label is steady on {share:.2f} of rows"
 
 
 def recentre(fitted: Fitted, *, share: float | None = None) -> Fitted:

@@ -312,7 +312,8 @@ style_figures.show_curves(
 # of behaviour too, on tasks that passed the audit of the label: *given chains*, in the pairs of questions that were
 # audited, where the label is which of the two answers loses less without its chain, told in the four styles; and *hints*,
 # where the kinds of pull take the place of styles. Both are read at the token before the answer, in the layer that was
-# chosen for contradictions, where the label is the same in every style.
+# chosen for contradictions, where the label is the same in every style; and asked only if a probe of one style surely reads
+# it there, as offsets of styles turn random scores against any label.
 
 
 # %%
@@ -325,11 +326,9 @@ def ask(label, make, **options):
         return None, "none are read at this size"
     options |= {"tasks": passed, "n": n_own}
     made = make(model, seed=seed, **options)
-    layer = site.layer
-    tried, share = adversary.attack_label(model, made, layer=layer, seed=seed)
-    if not tried:
-        return None, "too few rows of one class"
-    return tried.measure_costs(), f"the label is steady on {share:.2f} of rows"
+    options = {"layer": site.layer, "seed": seed}
+    tried, why = adversary.attack_label(model, made, **options)
+    return tried and tried.measure_costs(), why
 
 
 # %%

@@ -46,16 +46,7 @@ dtype: str = ""  # of the weights: "float32", "bfloat16" or "float16"; "" for th
 # %%
 import numpy as np
 import torch
-from helpers import (
-    attribution,
-    baselines,
-    claims,
-    hooks,
-    patching,
-    plots,
-    prompts,
-    runs,
-)
+from helpers import attribution, claims, hooks, patching, plots, prompts, runs
 from studies.induction import figures, text, toy
 
 run = runs.begin("induction_heads_notebook", globals())
@@ -98,16 +89,18 @@ def name(head):
     return attribution.name_heads([head])
 
 
+def share_of(values, of="sequences"):
+    return claims.average(values, seed=seed, of=of, within=(0, 1))
+
+
 # %% tags=["hide-input"]
 known = draw(4 * seed, 12)[0][:, start : start + 12]  # no head was chosen here
 rows = torch.cat([known, known[:, :8]], dim=1)  # twelve tokens, eight again
-logits = hooks.capture(
-    model, prompts.prepend_start_token(model, rows), "logits"
-)
-guesses = logits["logits"][:, 0].softmax(-1)
+after = prompts.prepend_start_token(model, rows)
+guesses = hooks.capture(model, after, "logits")["logits"][:, 0].softmax(-1)
 gets_right = guesses.argmax(-1) == known[:, 8]
 one = int(gets_right.int().argmax())  # the first that the model gets right
-example = prompts.prepend_start_token(model, rows[[one]])
+example = after[[one]]
 after_others = torch.cat([known[one - 1], known[one, :8]])[None]
 unseen = prompts.prepend_start_token(model, after_others)
 logits = hooks.capture(model, unseen, "logits")["logits"]
@@ -160,13 +153,8 @@ def share_right(row):
     return (logits["logits"][0].argmax(-1) == row[1:][halves[1]]).float().mean()
 
 
-def share_of(values, of="sequences"):
-    return claims.average(values, seed=seed, of=of, within=(0, 1))
-
-
-right, right_unrepeated = (
-    [share_right(row) for row in rows] for rows in (repeated, unrepeated)
-)
+right = [*map(share_right, repeated)]
+right_unrepeated = [*map(share_right, unrepeated)]
 
 # %% tags=["hide-input"]
 run.value("n_sequences", n_sequences)
@@ -258,6 +246,11 @@ copying = attribution.score_copying(model, segment)
 scores["copying"] = (copying + 1) / 2  # from 0 to 1, as the others
 score = {job: values.mean(0) for job, values in scores.items()}
 
+
+def measure(job, head):
+    return share_of(scores[job][:, *head].numpy())
+
+
 # %% [markdown]
 # An induction head is commonly defined by *two* habits: it looks at what followed last time, and it writes what it
 # looks at. So we decide head by head whether those that match (above one half on the first sample) also copy: surely more
@@ -270,10 +263,6 @@ matches = matching_score > 0.5
 matching = [tuple(head) for head in matches.nonzero().tolist()]
 match_nothing = score["copying"][matching_score < 0.1].numpy()
 limit = float(np.quantile(match_nothing, 0.95))  # of all there are, no sample
-
-
-def measure(job, head):
-    return share_of(scores[job][:, *head].numpy())
 
 
 def copies(head):
@@ -391,9 +380,8 @@ smeared, _ = rises("one layer, smeared keys")
 gain = {kind: over_models(final[kind] - final["one layer"]) for kind in final}
 alone = {"baseline": float(final["one layer"].mean())}
 run.claim("two-layers-learn-induction", estimate=gain["two layers"], **alone)
-run.claim(
-    "smeared-keys-suffice", estimate=gain["one layer, smeared keys"], **alone
-)
+of_smeared = gain["one layer, smeared keys"]
+run.claim("smeared-keys-suffice", estimate=of_smeared, **alone)
 known = bool(np.isfinite(smeared).all())
 run.value("smeared_rise", over_models(smeared) if known else "not measured")
 sudden = {"estimate": None}
@@ -487,6 +475,8 @@ run.table(
 # layers*, whatever fills the gap; what needs no copying changes little.
 
 # %%
+from helpers import baselines
+
 all_heads = list(np.ndindex(model.n_layers, model.n_heads))
 options = {"n_sets": n_random_sets, "seed": seed}
 options["avoid"] = list({*candidates, *matching})
@@ -526,10 +516,9 @@ def ablate_keeping_patterns(heads):
 
 
 # %%
-rise = {}
+rise = {}  # by what fills the gap: half, set, sequence
 for how in ("mean", "zero", "resample") if best else ():
-    effects = ablate(repeated, several, how)
-    rise[how] = half_means(effects)  # half, set, sequence
+    rise[how] = half_means(ablate(repeated, several, how))
 if best:  # half the controls, as each takes a pass of its own
     some = several[: 1 + len(several) // 2]
     frozen = torch.stack([*map(ablate_keeping_patterns, some)])
@@ -551,6 +540,7 @@ run.claim("induction-heads-cause-copying", **main)
 leads = [against.lead for against in beside.values()]
 least = claims.bound(leads) if best else None
 run.claim("cause-holds-for-any-filling", estimate=least)
+harmed = best and all(found[1, 0].mean() > 0 for found in rise.values())
 
 
 # %%
@@ -560,7 +550,6 @@ def spare(change, damage):
     return claims.average(0.1 * damage - change, seed=seed)
 
 
-harmed = best and all(found[1, 0].mean() > 0 for found in rise.values())
 novel = {how: found[:, 0] for how, found in rise.items()}  # change and damage
 novel |= {"a new half": [new[1], rise["mean"][1, 0]]} if best else {}
 unhurt = {how: spare(*both) for how, both in novel.items()}
@@ -640,30 +629,24 @@ if model.tokenizer is not None:
     early, late = (by_token[..., window].mean(-1) for window in windows)
     late_cut = lose(cut)[..., windows[0]].mean(-1)
 
-
-def over_passages(values):
-    return claims.average(values, seed=seed, of="passages")
-
-
 # %%
-of_text = dict.fromkeys(("early", "late", "score", "gain"))
-serving, most, on_text = nothing, None, {}
+of_text, on_text, serving, most = {}, {}, nothing, None
 if texts is not None:
-    rows = early[0], late[0], late[0] - early[0], late[0] - late_cut[0]
-    of_text = dict(zip(of_text, map(over_passages, rows), strict=True))
-if texts is not None and best:
     measured = {"late": late, "early": early, "late, context cut": late_cut}
     measured |= {"the score": late - early, "the gain": late - late_cut}
     for what, x in measured.items():
-        on_text[what] = compare(x[1:] - x[0], "passages")
+        of_text[what] = claims.average(x[0], seed=seed, of="passages")
+        if best:
+            on_text[what] = compare(x[1:] - x[0], "passages")
+if on_text:
     serving = on_text["the score"].evidence
     most = text.compare_with_half(measured["the gain"], seed=seed)
 
 # %%
-run.value("text_score", of_text["score"] or "not measured")
-run.value("text_gain", of_text["gain"] or "not measured")
-run.claim("late-tokens-are-easier", estimate=of_text["score"])
-run.claim("long-context-lowers-loss", estimate=of_text["gain"])
+run.value("text_score", of_text.get("the score", "not measured"))
+run.value("text_gain", of_text.get("the gain", "not measured"))
+run.claim("late-tokens-are-easier", estimate=of_text.get("the score"))
+run.claim("long-context-lowers-loss", estimate=of_text.get("the gain"))
 run.claim("induction-heads-serve-text", **serving)
 half_or_more = {"estimate": None}
 if most and most.lead:
@@ -672,13 +655,13 @@ if most and most.lead:
 run.claim("induction-heads-do-most-of-it", **half_or_more)
 
 # %% tags=["hide-input"]
-if serving is not nothing:
+if on_text:
     plots.show_against_controls(
         "text-ablation",
         on_text,
         unit="rise on text (nats)",
         own=f"the {n_ablated} best prefix-matching heads",
-        caption=f"Without the {n_ablated} heads the in-context-learning score rises by {claims.shorten(on_text['the score'].own.value)} nats and the gain from the longer context shrinks by {claims.shorten(on_text['the gain'].own.value)}, of {claims.shorten(-of_text['gain'].value)}. "
+        caption=f"Without the {n_ablated} heads the in-context-learning score rises by {claims.shorten(on_text['the score'].own.value)} nats and the gain from the longer context shrinks by {claims.shorten(on_text['the gain'].own.value)}, of {claims.shorten(-of_text['the gain'].value)}. "
         f"Rows: loss of late tokens, of early ones, of late ones with their context cut; late less early; late less cut. {n_passages} passages of {length} tokens; bars are 95 % intervals; controls are {len(sets) - 1} sets of other heads of the same layers.",
         alt="Rise of five losses on text, for the best heads and for controls.",
     )
@@ -716,6 +699,9 @@ patched = patching.patch_sets(model, in_c, in_b, sets, answers=pairs)
 single = patched.effect[: len(all_heads)].unflatten(0, (model.n_layers, -1))
 joint = compare(patched.effect[len(all_heads) :], "pairs") if best else None
 effect = single.mean(-1)
+apart = float((patched.source - patched.base).mean())
+run.value("apart", apart)
+run.value("joint", joint.own if best else "not measured")
 
 # %% [markdown]
 # Most heads neither match nor matter, so a correlation over all says little. We compare each head that matches with the
@@ -733,18 +719,13 @@ if len({(layer, head // shared) for layer, head in lead_of}) > 1:
     groups = [(layer, head // shared) for layer, head in lead_of]
     options = {"of": "key/value heads", "groups": groups}
     lead = claims.average([*lead_of.values()], seed=seed, **options)
-apart = float((patched.source - patched.base).mean())
-run.value("apart", apart)
-run.value("joint", joint.own if best else "not measured")
 together = joint.evidence if best else nothing
 run.claim("induction-heads-carry-the-token", **together)
 run.claim("score-predicts-effect", estimate=lead)
 
 # %% tags=["hide-input"]
 odd, even = single[..., 1::2], single[..., ::2].mean(-1)
-strongest = attribution.find_largest_heads(
-    even, 5
-)  # chosen on every other pair
+strongest = attribution.find_largest_heads(even, 5)  # chosen on even pairs
 opposed = [
     f"{name(head)} by {claims.average(odd[*head].numpy(), seed=seed).brief()}"
     for head in matching
@@ -839,31 +820,21 @@ run.table(
 # random tokens that come twice: 5.5 and 6.9 (induction), 4.11 and 2.2 (previous token), 3.0 and 0.1 (duplicate token).
 
 # %%
-PUBLISHED = {
-    "induction": ([(5, 5), (6, 9)], 5),
-    "previous token": ([(4, 11), (2, 2)], 2),
-    "duplicate token": ([(3, 0), (0, 1)], 3),
+PUBLISHED = {  # heads, and among how many of the best they are looked for
+    "induction": ({(5, 5), (6, 9)}, 5),
+    "previous token": ({(4, 11), (2, 2)}, 2),
+    "duplicate token": ({(3, 0), (0, 1)}, 3),
 }
 on_twice = {}
 if model.card.name == "gpt2-small":
     on_twice = attribution.score_attention_to_repeats(model, repeated)
     on_twice["previous token"] = score_previous(repeated)
-
-# %%
 for job, (heads, count) in PUBLISHED.items():
-    shares = [
-        np.mean(
-            [
-                head in attribution.find_largest_heads(one, count)
-                for head in heads
-            ]
-        )
-        for one in on_twice.get(job, ())
-    ]
-    run.claim(
-        f"published-{job.replace(' ', '-')}-heads",
-        estimate=claims.average(shares, seed=seed) if shares else None,
-    )
+    rows = on_twice.get(job, ())
+    largest = [attribution.find_largest_heads(one, count) for one in rows]
+    shares = [len(heads & {*some}) / len(heads) for some in largest]
+    estimate = claims.average(shares, seed=seed) if shares else None
+    run.claim(f"published-{job.replace(' ', '-')}-heads", estimate=estimate)
 
 # %% [markdown]
 # ## Check it
@@ -890,14 +861,8 @@ def score_again(bridge):
 # %%
 from studies import checks
 
-
-def patch_again(bridge):
-    """The same by hooks of TransformerLens."""
-    rows = in_c[0].tolist(), in_b[0].tolist()
-    at = {"position": -1}
-    return checks.patch_again(bridge, *rows, best_head, pairs[0], **at)
-
-
+rows = in_c[0].tolist(), in_b[0].tolist()
+patch_again = checks.patch_again(*rows, best_head, pairs[0], position=-1)
 by_us = float(scores["induction"][0, *best_head])
 patched_by_us = float((single + patched.base)[*best_head, 0])
 both_ways = (score_again, by_us, 1e-4), (patch_again, patched_by_us, 1e-2)
@@ -1021,7 +986,6 @@ from studies import exercises
 
 my_position, my_job = None, None  # your guesses: a number; a text
 my_score = None  # of the last measurement, its mean in nats
-
 twice = 2 * [*range(5)]
 looks_at = twice.index(twice[7]) + 1
 print(exercises.check(my_position, looks_at, hint="what followed the copy"))

@@ -61,9 +61,8 @@ model = run.loaded
 on_gpt2 = model.card.name == "gpt2-small"
 whose = templates_of or ("paper" if on_gpt2 else "own")
 sentences, held_out = templates.SENTENCES[whose]
-chosen = templates.draw_ioi(
-    model, n_prompts=n_prompts, seed=2 * seed, templates=sentences, half=0
-)
+sample = {"n_prompts": n_prompts, "seed": 2 * seed}
+chosen = templates.draw_ioi(model, **sample, templates=sentences, half=0)
 abc = chosen.corrupted("p_ABC")
 
 
@@ -73,8 +72,7 @@ def read_names(data, rows):
     named = [[row[at[i]] for at in stand] for i, row in enumerate(rows)]
     logits = hooks.capture(model, rows, "logits")["logits"][:, 0]
     three = logits.gather(1, torch.tensor(named)).T
-    found = *three, logits.amax(-1), logits.logsumexp(-1)
-    return [values.numpy() for values in found]
+    return [x.numpy() for x in (*three, logits.amax(-1), logits.logsumexp(-1))]
 
 
 # %%
@@ -89,9 +87,8 @@ run.table(
     f"It is the first of which the model says the other name, if there is any: {int(likeliest.sum())} of {n_prompts} are such.",
 )
 
+
 # %%
-
-
 def look_from_end(data):
     """Attention from END to each place, and to the first token: layer, head, prompt."""
     pattern = hooks.capture(model, data.prompts, "pattern")["pattern"]
@@ -141,21 +138,14 @@ run.value("likeliest", over(likeliest, chosen, within=(0, 1)))
 run.value("accuracy", claims.share(difference > 0))
 run.value("n_templates", len(set(chosen.template)))
 run.value("preference", over(difference, chosen))
-run.claim(
-    "names-the-indirect-object",
-    estimate=over(difference - rival, chosen),
-    baseline=over(rival, chosen).value,
-)
+beyond, level = over(difference - rival, chosen), over(rival, chosen).value
+run.claim("names-the-indirect-object", estimate=beyond, baseline=level)
 
 # %%
 published, differs = chosen, difference
 if whose == "paper":  # nothing is chosen yet: all its sentences, all names
-    published = templates.draw_ioi(
-        model,
-        n_prompts=n_prompts,
-        seed=2 * seed,
-        templates=[*sentences, *held_out],
-    )
+    every = [*sentences, *held_out]
+    published = templates.draw_ioi(model, **sample, templates=every)
     io, s, *_ = read_names(published, published.prompts)
     differs = io - s
 run.claim("published-logit-difference", estimate=over(differs, published))
@@ -397,27 +387,19 @@ if circuit:
 # %%
 writes = knock_outs.split_names(model, chosen, parts)
 looks = {"IO": at_end["IO"], "S": at_end["S1"] + at_end["S2"]}
-last_heads = [
-    place for name in roles.FINAL_ROLES for place in found.roles[name]
-]
-
-# %% tags=["hide-input"]
+last_heads = [at for name in roles.FINAL_ROLES for at in found.roles[name]]
 if last_heads:
-    direct = found.stages["logits"].mean  # of the first sample
-    loudest = max(last_heads, key=lambda place: abs(float(direct[place])))
     run.table(
         "last_heads",
         tables.list_last_heads(found, looks, writes),
         caption=f"The heads that write the answer: attention at END ({n_patched} prompts), the share of names that they raise or lower into the extreme five of all logits "
         f"({min(roles.COPIED, n_patched)} prompts), and the correlation of attention and projection from prompt to prompt, within IO and within S ({n_prompts} prompts).",
     )
-    figures.show_projection(
-        loudest,
-        looks,
-        writes,
-        caption=f"Head {attribution.name_heads([loudest])}: attention to a name and what is written of it correlate with {claims.shorten(tables.correlate(looks, writes, loudest)['IO'])} within IO and "
-        f"{claims.shorten(tables.correlate(looks, writes, loudest)['S'])} within S. Two points for each of {n_prompts} prompts. A name mover's points rise, those of the others fall.",
-    )
+    direct = found.stages["logits"].mean  # of the first sample
+    loudest = max(last_heads, key=lambda place: abs(float(direct[place])))
+    within = tables.correlate(looks, writes, loudest)
+    caption = f"Head {attribution.name_heads([loudest])}: attention to a name and what is written of it correlate with {claims.shorten(within['IO'])} within IO and {claims.shorten(within['S'])} within S. Two points for each of {n_prompts} prompts. A name mover's points rise, those of the others fall."
+    figures.show_projection(loudest, looks, writes, caption=caption)
 
 # %% [markdown]
 # ## Knock out one role at a time
@@ -489,7 +471,7 @@ excess = out.average(last_lower - last_raise) if movers else None
 means = roles.average_by_form(out.captured, tested, fresh_reference)
 named, in_all = {}, knock_outs.read_names(model, tested)
 
-# %%
+# %% tags=["hide-input"]
 several = filled | ({tables.LAST_TOGETHER: movers} if movers else {})
 for name, heads in several.items():
     with hooks.intervene(model, *roles.knock_out(means, heads)):
@@ -500,8 +482,6 @@ if movers:
     run.value("io_lost", out.average(gone["IO"]))
     run.value("s_risen", out.average(-gone["S"]))
 run.claim("lowers-s-more-than-raises-io", estimate=excess)
-
-# %% tags=["hide-input"]
 if filled:
     run.table(
         "split",
@@ -518,6 +498,7 @@ if filled:
 
 # %%
 inhibition, elsewhere = found.roles["S-inhibition"], None
+negative = found.roles["negative"]
 reads_on = inhibition and movers
 
 
@@ -533,28 +514,26 @@ def write_without(heads, held=(), scale_of=before.resid):
 blinded = {}
 if reads_on:
     intact = hooks.capture(model, tested.prompts, "head_z", positions="all")
-    held = roles.knock_out(
-        intact["head_z"], movers
-    )  # they write what they wrote
+    held = roles.knock_out(intact["head_z"], movers)  # writing what they wrote
     blinded["S-inhibition"] = write_without(inhibition)
-    blinded["the same, movers and S-suppressors held"] = write_without(
-        inhibition, held
-    )
+    both = write_without(inhibition, held)
+    blinded["the same, movers and S-suppressors held"] = both
     fallen = [before.total - one.total for one in blinded.values()]
     elsewhere = out.average_ratio(fallen[1], fallen[0])
 
-# %% tags=["hide-input"]
+# %%
+look_less = ""
 if inhibition:
     with hooks.intervene(model, *roles.knock_out(means, inhibition)):
         blind = look_from_end(tested)
-    sighted = look_from_end(tested)
+    change = found, look_from_end(tested), blind, out.average
+    look_less = tables.describe_looks(*change)
     run.table(
         "s_inhibition",
-        tables.list_attention(found, sighted, blind, out.average),
+        tables.list_attention(*change),
         caption=f"Attention from END in the whole model, and its change without S-inhibition: mean over {n_tested} prompts of the second sample, 95 % interval over templates in brackets.",
     )
-looks_then = [found, sighted, blind, out.average] if inhibition else []
-run.value("look_less", tables.describe_looks(*looks_then) if looks_then else "")
+run.value("look_less", look_less)
 run.value("not_all", tables.describe_rest(elsewhere, left, out.average(whole)))
 
 # %% [markdown]
@@ -571,13 +550,11 @@ run.value("not_all", tables.describe_rest(elsewhere, left, out.average(whole)))
 # %%
 def find_rise(heads, writing):
     """By prompt, by how much others write more, and which of them count."""
-    apart = {*heads, *movers, *found.roles["negative"]}
-    rise = writing - before.heads
-    some = before.heads, rise, tested.template, apart
-    return rise, knock_outs.find_takers(*some)
+    rise, apart = writing - before.heads, {*heads, *movers, *negative}
+    takers = knock_outs.find_takers(before.heads, rise, tested.template, apart)
+    return rise, takers
 
 
-negative = found.roles["negative"]
 taking = turning = {"estimate": None}
 if movers:
     instead = out.draw_controls(movers)
@@ -645,25 +622,10 @@ receivers = patching.list_nodes(inhibition, position=-1)
 for cell, kind in CELLS.items() if receivers else ():
     signals[cell] = whole
     if kind is not None:
-        source = tested.corrupted(kind)
-        patched = patching.patch_sets(
-            model, tested.prompts, source, [receivers], answers=tested.answers
-        )
+        rows = tested.prompts, tested.corrupted(kind), [receivers]
+        patched = patching.patch_sets(model, *rows, answers=tested.answers)
         signals[cell] = patched.values[0].numpy()
-position = token = np.zeros(n_tested)
 if signals:
-    position, token, constant = fit([*signals.values()])
-
-# %%
-if signals:
-    names = ("position_signal", "token_signal", "signal_constant")
-    ours = dict(zip(names, (position, token, constant), strict=True))
-    theirs = dict(zip(names, fit(tables.SIGNALS_IN_GPT2), strict=True))
-    for name, values in ours.items():
-        run.value(name, out.average(values))
-    run.value("published_signal_constant", float(theirs["signal_constant"]))
-    ours = {name: out.average(values).value for name, values in ours.items()}
-    run.value("main_contrast", tables.find_contrast(ours, theirs))
     run.table(
         "signals",
         tables.list_signals(signals, out.average),
@@ -672,12 +634,21 @@ if signals:
     )
 
 # %%
-for id, values in {
-    "position-outweighs-token": position - token * np.sign(token.mean()),
-    "published-position-signal": position,
-}.items():
-    estimate = out.average(values) if inhibition else None
-    run.claim(id, estimate=estimate)
+ours, lead = {}, None
+if signals:
+    names = ("position_signal", "token_signal", "signal_constant")
+    position, token, constant = fit([*signals.values()])
+    lead = out.average(position - token * np.sign(token.mean()))
+    each = map(out.average, (position, token, constant))
+    ours = dict(zip(names, each, strict=True))
+    theirs = dict(zip(names, fit(tables.SIGNALS_IN_GPT2), strict=True))
+    for name, estimate in ours.items():
+        run.value(name, estimate)
+    run.value("published_signal_constant", float(theirs["signal_constant"]))
+    averages = {name: estimate.value for name, estimate in ours.items()}
+    run.value("main_contrast", tables.find_contrast(averages, theirs))
+run.claim("position-outweighs-token", estimate=lead)
+run.claim("published-position-signal", estimate=ours.get("position_signal"))
 
 # %% [markdown]
 # ## Test the circuit as a whole
@@ -972,13 +943,7 @@ place = max(candidates, key=lambda place: abs(float(parts.heads[place].mean())))
 (base,), (source,) = tested.first(1).prompts, tested.first(1).corrupted("p_ABC")
 nodes, pair = patching.list_nodes([place]), tested.answers[0]
 ours = patching.patch_sets(model, [base], [source], [nodes], answers=[pair])
-
-
-def patch_again(bridge):
-    """The same by hooks of TransformerLens."""
-    return checks.patch_again(bridge, base, source, place, pair, position=None)
-
-
+patch_again = checks.patch_again(base, source, place, pair, position=None)
 agreed = [(patch_again, float(ours.values), 1e-2)]
 run.value("check_difference", checks.compare(model, agreed)[0])
 run.value("check_head", attribution.name_heads([place]))
