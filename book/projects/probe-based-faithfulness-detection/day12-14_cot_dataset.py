@@ -461,16 +461,17 @@ run.value("n_maybe", n_tasks_told["maybe"])
 run.value("n_let_through", n_tasks_told["no"])
 
 # %% [markdown]
-# Why pairs, and not the columns as they were measured? The same audit of these:
+# Why pairs? The same audit of the columns as they were measured:
 
 # %%
 columns = known.attrs.get("columns", []) if known is not None else []
 if save:
     columns = audit_columns(model, data, seed=seed)
+n_told = sum(row["told in"] > 0 for row in columns)
 run.table(
     "columns",
     columns or [{"label": "audited where the data set is saved"}],
-    caption="What tells each column of the data set that could serve as a label, as it was measured: the tasks asked, those in which some factor surely tells it, the factor that does so in most of them, the furthest AUROC, and what may tell it on the other tasks together (empty: nothing can). Rows of the record; the folds' seed is the data set's.",
+    caption=f"Of {len(columns)} columns that could serve as a label, as they were measured, {n_told} are surely told by some factor in at least one task. For each: the tasks asked, those in which it is told, the factor that does so in most of them, the furthest AUROC, and what may tell it on the other tasks together (empty: nothing can). Rows of the record.",
 )
 
 # %% [markdown]
@@ -540,8 +541,7 @@ run.value("hash", dataset.hash_content(data)[:16])
 #
 # ## Check it
 #
-# The constructed label by other hands: a parser of verdict and answer. It must agree on every transcript. So whoever can
-# read has no need of a probe.
+# The constructed label by other hands: a parser of verdict and answer must agree on every transcript.
 
 # %%
 texts = of_label["constructed"]["text"]
@@ -559,6 +559,7 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 # - **"Moved by a pull" is also "wrong".** A probe must beat the model's output.
 # - **Who mentions?** Answers that a pull did not move may mention it too, and no reasoning says which of the two it is.
 # - **The audit sees what is listed, and what is large.** What tells one task's label a little, passes.
+# - **A gate has an edge.** On record *swaps* passes by a single answer; on another processor, in bfloat16, it did not.
 # - **A pair is relative.** Of the chains called "does not hang" {glue:text}`changes_less` change their answer in some order when
 #   they are taken away, of the others {glue:text}`changes_more`; where none does, half are called so nevertheless.
 # - **Intervals are over contents** of one template a task, and say nothing of other templates.
