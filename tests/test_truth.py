@@ -123,6 +123,8 @@ def test_the_layers_are_those_that_tie_by_the_label_itself():
     parts = [transcripts_of(seed, along(strength)) for seed, strength in enumerate((0.2, 4.0, 4.0))]
     x = torch.cat([one.states["resid_post"][:, :, 0] for one in parts], dim=1)
     assert truth.choose_layers(as_sample(x, parts[0].labels, parts[0].units), "answer", seed=0) == [1, 2]
+    unread = transcripts_of(0, along(0.0))
+    assert truth.choose_layers(unread, "answer", seed=0) == [], "a label that no layer surely reads is sent nowhere"
 
 
 def test_bands_are_wide_for_luck_and_narrow_for_lists():

@@ -21,7 +21,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from torch import Tensor
 
-from helpers import baselines, hooks, probes, scores
+from helpers import baselines, claims, hooks, probes, scores
 from helpers.claims import Estimate
 from helpers.engine.inputs import make_generator
 from helpers.folds import Folds, assign_folds, can_fold, permute_labels
@@ -192,7 +192,8 @@ def list_readable(gathered: Gathered, *, seed: int) -> list[str]:
 
 
 def choose_layers(sample: Sample, place: str, *, seed: int) -> list[int]:
-    """The layers in which the sample's own label is read within `probes.TIED` of the best, on other units.
+    """The layers in which the sample's own label is read within `probes.TIED` of the best, on other units; none where
+    not even the best surely reads it, all that were looked at counted: where such a probe goes is luck.
 
     Args:
         sample: with both classes in each of five folds.
@@ -202,6 +203,12 @@ def choose_layers(sample: Sample, place: str, *, seed: int) -> list[int]:
     sites = [site for site in probes.list_sites(sample.states) if site.position == place]
     options = {"types": None, "sites": sites, "n_permutations": 0, "penalties": [PENALTY], "seed": seed}
     table = probes.sweep(sample.states, sample.labels, sample.units, **options).table()
+    best = table.loc[table["auroc"].idxmax()]
+    found = Estimate(
+        *(float(best[end]) for end in ("auroc", "auroc_low", "auroc_high")), len(set(sample.units)), "units"
+    )
+    if claims.widen(found, len(table)).low <= 0.5:
+        return []
     return table["layer"][table["auroc"] >= table["auroc"].max() - probes.TIED].tolist()
 
 

@@ -255,15 +255,17 @@ def follow(label):
     own = journeys.read(organisms.models["organism"], part.table)
     plain, own = truth.make_sample(part), truth.make_sample(part, own)
     layers = truth.choose_layers(plain, place, seed=seed)
-    return truth.follow(own, plain, names, place, layers=layers, seed=seed)
+    options = {"layers": layers, "seed": seed}
+    return layers and truth.follow(own, plain, names, place, **options)
 
 
 readable = truth.list_readable(gathered[0], seed=seed) if organisms else []
-followed = {label: follow(label) for label in readable if label != home}
+sent = {label: follow(label) for label in readable if label != home}
+followed = {label: one for label, one in sent.items() if one}
 
 # %% [markdown]
 # A probe is trained on the label's transcripts as the organism sees them, at the token where the label is read above, in
-# each layer that reads the label within {glue:text}`tied_within` of the best. Nothing is chosen by the list. The way back is trained on
+# each layer that reads the label within {glue:text}`tied_within` of the best, if that one surely reads it. Nothing is chosen by the list. The way back is trained on
 # names, and sent to the plain model.
 
 # %%
