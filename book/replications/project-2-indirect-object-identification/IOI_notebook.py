@@ -55,7 +55,7 @@ model = run.loaded
 # ## Look at one sentence
 #
 # **What we expect.** After the sentence the other name; after *p_ABC*, with three different names, one of
-# the first two, as far as a name is likely.
+# the first two.
 
 # %%
 on_gpt2 = model.card.name == "gpt2-small"
@@ -292,8 +292,7 @@ run.value("attribution_most", float(summed))
 # 3. its attention, or what it does to a name, is above the 95th percentile of the heads that fail 1 or 2; it raises
 #    or lowers more than half of the names it must; a backup writes towards IO once the movers are gone.
 #
-# Written first, the criteria were mended where they missed planted heads, or took a norm's scale, a wrong sign or one
-# sentence many times for evidence.
+# Written first, the criteria were mended where they missed planted heads or took other things for evidence.
 
 # %% tags=["hide-input"]
 run.table(
@@ -740,8 +739,8 @@ if circuit:
 # %% [markdown]
 # *Completeness*: the same heads, knocked out of both, should not move circuit and model apart by a tenth of the logit
 # difference (how far apart they are before is *faithfulness*). *Minimality*: what does each head add to the circuit
-# without the rest of its role? {cite:t}`wang2022interpretability` count the whole distance (last column), and ask of a
-# head whether *some* set brings out that it matters, either way.
+# without the rest of its role? {cite:t}`wang2022interpretability` count the whole distance (last column) and let *some* set
+# show that a head matters.
 
 # %%
 short = needed = gap = added = None
@@ -790,8 +789,8 @@ run.claim("circuit-is-minimal", estimate=needed, baseline=added and -added)
 # %% [markdown]
 # ## Compare with GPT-2 small
 #
-# There all three name movers together cost a twentieth {cite:p}`wang2022interpretability`. Does the head with the largest
-# direct effect carry more than a third here? And do heads have the published roles?
+# There three name movers together cost a twentieth. Does the head with the largest direct effect carry a third here? And do
+# heads have the published roles?
 
 # %%
 alone = None
@@ -954,6 +953,8 @@ run.value("check_head", attribution.name_heads([place]))
 # ## Where this breaks
 #
 # - **Few prompts.** Heads that do not pass on most halves of the very sentences that chose them: {glue:text}`infirm_heads`.
+# - **Another draw, other heads.** With other names roles gain and lose heads that are not firm, and verdicts about the least
+#   head of a role, or all that write the answer, have changed sides.
 # - **The null is about signs.** Heads without a role are taken to move the answer up as easily as down.
 # - **Heads only.** MLPs stay as they are, also where the norm's scale is summed.
 # - **Order.** A head missed at one stage hides all that feeds it.
