@@ -953,8 +953,8 @@ run.value("check_head", attribution.name_heads([place]))
 # ## Where this breaks
 #
 # - **Few prompts.** Heads that do not pass on most halves of the very sentences that chose them: {glue:text}`infirm_heads`.
-# - **Another draw, other heads.** With other names roles gain and lose heads that are not firm, and verdicts about the least
-#   head of a role, or all that write the answer, have changed sides.
+# - **Another draw, other heads.** With other names roles gain and lose heads that are not firm, and verdicts on the least
+#   head of a role, or on all writers, changed sides.
 # - **The null is about signs.** Heads without a role are taken to move the answer up as easily as down.
 # - **Heads only.** MLPs stay as they are, also where the norm's scale is summed.
 # - **Order.** A head missed at one stage hides all that feeds it.
