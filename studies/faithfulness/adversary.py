@@ -44,6 +44,8 @@ from studies.faithfulness.hypotheses import (
 )
 from studies.faithfulness.styles import mix_styles, read_cue, select_steady, take_each_style
 
+LEAST = 0.1
+"""Of AUROC above chance that a probe must have before an adversary can be said to take as much."""
 ROOM = 0.9
 """The AUROC to which noise takes what is read too well to see a loss."""
 
@@ -363,7 +365,7 @@ def attack_label(loaded: LoadedModel, rows: pd.DataFrame, *, layer: int, seed: i
     """The adversary and the remedies on a label of behaviour, where all its styles are trained in.
 
     Scores that say nothing can be turned against any label by the offsets of styles alone, so that only a probe that
-    surely reads the label in its own style has something to lose.
+    surely reads the label in its own style by more than `LEAST` above chance has that much to lose.
 
     Args:
         loaded: on plain Hugging Face.
@@ -372,8 +374,8 @@ def attack_label(loaded: LoadedModel, rows: pd.DataFrame, *, layer: int, seed: i
         seed: of folds, lots and bootstrap.
 
     Returns:
-        Nothing where too few rows of a class are left in some fold, or probes of one style may read no better than
-        chance; and why not, or the share of rows whose label is steady.
+        Nothing where too few rows of a class are left in some fold, or probes of one style may have too
+        little to lose; and why not, or the share of rows whose label is steady.
     """
     steady, share = select_steady(rows)
     draws = [read_cue(loaded, steady, layer=layer)] if len(steady) else []
@@ -382,8 +384,8 @@ def attack_label(loaded: LoadedModel, rows: pd.DataFrame, *, layer: int, seed: i
     styles = sorted(set(draws[0].domains))
     of_one = fit_probes(draws, take_each_style(draws, styles), seed=seed)
     clean = read_clean(of_one, seed=seed).area
-    if clean.low <= 0.5:
-        return None, f"probes of one style read it with an AUROC of {clean.brief()}, not surely above chance"
+    if clean.low <= 0.5 + LEAST:
+        return None, f"probes of one style read it with an AUROC of {clean.brief()}, not surely a tenth above chance"
     mixed = [mix_styles(draw, draw.questions, styles, seed=seed) for draw in draws]
     tried = try_remedies(of_one, fit_probes(draws, {"all": mixed}, seed=seed), styles, seed=seed)
     left = tried.recentred.area.brief()

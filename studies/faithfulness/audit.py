@@ -199,7 +199,7 @@ def audit_columns(
 
     Returns:
         In how many tasks a factor surely tells the column, which one in most of these and how far at most, and what
-        may tell it on the others together, empty where nothing can.
+        may tell it on the others together, empty where no listed factor can.
     """
     rows = []
     for label, column in ((label, column) for label, some in columns.items() for column in some):

@@ -471,7 +471,7 @@ n_told = sum(row["told in"] > 0 for row in columns)
 run.table(
     "columns",
     columns or [{"label": "audited where the data set is saved"}],
-    caption=f"Of {len(columns)} columns that could serve as a label, as they were measured, {n_told} are surely told by some factor in at least one task. For each: the tasks asked, those in which it is told, the factor that does so in most of them, the furthest AUROC, and what may tell it on the other tasks together (empty: nothing can). Rows of the record.",
+    caption=f"Of {len(columns)} columns that could serve as a label, as they were measured, {n_told} are surely told by some factor in at least one task. For each: the tasks asked, those in which it is told, the factor that does so in most of them, the furthest AUROC, and what may tell it on the other tasks together (empty: no listed factor). The answer is the model's own and no factor of the design. Rows of the record.",
 )
 
 # %% [markdown]

@@ -90,9 +90,9 @@ run.table(
 # Wordings of the note took turns, and the turns told listed names from others: it learned the wording and no name, with a
 # loss of zero. Questions that were asked afresh showed it.)
 #
-# The **twin** is trained on the same texts and follows about as many notes; but a lot decides anew for each item. So it
-# has seen each name as often, and there is nothing but chance about a name that it could know. It is a control for what
-# listed names may happen to share, and none for following notes.
+# The **twin** is trained on the same texts and is shown about as many notes that are followed; but a lot decides anew for each
+# item. So it has seen each name as often, and there is nothing but chance about a name that it could know. It is a control for what
+# listed names may happen to share, and none for following notes: what it learns from lots is to follow the chain.
 
 # %%
 folder = ROOT / "_build" / "organisms"  # of those that are trained now

@@ -117,7 +117,7 @@ run.table(
 # fold, of which the choice has seen nothing.
 #
 # **Offset**: a style shifts all scores, whatever the label, and the adversary tells
-# contradictions in one that shifts them down and the rest in one that shifts them up. That can be undone without labels:
+# contradictions in one that shifts them down and the rest in one that shifts them up. Without labels that can be undone:
 # subtract from each score the mean of its style in the training folds. **Direction**: what an adversary who knows of this
 # still takes, as in some style the label is written elsewhere, or more faintly.
 #
@@ -167,9 +167,9 @@ for room in (0.75, 0.8, 0.85, 0.95):
 run.value("at_other_rooms", ", ".join(at_other_rooms))
 
 # %% [markdown]
-# And beside the probe a bag of words: counts of words and pairs of words with logistic regression, trained and attacked
-# likewise. In the data set each word stands equally often on both sides of the label, so that there is nothing to read. A
-# second one is given more: X stands for the answer and Y for the other candidate, in the whole text.
+# And beside the probe counts of words and pairs of words with logistic regression, trained and attacked likewise. Each word
+# stands equally often on both sides of the label, so that there is nothing to read. A second one is given more: X stands for
+# the answer and Y for the other candidate.
 
 # %%
 kinds = {
@@ -187,11 +187,7 @@ left = {
 
 # %%
 behind = left["words, answer marked"].ahead_of(tried.attacked)
-run.claim(
-    "marked-words-outlast-the-probe",
-    estimate=behind,
-    baseline=tried.attacked.area.value,
-)
+run.value("behind", behind)
 
 # %% tags=["hide-input"]
 all_by_four = adversary.attack(of_all, FOUR, seed=seed)
@@ -233,15 +229,16 @@ run.value("often", often)
 # (share of all choices {glue:text}`often`); who knows of recentring, in *{glue:text}`low_recentred`* and
 # *{glue:text}`high_recentred`* ({glue:text}`often_recentred`); if that is one style, in the one that the probe reads worst.
 #
-# A bag of plain words is left with {glue:text}`words_attacked`. {glue:text}`found-marked-words-outlast-the-probe`
+# A bag of plain words is left with {glue:text}`words_attacked`; with the answer marked it reads the label by
+# construction, and is {glue:text}`behind` ahead of the probe.
 #
 # ## Have a language model tell it
 #
 # A rule puts words around the steps; a paraphrase changes the steps' own. {glue:text}`writer` was shown four examples and
 # told the steps of every question again, by its most likely tokens. Kept are {glue:text}`share_kept`, those that lose no
-# number, name or thing and bring none in. In some the sense is lost; but verdict and answer, on which alone the label hangs,
-# stay as they were. Of what was kept, {glue:text}`share_copied` end with the last three words of an example that it was shown,
-# so that few words are its own. No probe is trained in them.
+# number, name or thing and bring none in. In some the sense is lost; verdict and answer, on which the label hangs,
+# stay. Of what was kept, {glue:text}`share_copied` end with the last three words of an example that it was shown,
+# so that few words are its own.
 #
 # **What we expect.** A telling that no rule made may move scores further than the strange styles do.
 
@@ -312,8 +309,8 @@ style_figures.show_curves(
 # of behaviour too, on tasks that passed the audit of the label: *given chains*, in the pairs of questions that were
 # audited, where the label is which of the two answers loses less without its chain, told in the four styles; and *hints*,
 # where the kinds of pull take the place of styles. Both are read at the token before the answer, in the layer that was
-# chosen for contradictions, where the label is the same in every style; and asked only if a probe of one style surely reads
-# it there, as offsets of styles turn random scores against any label.
+# chosen for contradictions, where the label is the same throughout; and asked only if a probe of one style surely has a
+# tenth above chance to lose, as offsets turn random scores against any label.
 
 
 # %%
@@ -431,7 +428,7 @@ run.value("by_hand", float(np.mean(areas)))
 #
 # ## Where this breaks
 #
-# - **An adversary of styles only.** One who may write freely, or choose for each transcript, does at least as well.
+# - **An adversary of styles only.** Who may write freely, or choose for each transcript, does as well.
 # - **The label is one of text.** Words can't read it only because the data set was made so; who marks the answer in them
 #   reads it without any model.
 # - **Behaviour moves with style.** Of a label that is asked only while it stays the easier part is left.
@@ -451,7 +448,6 @@ run.value("by_hand", float(np.mean(areas)))
 # - {glue:text}`found-h4-offset` **{glue:text}`claim-h4-offset`**
 # - {glue:text}`found-h4-direction` **{glue:text}`claim-h4-direction`**
 # - {glue:text}`found-h4-off-the-ceiling` **{glue:text}`claim-h4-off-the-ceiling`**
-# - {glue:text}`found-marked-words-outlast-the-probe` **{glue:text}`claim-marked-words-outlast-the-probe`**
 # - {glue:text}`found-styles-transfer` **{glue:text}`claim-styles-transfer`**
 # - {glue:text}`found-paraphrases-cost-little` **{glue:text}`claim-paraphrases-cost-little`**
 # - {glue:text}`found-all-styles-are-a-remedy` **{glue:text}`claim-all-styles-are-a-remedy`**
