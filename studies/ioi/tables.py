@@ -101,7 +101,7 @@ ELSEWHERE = {
 """Of roles that are tried on random tokens too, the claims about it."""
 
 
-LAST, LAST_TOGETHER = ("name mover", "S-suppressor"), "the last two together"
+LAST, LAST_TOGETHER = ("name mover", "S-suppressor"), "name movers and S-suppressors at once"
 """Roles that write the answer, and what they are called where both are knocked out at once."""
 
 
