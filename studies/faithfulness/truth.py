@@ -204,9 +204,8 @@ def choose_layers(sample: Sample, place: str, *, seed: int) -> list[int]:
     options = {"types": None, "sites": sites, "n_permutations": 0, "penalties": [PENALTY], "seed": seed}
     table = probes.sweep(sample.states, sample.labels, sample.units, **options).table()
     best = table.loc[table["auroc"].idxmax()]
-    found = Estimate(
-        *(float(best[end]) for end in ("auroc", "auroc_low", "auroc_high")), len(set(sample.units)), "units"
-    )
+    value, low, high = (float(best[end]) for end in ("auroc", "auroc_low", "auroc_high"))
+    found = Estimate(value, low, high, len(set(sample.units)), "units")
     if claims.widen(found, len(table)).low <= 0.5:
         return []
     return table["layer"][table["auroc"] >= table["auroc"].max() - probes.TIED].tolist()
