@@ -313,7 +313,7 @@ circuit, firm = list(found.heads), roles.list_firm(found, passed)
 filled = {name: list(heads) for name, heads in found.roles.items() if heads}
 outcome = figures.describe_circuit(found, passed)
 run.value("outcome", outcome)
-size = f"{len(circuit)} heads, {len(firm)} of them firm"
+size = f"{len(circuit)} in a circuit, {len(firm)} of them firm"
 size = size if circuit else "no circuit"
 run.value("outcome_short", size)
 
