@@ -43,6 +43,7 @@ ORDER = "the right option is named first"
 LARGER = "the right candidate is the larger number"
 PLACE = "place in the task"
 WITH = ", with "
+NO_TASK = "no task is left"
 OF_PAIR = ", more than its partner"
 TEXT = ("word n-grams", "character n-grams", "mean of the input embeddings")
 BINS = 5
@@ -108,7 +109,7 @@ class Audit:
     def refused(self) -> str:
         """Why the label must not be used on what is left; empty where no factor can reach the bound."""
         if not len(self.factors):
-            return "no task is left"
+            return NO_TASK
         first = self.factors.iloc[0]
         return _describe(first) if first["high"] >= BOUND else ""
 

@@ -10,7 +10,7 @@ import pandas as pd
 from helpers import claims, plots
 from helpers.claims import Estimate
 from studies.faithfulness import organism
-from studies.faithfulness.audit import CHANCE, ORDER, Audit
+from studies.faithfulness.audit import CHANCE, NO_TASK, ORDER, Audit
 from studies.faithfulness.causes import KEYS, MEASURES, place_answers
 from studies.faithfulness.gates import Gate
 from studies.faithfulness.hints import ARMS, JUDGES, PULLS, Mentioned
@@ -61,6 +61,29 @@ def list_mentions(found: Mapping[tuple[str, str], Mentioned | None]) -> list[dic
         for (pull, judge), one in found.items()
         if one is not None
     ] or [{"pull": "none was tried"}]
+
+
+def list_columns(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each of `audit.audit_columns`: in how many tasks it is told, and whether it passes on the others.
+
+    >>> row = {"label": "causal_own", "column": "needs_chain", "tasks asked": 3, "told in": 0, "mostly by": "–"}
+    >>> list_columns([row | {"AUROC up to": None, "the other tasks together": ""}])[0]["told in"]
+    '0 of 3 tasks'
+
+    Args:
+        columns: of `audit.audit_columns`.
+    """
+    return [
+        {
+            "label": row["label"].replace("_", " "),
+            "column": row["column"].replace("_", " "),
+            "told in": f"{row['told in']} of {row['tasks asked']} tasks",
+            "mostly by": row["mostly by"],
+            "AUROC up to": row["AUROC up to"] or "–",
+            "elsewhere": {"": "passes", NO_TASK: "–"}.get(row["the other tasks together"], "may be told"),
+        }
+        for row in columns
+    ]
 
 
 def list_audits(found: Mapping[str, Audit]) -> list[dict[str, Any]]:

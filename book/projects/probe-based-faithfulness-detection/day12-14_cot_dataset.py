@@ -470,8 +470,8 @@ if save:
 n_told = sum(row["told in"] > 0 for row in columns)
 run.table(
     "columns",
-    columns or [{"label": "audited where the data set is saved"}],
-    caption=f"Of {len(columns)} columns that could serve as a label, as they were measured, {n_told} are surely told by some factor in at least one task. For each: the tasks asked, those in which it is told, the factor that does so in most of them, the furthest AUROC, and what may tell it on the other tasks together (empty: no listed factor). The answer is the model's own and no factor of the design. Rows of the record.",
+    figures.list_columns(columns) or [{"label": "audited where it is saved"}],
+    caption=f"Of {len(columns)} columns that could serve as a label, as they were measured, {n_told} are surely told by some factor in at least one task. For each: in how many tasks, by which factor in most of these, the furthest AUROC, and whether a listed factor may tell it on the other tasks together. The answer is the model's own and no factor of the design. Rows of the record.",
 )
 
 # %% [markdown]
