@@ -272,8 +272,8 @@ followed = {label: one for label, one in sent.items() if one}
 
 # %% [markdown]
 # A probe is trained on the label's transcripts as the organism sees them, at the token where the label is read above, in
-# each layer that reads the label within {glue:text}`tied_within` of the best, if that one surely reads it. Nothing is chosen by the list. The way back is trained on
-# names, and sent to the plain model.
+# each layer that reads the label within {glue:text}`tied_within` of the best, if that one surely reads it. Nothing
+# is chosen by the list. The way back is trained on names, and sent to the plain model.
 
 # %%
 found_anywhere = {}
