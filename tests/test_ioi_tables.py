@@ -112,7 +112,7 @@ def test_attention_is_told_with_its_change_head_by_head_and_role_by_role(found):
     change = float((after["IO"] - before["IO"])[3, 1].mean())
     assert rows[0]["to IO"] == 0.5 and rows[0]["to IO, change"].value == pytest.approx(change)
     told = tables.describe_looks(found, before, after, average)
-    assert told.startswith("Without S-inhibition attention from END changes: that of the name movers by ")
+    assert told.startswith("Without S-inhibition attention from END changes: that of name movers by ")
     nothing = replace(found, roles=dict.fromkeys(roles.ROLES, ()))
     assert tables.describe_looks(nothing, before, after, average) == ""
 
@@ -132,9 +132,8 @@ def test_heads_are_told_by_what_they_surely_cost_on_each_task(found):
     up, none, down = (average([at - 0.1, at, at + 0.1]) for at in (1.0, 0.0, -1.0))
     told = tables.describe_costs(found, {"sentences": [up, up, none], "repeats": [up, none, down]})
     names = [tables.name_heads([head]) for head in found.heads]
-    assert (
-        f"on both tasks: {names[0]}; on sentences alone: {names[1]}; less than nothing on repeats: {names[2]}." in told
-    )
+    assert f"on both tasks: {names[0]}; on sentences, not surely elsewhere: {names[1]}; " in told
+    assert f"helping on repeats when gone: {names[2]}." in told
     assert "are none" in tables.describe_costs(found, {"sentences": [none] * 3, "repeats": [none] * 3})
 
 

@@ -101,6 +101,8 @@ ELSEWHERE = {
 """Of roles that are tried on random tokens too, the claims about it."""
 
 
+NAMED = {"name mover": "name movers", "S-suppressor": "S-suppressors", "negative": "negative heads"}
+"""Roles in the plural, where a plain s will not do."""
 LAST, LAST_TOGETHER = ("name mover", "S-suppressor"), "name movers and S-suppressors at once"
 """Roles that write the answer, and what they are called where both are knocked out at once."""
 
@@ -332,7 +334,7 @@ def describe_looks(found: Search, before: Looks, after: Looks, average: Average)
         change = {end: add_up(after[end] - before[end], heads) / len(heads) for end in ("IO", "S1", "S2")}
         to_names = {"IO": change["IO"], "S (both mentions)": change["S1"] + change["S2"]}
         told = (f"by {average(values).brief()} for {name}" for name, values in to_names.items())
-        parts.append(f"that of the {role}s {' and '.join(told)}")
+        parts.append(f"that of {NAMED.get(role, role + 's')} {' and '.join(told)}")
     return f"Without S-inhibition attention from END changes: {'; '.join(parts)}." if parts else ""
 
 
@@ -390,24 +392,25 @@ def describe_costs(found: Search, costs: Mapping[str, Sequence[Estimate]]) -> st
     """
     chosen = [place for role in ("induction", "previous token") for place in found.roles[role]]
     numbers = {place: number for number, place in enumerate(found.heads)}
-    sure = {task: [claims.widen(one, len(found.heads)) for one in of_task] for task, of_task in costs.items()}
+    n_looks = len(found.heads) * len(costs)
+    sure = {task: [claims.widen(one, n_looks) for one in of_task] for task, of_task in costs.items()}
     needed = {
         task: {head for head, one in zip(found.heads, some, strict=True) if one.low > 0} for task, some in sure.items()
     }
     both = set.intersection(*needed.values())
-    kinds = {"on both tasks": both} | {f"on {task} alone": some - both for task, some in needed.items()}
+    kinds = {"on both tasks": both} | {f"on {task}, not surely elsewhere": some - both for task, some in needed.items()}
     kinds |= {
-        f"less than nothing on {task}": {head for head, one in zip(found.heads, some, strict=True) if one.high < 0}
+        f"helping on {task} when gone": {head for head, one in zip(found.heads, some, strict=True) if one.high < 0}
         for task, some in sure.items()
     }
     told = "; ".join(f"{kind}: {name_heads(sorted(heads))}" for kind, heads in kinds.items() if heads)
     parts = [
-        f"{name_heads([place])} "
+        f"{name_heads([place])}: "
         + " and ".join(f"{of_task[numbers[place]].brief()} on {task}" for task, of_task in costs.items())
         for place in chosen
     ]
     each = f" In numbers, {'; '.join(parts)}." if parts else ""
-    return f"A score is not what a head is worth. Surely costing, knocked out alone, {told or 'are none'}.{each}"
+    return f"A score is not what a head is worth. Knocked out by itself, surely costing {told or 'are none'}.{each}"
 
 
 def list_risers(

@@ -313,7 +313,7 @@ circuit, firm = list(found.heads), roles.list_firm(found, passed)
 filled = {name: list(heads) for name, heads in found.roles.items() if heads}
 outcome = figures.describe_circuit(found, passed)
 run.value("outcome", outcome)
-size = f"{len(circuit)} in a circuit, {len(firm)} of them firm"
+size = f"heads: {len(circuit)}, found again in most halves: {len(firm)}"
 size = size if circuit else "no circuit"
 run.value("outcome_short", size)
 
@@ -404,7 +404,7 @@ if last_heads:
 # ## Knock out one role at a time
 #
 # From here on all is measured on the second sample. *Knocked out* means: replaced, position by position, by the mean
-# over the {glue:text}`n_behind` p_ABC prompts of the same sentence and order.
+# over at least {glue:text}`n_behind` p_ABC prompts of the same sentence and order.
 #
 # **What we expect.** Each costs logit difference, negative heads gain some, all more than random heads of the same
 # layers.
@@ -789,7 +789,7 @@ run.claim("circuit-is-minimal", estimate=needed, baseline=added and -added)
 # %% [markdown]
 # ## Compare with GPT-2 small
 #
-# There three name movers together cost a twentieth. Does the head with the largest direct effect carry a third here? And do
+# There name movers cost a twentieth {cite:p}`wang2022interpretability`. Does the head with the largest direct effect carry a third here? And do
 # heads have the published roles?
 
 # %%
@@ -953,8 +953,8 @@ run.value("check_head", attribution.name_heads([place]))
 # ## Where this breaks
 #
 # - **Few prompts.** Heads that do not pass on most halves of the very sentences that chose them: {glue:text}`infirm_heads`.
-# - **Another draw, other heads.** With other names roles gain and lose heads that are not firm, and verdicts on the least
-#   head of a role, or on all writers, changed sides.
+# - **One draw of names.** With others, roles may gain and lose heads that are not firm, and
+#   what is said of them changes; intervals over sentences hold nothing of that.
 # - **The null is about signs.** Heads without a role are taken to move the answer up as easily as down.
 # - **Heads only.** MLPs stay as they are, also where the norm's scale is summed.
 # - **Order.** A head missed at one stage hides all that feeds it.
