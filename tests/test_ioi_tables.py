@@ -101,6 +101,8 @@ def test_heads_are_idle_where_they_surely_add_too_little_and_doubtful_where_it_c
     heads = [("name mover", (3, 0)), ("name mover", (3, 1)), ("induction", (1, 2))]
     beyond = [claims.Estimate(at, at - wide, at + wide, 10) for at, wide in ((-1, 0.1), (0.0, 0.5), (1, 0.1))]
     assert tables.describe_needs(heads, beyond) == {"idle_heads": "3.0", "doubtful_heads": "3.1"}
+    twice = [heads[1], ("negative", heads[1][1])]
+    assert tables.describe_needs(twice, [beyond[1]] * 2)["doubtful_heads"] == "3.1", "a head of two roles is one"
     assert tables.describe_needs(heads[2:], beyond[2:]) == {"idle_heads": "none", "doubtful_heads": "none"}
 
 
@@ -143,3 +145,5 @@ def test_orders_are_compared_only_where_every_sentence_comes_in_both():
         data = templates.IOI((), (0, 0, 1, 1), order, (), (), (), {})
         (row,) = tables.list_faithfulness({"all": (values, "–")}, values, data, average)
         assert ("ratio of means, ABBA" in row) == compared
+        told = {row["prompts"] for row in tables.list_behaviour(data, {"gap": values}, seed=0)}
+        assert ({"ABBA", "BABA"} <= told) == compared

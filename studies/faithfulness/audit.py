@@ -57,7 +57,7 @@ KINDS = ("design", "length", "answer", "place", "wording", "two together", "text
 """What was varied on purpose or can be seen in a transcript; where its parts end; what the model answered; the
 question's place; names and numbers of a text; two of the first kind, or of them and the place; a text itself."""
 OF_CHAINS = (
-    *("needs_chain", "needs_chain_in_both", "follows_mistake", "follows_mistake_in_both"),
+    *(changes + orders for changes in ("needs_chain", "follows_mistake") for orders in ("", "_in_both")),
     *("flips_kept", "flips_retold", "names_first"),
 )
 LABEL_COLUMNS = {
@@ -187,32 +187,33 @@ def audit(
     return replace(found, factors=together.sort_values("high", ascending=False, ignore_index=True))
 
 
-def audit_columns(
-    loaded: LoadedModel, table: pd.DataFrame, *, seed: int, columns: Mapping[str, Sequence[str]] = LABEL_COLUMNS
-) -> list[dict[str, Any]]:
-    """`audit` of every column that could serve as a label, as it was measured, a row for each.
+def audit_columns(loaded: LoadedModel, table: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
+    """`audit` of every one of `LABEL_COLUMNS`, as it was measured, a row for each.
 
     Args:
         loaded: whose tokenizer and embeddings are used.
-        table: the data set, with the column `label`; of hints only the rows with a pull are asked.
+        table: the data set, with the column `label`; of hints only the rows with a pull are asked, and rows without a
+            value are left out.
         seed: of folds and bootstrap.
-        columns: by label, whose columns are of truth and falsehood; rows without a value are left out.
 
     Returns:
         In how many tasks a factor surely tells the column, which one in most of these and how far at most, and what
         may tell it on the others together, empty where no listed factor can.
     """
     rows = []
-    for label, column in ((label, column) for label, some in columns.items() for column in some):
+    for label, column in ((label, column) for label, some in LABEL_COLUMNS.items() for column in some):
         of_label = table[table["label"] == label].dropna(axis=1, how="all")
         if column not in of_label:
             continue
         chosen = of_label[of_label[column].notna() & (of_label.get("arm", "pull") == "pull")]
         if not len(chosen):
             continue
-        given = label not in ("hint", "causal_own")
-        besides = ["answer"] if label == "hint" else []
-        found = audit(loaded, chosen, chosen[column].astype(bool).tolist(), own=not given, besides=besides, seed=seed)
+        options = {
+            "own": label in ("hint", "causal_own"),
+            "besides": ["answer"] if label == "hint" else [],
+            "seed": seed,
+        }
+        found = audit(loaded, chosen, chosen[column].astype(bool).tolist(), **options)
         told = found.tasks[_is_told(found.tasks)]
         names = told["factor"].value_counts()
         rows.append(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -62,16 +62,16 @@ def list_next(loaded: LoadedModel, texts: Mapping[str, Sequence[int]], *, n: int
 
 
 def list_behaviour(data: IOI, measures: Mapping[str, NDArray], *, seed: int) -> list[dict[str, Any]]:
-    """The means of several measures by template, by order and over all, a row for each.
+    """The means of several measures by template, by order where sentences are the same in both, and over all.
 
     Args:
         data: the prompts.
         measures: one number a prompt; of the first the interval over templates is given too.
         seed: of the intervals.
     """
-    template, order = np.array(data.template), np.array(data.order)
+    template = np.array(data.template)
     parts = {f"template {number + 1}": template == number for number in sorted(set(data.template))}
-    parts |= {one: order == one for one in ("ABBA", "BABA")} | {"all": np.ones(len(template), dtype=bool)}
+    parts |= _split_orders(data) | {"all": np.ones(len(template), dtype=bool)}
     rows = []
     for name, members in parts.items():
         means: dict[str, Any] = {key: float(values[members].mean()) for key, values in measures.items()}
@@ -80,6 +80,14 @@ def list_behaviour(data: IOI, measures: Mapping[str, NDArray], *, seed: int) -> 
             means[first] = claims.average(measures[first][members].tolist(), seed=seed, of="templates", groups=groups)
         rows.append({"prompts": name} | means | {"n": int(members.sum())})
     return rows
+
+
+def _split_orders(data: IOI) -> dict[str, Bool[np.ndarray, " prompt"]]:
+    """The prompts of either order, where every sentence comes as often in both: else sentences would differ too."""
+    order, forms = np.array(data.order), Counter(data.forms)
+    if any(forms[number, "ABBA"] != forms[number, "BABA"] for number in data.template):
+        return {}
+    return {one: order == one for one in ("ABBA", "BABA")}
 
 
 def join(loaded: LoadedModel, tokens: Sequence[int]) -> str:
@@ -263,9 +271,8 @@ def list_split(
         out: averages over its prompts.
     """
     groups = {name: heads for name, heads in found.roles.items() if heads}
-    groups |= (
-        {LAST_TOGETHER: tuple(head for name in LAST for head in found.roles[name])} if LAST_TOGETHER in lost else {}
-    )
+    if LAST_TOGETHER in lost and all(found.roles[name] for name in LAST):
+        groups[LAST_TOGETHER] = tuple(head for name in LAST for head in found.roles[name])
     groups["all heads"] = tuple(out.complement([]))
     rows = []
     for name, heads in groups.items():
@@ -472,10 +479,7 @@ def list_faithfulness(
         data: the prompts.
         average: over these.
     """
-    order, forms = np.array(data.order), Counter(data.forms)
-    parts = {"all": order != ""}
-    if all(forms[number, "ABBA"] == forms[number, "BABA"] for number in data.template):  # else sentences differ too
-        parts |= {one: order == one for one in ("ABBA", "BABA")}
+    parts = {"all": np.ones(len(data.order), dtype=bool)} | _split_orders(data)
     rows = []
     for name, (values, controls) in kinds.items():
         row = {"ablated": name, "logit difference": average(values)}
@@ -520,7 +524,7 @@ def describe_needs(heads: Sequence[tuple[str, Head]], beyond: Sequence[Estimate]
     doubtful = [one.low <= 0 and not sure for one, sure in zip(beyond, idle, strict=True)]
     kinds = {"idle_heads": idle, "doubtful_heads": doubtful}
     return {
-        key: name_heads([head for (_, head), so in zip(heads, these, strict=True) if so])
+        key: name_heads([*dict.fromkeys(head for (_, head), so in zip(heads, these, strict=True) if so)])
         for key, these in kinds.items()
     }
 

@@ -323,7 +323,7 @@ run.table(
     tables.list_roles(found, passed, lambda values: over(values, searched)),
     caption=f"{outcome.capitalize()}. Every head that meets the criteria of a role, with the change of the logit difference when its path is patched (mean over {n_patched} "
     "prompts of the first sample, 95 % interval over templates in brackets; for backups: the fall of its attribution when the movers are "
-    "knocked out), the share of forty random halves of the templates on which that effect passes again, and the scores that put it there. Chosen and shown on the same prompts.",
+    "knocked out, by means over at least {n_reference // len(set(reference.forms))} p_ABC prompts of the same sentence and order), the share of forty random halves of the templates on which that effect passes again, and the scores that put it there. Chosen and shown on the same prompts.",
 )
 if found.stages:
     figures.show_stages(
