@@ -1,5 +1,6 @@
 """Several models and seeds at once, on tiny models in a copy of the checkout."""
 
+import json
 import os
 import signal
 
@@ -73,6 +74,21 @@ def test_memory_is_what_was_measured_or_grows_with_the_weights(tmp_path, monkeyp
         )
         assert chapters.estimate_memory(chapter, "ci@org/some-7b") > 10_000, "of which nothing is known"
     assert 1000 < small <= large
+
+
+def test_another_draw_is_kept_beside_the_record_without_what_it_made(tmp_path, monkeypatch):
+    chapter = chapters.find_chapter("IOI_notebook")
+    monkeypatch.setattr(book, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(book.runs, "locate_results", lambda name: tmp_path / "results" / name)
+    for run in ("record", "record+2@a-model"):
+        folder = tmp_path / "runs" / run
+        book.write(folder / f"{chapter}.json", json.dumps({"model": {"name": "a-model"}, "run": run}))
+        book.write(folder / chapter / f"{run[:7]}.parquet", b"rows")
+        monkeypatch.setattr(chapters, "name_folder", lambda run: run)
+        book.publish(chapter, run)
+    kept = {str(path.relative_to(tmp_path / "results" / "a-model")) for path in (tmp_path / "results").rglob("*.*")}
+    kept = {path for path in kept if path.endswith((".json", ".parquet"))}
+    assert kept == {f"record/{chapter}.json", f"record+2/{chapter}.json", "datasets/record.parquet"}
 
 
 @pytest.mark.rare

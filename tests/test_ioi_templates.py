@@ -155,7 +155,7 @@ def test_any_number_of_first_prompts_has_both_orders_in_turn(n_templates, embedd
     drawn = templates.draw_ioi(embedded, n_prompts=40, seed=0, templates=templates.IOI_TEMPLATES[:n_templates])
     for n_prompts in range(2, 41):
         orders = drawn.first(n_prompts).order
-        assert abs(orders.count("ABBA") - orders.count("BABA")) <= 2
+        assert abs(orders.count("ABBA") - orders.count("BABA")) <= (2 if n_templates == 3 else n_prompts % 2)
     for number in range(n_templates):
         of_template = [order for template, order in drawn.forms if template == number]
         assert abs(of_template.count("ABBA") - of_template.count("BABA")) <= 1

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from string import Formatter
 from types import SimpleNamespace
 
 import pytest
@@ -216,6 +217,29 @@ def test_a_replication_keeps_to_its_length(chapter):
     assert len(visible) <= 40 and max(n_lines for n_lines, _ in visible) <= 15
     for of_hidden, of_visible in zip(zip(*hidden, strict=True), zip(*visible, strict=True), strict=True):
         assert sum(of_hidden) <= (sum(of_hidden) + sum(of_visible)) / 3
+
+
+@every_chapter
+def test_every_value_that_a_reading_names_is_one_that_the_chapter_records(chapter):
+    protocol = ROOT / "book" / f"{chapter}.claims.yaml"
+    if not protocol.is_file():
+        pytest.skip("no protocol")
+    sources = [cell.source for cell in code_cells(chapter)]
+    sources += [path.read_text("utf-8") for path in (ROOT / "studies").glob("*/*.py")]
+    parsed = [node for source in sources for node in ast.walk(ast.parse(source))]
+    texts = [node for node in parsed if isinstance(node, ast.Constant | ast.JoinedStr)]
+    whole = {node.value for node in texts if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    filled = [
+        "".join(re.escape(part.value) if isinstance(part, ast.Constant) else r"[\w-]+" for part in node.values)
+        for node in texts
+        if isinstance(node, ast.JoinedStr)
+    ]
+    patterns = [pattern for pattern in filled if re.match("[a-z]+(_|\\\\-)", pattern)]
+    for known in claims.read_protocol(protocol.read_text("utf-8")).values():
+        for reading in known.readings.values():
+            names = {name for _, name, *_ in Formatter().parse(reading) if name}
+            made = whole | {text.replace(" ", "_") for text in whole} | {"value", "size", "n", "baseline"}
+            assert [name for name in names - made if not any(re.fullmatch(one, name) for one in patterns)] == []
 
 
 PROTOCOLS = {

@@ -15,7 +15,7 @@ import pytest
 from shared.browser import PAGES, SITE
 
 from helpers import ROOT, claims, models
-from workflow import chapters
+from workflow import book, chapters
 
 pytestmark = pytest.mark.site
 
@@ -109,6 +109,37 @@ def test_claims_on_record_have_a_row_for_every_model(open_page, monkeypatch):
     for row, record in zip(rows, records.values(), strict=True):
         (found,) = (claim for claim in record["claims"] if claim["id"] == "early-answering-is-position")
         assert f"{found['verdict']} {claims.Estimate(**found['estimate']).brief()}" in row
+
+
+def test_other_draws_are_told_of_claims_that_they_changed(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from_runs = importlib.import_module("from_runs")
+    chapter = chapters.find_chapter("IOI_notebook")
+    kept = from_runs.records_of(chapter)[models.DEFAULT_MODEL]
+    monkeypatch.setattr(from_runs, "ROOT", tmp_path)
+    folder, told = tmp_path / "results" / models.DEFAULT_MODEL, {"not run", "not comparable"}
+    decided = [claim["id"] for claim in kept["claims"] if claim["verdict"] not in told]
+
+    def keep(kind, **changed):
+        record = copy.deepcopy(kept)
+        record["parameters"] |= changed
+        record["claims"][0]["verdict"] = "holds" if kind == "record" else "depends"
+        book.write(folder / kind / f"{chapter}.json", json.dumps(record))
+
+    keep("record")
+    assert set(from_runs.draws_of(chapter, models.DEFAULT_MODEL)) == {kept["parameters"]["seed"]}
+    keep("record+5", seed=5)
+    keep("record+6", seed=6, n_tested=3)  # of another size: no draw of this record
+    draws = from_runs.draws_of(chapter, models.DEFAULT_MODEL)
+    assert set(draws) == {kept["parameters"]["seed"], 5}
+    found = from_runs.gather_draws(draws)
+    assert len(found) == len(decided)
+    changed = [some for some in found.values() if len({one["verdict"] for one in some}) > 1]
+    assert [some[0]["id"] for some in changed] == [kept["claims"][0]["id"]]
+    (small,) = from_runs.in_draws(found, kept["claims"][0])
+    assert "Of 2 draws: holds in 1, depends in 1" in small.astext()
+    draws[5]["claims"][0]["rule"] = "value > 9"  # decided by another rule: not the same claim
+    assert len(from_runs.gather_draws(draws)) == len(decided) - 1
 
 
 def test_a_build_of_the_records_size_is_told_to_be_the_same(monkeypatch):

@@ -69,16 +69,21 @@ def record(run: str) -> None:
 
 
 def publish(chapter: str, run: str) -> None:
-    """Copy a chapter's record, and what else its run made, to `results/`: nothing else writes there."""
-    source = RUNS / chapters.name_folder(run)
+    """Copy a chapter's record, and what else its run made, to `results/`: nothing else writes there.
+
+    Of a run with a seed of its own, another draw, only the record is copied, beside the others of that seed.
+    """
+    source, seed = RUNS / chapters.name_folder(run), chapters.split_run(run)[1]
     text = (source / f"{chapter}.json").read_text(encoding="utf-8")
     folder = runs.locate_results(json.loads(text)["model"]["name"])
-    write(folder / "record" / f"{chapter}.json", text)
-    for made in (path for path in (source / chapter).glob("*.*") if path.suffix in chapters.KEPT):
+    kind = "record" if seed is None else f"record+{seed}"
+    write(folder / kind / f"{chapter}.json", text)
+    made_besides = (source / chapter).glob("*.*") if seed is None else ()
+    for made in (path for path in made_besides if path.suffix in chapters.KEPT):
         kept = folder / chapters.KEPT[made.suffix] / made.name
         if not kept.exists() or kept.read_bytes() != made.read_bytes():  # else its readers would be out of date
             write(kept, made.read_bytes())
-    print(folder / "record" / f"{chapter}.json")
+    print(folder / kind / f"{chapter}.json")
 
 
 def run(name: str, text: str) -> None:

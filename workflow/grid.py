@@ -3,7 +3,8 @@
 python -m workflow.grid PROFILE --models A B --chapters C D --seeds 0 1 2
 
 A job that was killed is run again by the same command, and one that fails stops no other. The claims of all that are
-done land in `_build/grid/claims.parquet`, a row for each model, chapter, seed and claim.
+done land in `_build/grid/claims.parquet`, a row for each model, chapter, seed and claim; with --keep the whole records
+go to `results/` too, as other draws than the one on record.
 """
 
 from __future__ import annotations
@@ -121,11 +122,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--chapters", nargs="*", default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where the jobs run")
+    parser.add_argument("--keep", action="store_true", help="copy what is done to results/, as other draws")
     parser.add_argument("--status", action="store_true", help="only say what is done, running or failed")
     options = parser.parse_args(arguments)
     try:
         cells = list_cells(options.profile, options.models, options.chapters, options.seeds)
         ended = options.status or run_cells(cells, options.executor)
+        for cell in cells if options.keep else ():
+            if cell.state() == "done":
+                book.publish(cell.chapter, cell.run)
     except (InputError, OSError) as error:
         book.say(f"error: {error}")
         return 1

@@ -4,6 +4,7 @@
     {last-run}                    which chapters this build ran, on what, with the time and memory they took
     {scoreboard} [summary]        every claim of the book: on record, in this build, as published
     {on-record} CHAPTER           claims of a chapter ("id: heading") on every model that has a record of it
+    {draws} CHAPTER               which verdicts on record change where the chapter is run with another seed
 
 The record is what `results/` holds; this build is what its pages show (see `executed_pages`). A model without
 a record was not run: nothing is invented for it.
@@ -43,6 +44,21 @@ def records_of(chapter: str) -> dict[str, dict[str, Any]]:
     paths = sorted((ROOT / "results").glob(f"*/record/{chapter}.json"))
     records = [json.loads(path.read_text()) for path in paths]
     return {record["model"]["name"]: record for record in records}
+
+
+def draws_of(chapter: str, model: str) -> dict[int, dict[str, Any]]:
+    """The committed records of a chapter that differ in the seed alone, by seed; that on record is one of them."""
+    if (kept := records_of(chapter).get(model)) is None:
+        return {}
+    others = [json.loads(path.read_text()) for path in (ROOT / "results").glob(f"*/record+*/{chapter}.json")]
+    alike = [
+        one
+        for one in (kept, *others)
+        if not claims.compare(
+            one | {"parameters": one["parameters"] | {"seed": kept["parameters"]["seed"]}}, kept
+        ).why_not
+    ]
+    return {one["parameters"]["seed"]: one for one in sorted(alike, key=lambda one: one["parameters"]["seed"])}
 
 
 @cache
@@ -176,6 +192,41 @@ class OnRecord(RunDirective):
         return [self.table(["model", *heads.values()], rows, classes=["on-record"])]
 
 
+class Draws(RunDirective):
+    """How many verdicts are the same under every seed on record, and a row for each that is not."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        draws = draws_of(self.arguments[0], models.DEFAULT_MODEL)
+        if len(draws) < 2:
+            return [self.paragraph("One draw alone is on record.")]
+        by_claim = gather_draws(draws)
+        changed = {sentence: some for sentence, some in by_claim.items() if len({c["verdict"] for c in some}) > 1}
+        seeds = [f"seed {seed}" for seed in draws]
+        text = (
+            f"On record are {len(draws)} draws ({', '.join(seeds)}; the page's own verdicts are those of one run)."
+            f" Of {len(by_claim)} verdicts, {len(by_claim) - len(changed)} are the same in all of them"
+        )
+        if not changed:
+            return [self.paragraph(f"{text}.")]
+        rows = [self.row([[sentence], *map(told, some)]) for sentence, some in changed.items()]
+        return [self.paragraph(f"{text}; the others:"), self.table(["claim", *seeds], rows, classes=["on-record"])]
+
+
+def gather_draws(draws: dict[int, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """A claim's sentence → what each draw says of it, where all were decided by one rule and any said something."""
+    by_rule: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in draws.values():
+        for claim in record["claims"]:
+            by_rule.setdefault((claim["sentence"], claim["rule"]), []).append(claim)
+    return {
+        sentence: some
+        for (sentence, _), some in by_rule.items()
+        if len(some) == len(draws) and not {claim["verdict"] for claim in some} <= {"not run", "not comparable"}
+    }
+
+
 class Scoreboard(RunDirective):
     optional_arguments = 1
 
@@ -233,13 +284,13 @@ class Scoreboard(RunDirective):
         ]
         head = ["claim", "on record", "this build", "published", "other models"]
         ours, on_record = ({claim["id"]: claim for claim in one["claims"]} if one else {} for one in (run, record))
-        rows = []
+        rows, draws = [], gather_draws(draws_of(chapter, models.DEFAULT_MODEL))
         for id, claim in (ours | on_record).items():
             same = bool(comparison) and id in comparison.same
             anchor = f"claim-{id}" if id in ours else ""
             cells = [
                 [self.link(chapter, claim["sentence"], anchor), small(f"Decided by: {claim['rule']}")],
-                [*told(claim), *against(claim)] if id in on_record else ["not run"],
+                [*told(claim), *against(claim), *in_draws(draws, claim)] if id in on_record else ["not run"],
                 [*told(ours[id]), " (as on record)" if same else ""] if id in ours else ["not run"],
                 self.published(claim),
                 self.other_models(claim, others, records),
@@ -315,6 +366,13 @@ def against(claim: dict[str, Any]) -> list[nodes.Node]:
     return [small(f"Baseline {claims.shorten(claim['baseline'])}: {claim['baseline_is']}")]
 
 
+def in_draws(draws: dict[str, list[dict[str, Any]]], claim: dict[str, Any]) -> list[nodes.Node]:
+    """How often each verdict on a claim came out, where there are several draws."""
+    counts = Counter(one["verdict"] for one in draws.get(claim["sentence"], []))
+    told = ", ".join(f"{verdict} in {number}" for verdict, number in counts.items())
+    return [small(f"Of {counts.total()} draws: {told}")] if counts.total() > 1 else []
+
+
 def small(text: str) -> nodes.raw:
     return nodes.raw("", f"<br><small>{escape(text)}</small>", format="html")
 
@@ -330,5 +388,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("last-run", LastRun)
     app.add_directive("scoreboard", Scoreboard)
     app.add_directive("on-record", OnRecord)
+    app.add_directive("draws", Draws)
     app.connect("html-page-context", add_filters)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

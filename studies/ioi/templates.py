@@ -192,7 +192,7 @@ def draw_ioi(
     drawn = []
     for i in range(n_prompts):
         turn, number = divmod(i, len(templates))
-        order = get_args(NameOrder)[(turn + number // 2) % 2]
+        order = get_args(NameOrder)[(turn + number + number // 2) % 2]
         io, subject, *others = generator.choice(words["names"], 5, replace=False).tolist()
         first, second = (io, subject) if order == "ABBA" else (subject, io)
         place, thing = (generator.choice(words[kind]) for kind in ("places", "objects"))

@@ -181,7 +181,7 @@ run.table(
 
 # %%
 searched = chosen.first(n_patched)
-few = chosen.first(max(3, n_patched // 6))
+few = chosen.first(max(3, n_patched // 3))
 TURNED = {"the other name is repeated": "S2_is_IO"}
 TURNED["the names change places"] = "order_swapped_S2_is_IO"
 turned = {}
@@ -212,12 +212,10 @@ repeated, exchanged = (
 run.value("arrives_at_end", figures.describe_half(repeated["END"]))
 run.value("names_arrive", figures.describe_half(exchanged["END"]))
 run.value("leaves_s2", figures.describe_half(repeated["S2"], below=True))
-run.value("n_few", len(few.prompts))
 
 # %% [markdown]
 # Where the other name is repeated, a patch of S2 turns less than half of the answer {glue:text}`leaves_s2`, and one of END
-# more than half {glue:text}`arrives_at_end`; where the names change places, END does {glue:text}`names_arrive`. (With
-# {glue:text}`n_few` prompts the layer from which on it is *sure* comes late.)
+# more than half {glue:text}`arrives_at_end`; where the names change places, END does {glue:text}`names_arrive`.
 #
 # ## Split the answer into what each part writes
 #
@@ -333,8 +331,8 @@ if found.stages:
     )
 
 # %% [markdown]
-# This is {glue:text}`outcome`, {glue:text}`circuit_share` of all heads; not firm: {glue:text}`infirm_heads`. A
-# *negative* head writes against the answer; an *S-suppressor* looks at the subject and lowers it, as a head of GPT-2
+# This is {glue:text}`outcome`, {glue:text}`circuit_share` of all heads; *firm* are those found again on most halves of
+# the sentences. A *negative* head writes against the answer; an *S-suppressor* looks at the subject and lowers it, as a head of GPT-2
 # small does with whatever it attends to {cite:p}`mcdougall2023copy`. Which role feeds which? Every path from one role
 # to another is measured, through queries, keys and values, on other sentences with other names.
 
@@ -813,9 +811,9 @@ run.claim("published-heads", estimate=same if on_gpt2 else None)
 # ## Do the same heads serve another task?
 #
 # An [induction head](../project-1-induction-heads/induction_heads_notebook) looks at what followed the present token
-# last time; those of GPT-2 small's circuit also do so on random tokens {cite:p}`wang2022interpretability`. **What we
-# expect.** On random tokens that come twice, this circuit's induction heads match prefixes, its duplicate-token heads find
-# copies and its name movers copy, more than the best heads of their layers outside the circuit.
+# last time; those of GPT-2 small's circuit also do so on random tokens {cite:p}`wang2022interpretability`. Asked are
+# firm heads. **What we expect.** On random tokens that come twice, induction heads match prefixes, duplicate-token heads
+# find copies and name movers copy, more than the best heads of their layers outside the circuit.
 
 # %%
 size = {"n_sequences": 8, "segment_length": 25, "n_segments": 1}
@@ -835,7 +833,7 @@ if circuit:  # each head alone is knocked out, on sentences and here
 # %%
 run.value("by_chance", 1 / tokens.shape[1])
 for name, id in tables.ELSEWHERE.items():
-    some = scores[name], filled.get(name, [])
+    some = scores[name], [at for at in found.roles[name] if at in firm]
     beside = knock_outs.compare_with_rivals(*some, circuit, seed=seed)
     least = min(beside, key=lambda head: beside[head].lead.value, default=None)
     evidence = {"estimate": None}
@@ -952,13 +950,16 @@ run.value("check_head", attribution.name_heads([place]))
 #
 # ## Where this breaks
 #
-# - **Few prompts.** Heads that do not pass on most halves of the very sentences that chose them: {glue:text}`infirm_heads`.
+# - **Few prompts.** Not firm: {glue:text}`infirm_heads`.
 # - **One draw of names.** With others, roles may gain and lose heads that are not firm, and
-#   what is said of them changes; intervals over sentences hold nothing of that.
+#   what is said of them changes; intervals over sentences hold nothing of that. The table below tells which verdicts.
 # - **The null is about signs.** Heads without a role are taken to move the answer up as easily as down.
 # - **Heads only.** MLPs stay as they are, also where the norm's scale is summed.
 # - **Order.** A head missed at one stage hides all that feeds it.
 # - **Means are not neutral.** A mean over p_ABC still holds the sentence.
+#
+# ```{draws} replications/project-2-indirect-object-identification/IOI_notebook
+# ```
 #
 # ## Summary
 #
