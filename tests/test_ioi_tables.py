@@ -113,8 +113,10 @@ def test_attention_is_told_with_its_change_head_by_head_and_role_by_role(found):
     assert [row["head"] for row in rows] == ["3.1", "3.0"]
     change = float((after["IO"] - before["IO"])[3, 1].mean())
     assert rows[0]["to IO"] == 0.5 and rows[0]["to IO, change"].value == pytest.approx(change)
+    after |= {"S1": before["S1"] + 0.125, "S2": before["S2"] - 0.375}
     told = tables.describe_looks(found, before, after, average)
     assert told.startswith("Without S-inhibition attention from END changes: that of name movers by ")
+    assert f"by {average(np.full(N, -0.25)).brief()} for S (both mentions)" in told
     nothing = replace(found, roles=dict.fromkeys(roles.ROLES, ()))
     assert tables.describe_looks(nothing, before, after, average) == ""
 

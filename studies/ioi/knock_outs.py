@@ -195,8 +195,8 @@ def take_away(circuit: Sequence[Head], heads: Iterable[Head]) -> list[Head]:
 
 
 def grow(heads: Sequence[Head]) -> tuple[list[int], list[list[Head]]]:
-    """At most four sizes up to all of the heads, and the first so many heads for each."""
-    sizes = sorted({max(1, round(len(heads) * share)) for share in (0, 0.25, 0.5, 1)}) if heads else []
+    """At most six sizes up to all of the heads, and the first so many heads for each."""
+    sizes = sorted({round(size) for size in np.linspace(1, len(heads), 6)}) if heads else []
     return sizes, [list(heads[:size]) for size in sizes]
 
 
@@ -205,7 +205,7 @@ def shuffle(heads: Sequence[Head], seed: int) -> list[Head]:
     return [heads[i] for i in np.random.default_rng(seed).permutation(len(heads))]
 
 
-def grow_controls(controls: Controls, *, seed: int, n_grown: int = 2) -> list[list[list[Head]]]:
+def grow_controls(controls: Controls, *, seed: int, n_grown: int = 4) -> list[list[list[Head]]]:
     """Some random circuits, each in a random order of its own, as `grow` gives them."""
     return [grow(shuffle(heads, seed + number))[1] for number, heads in enumerate(controls.sets[:n_grown])]
 

@@ -375,8 +375,8 @@ def describe_unnamed(unnamed: Sequence[Head], told: Mapping[str, Estimate]) -> s
     brief = {name: estimate.brief() for name, estimate in told.items()}
     return (
         f"It is {name_heads(unnamed[:1])} (of {name_heads(unnamed)}), which spends {brief['END']} of its attention on "
-        f"END itself and {brief['the names']} on the names. It raises IO by {brief['IO']} logits and S by "
-        f"{brief['S']}, each against absent names."
+        f"END itself and {brief['the names']} on the names. Against absent names it writes {brief['IO']} logits of IO "
+        f"and {brief['S']} of S."
     )
 
 
