@@ -4,7 +4,8 @@
     {last-run}                    which chapters this build ran, on what, with the time and memory they took
     {scoreboard} [summary]        every claim of the book: on record, in this build, as published
     {on-record} CHAPTER           claims of a chapter ("id: heading") on every model that has a record of it
-    {draws} CHAPTER               which verdicts on record change where the chapter is run with another seed
+    {draws} CHAPTER               which verdicts on record change where the chapter is run with another seed, beside some
+                                  lists ("key: heading") of each draw and what is in all of them
 
 The record is what `results/` holds; this build is what its pages show (see `executed_pages`). A model without
 a record was not run: nothing is invented for it.
@@ -196,6 +197,7 @@ class Draws(RunDirective):
     """How many verdicts are the same under every seed on record, and a row for each that is not."""
 
     required_arguments = 1
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
         draws = draws_of(self.arguments[0], models.DEFAULT_MODEL)
@@ -208,10 +210,13 @@ class Draws(RunDirective):
             f"On record are {len(draws)} draws ({', '.join(seeds)}; the page's own verdicts are those of one run)."
             f" Of {len(by_claim)} verdicts, {len(by_claim) - len(changed)} are the same in all of them"
         )
-        if not changed:
-            return [self.paragraph(f"{text}.")]
-        rows = [self.row([[sentence], *map(told, some)]) for sentence, some in changed.items()]
-        return [self.paragraph(f"{text}; the others:"), self.table(["claim", *seeds], rows, classes=["on-record"])]
+        rows = [self.row([[sentence], *map(told, some), [DASH]]) for sentence, some in changed.items()]
+        for key, heading in (line.split(": ", 1) for line in self.content):
+            lists = [str(record["values"].get(key, DASH)).split(", ") for record in draws.values()]
+            common = [one for one in lists[0] if all(one in some for some in lists)]
+            rows.append(self.row([[heading], *([", ".join(some)] for some in lists), [", ".join(common) or "none"]]))
+        head = ["what changes", *seeds, "in all of them"]
+        return [self.paragraph(f"{text}."), *([self.table(head, rows, classes=["on-record"])] if rows else [])]
 
 
 def gather_draws(draws: dict[int, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

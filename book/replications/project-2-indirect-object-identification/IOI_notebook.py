@@ -348,6 +348,7 @@ unnamed = tables.list_unnamed(found)
 run.value("circuit_share", len(circuit) / (model.n_layers * model.n_heads))
 infirm = [head for head in circuit if head not in firm]
 run.value("infirm_heads", attribution.name_heads(infirm))
+run.value("circuit", attribution.name_heads(circuit))
 
 # %% tags=["hide-input"]
 if circuit:
@@ -811,9 +812,9 @@ run.claim("published-heads", estimate=same if on_gpt2 else None)
 # ## Do the same heads serve another task?
 #
 # An [induction head](../project-1-induction-heads/induction_heads_notebook) looks at what followed the present token
-# last time; those of GPT-2 small's circuit also do so on random tokens {cite:p}`wang2022interpretability`. Asked are
-# firm heads. **What we expect.** On random tokens that come twice, induction heads match prefixes, duplicate-token heads
-# find copies and name movers copy, more than the best heads of their layers outside the circuit.
+# last time; those of GPT-2 small's circuit also do so on random tokens {cite:p}`wang2022interpretability`. **What we
+# expect.** On random tokens that come twice, this circuit's induction heads match prefixes, its duplicate-token heads find
+# copies and its name movers copy, more than the best heads of their layers outside the circuit.
 
 # %%
 size = {"n_sequences": 8, "segment_length": 25, "n_segments": 1}
@@ -833,7 +834,7 @@ if circuit:  # each head alone is knocked out, on sentences and here
 # %%
 run.value("by_chance", 1 / tokens.shape[1])
 for name, id in tables.ELSEWHERE.items():
-    some = scores[name], [at for at in found.roles[name] if at in firm]
+    some = scores[name], filled.get(name, [])
     beside = knock_outs.compare_with_rivals(*some, circuit, seed=seed)
     least = min(beside, key=lambda head: beside[head].lead.value, default=None)
     evidence = {"estimate": None}
@@ -959,6 +960,7 @@ run.value("check_head", attribution.name_heads([place]))
 # - **Means are not neutral.** A mean over p_ABC still holds the sentence.
 #
 # ```{draws} replications/project-2-indirect-object-identification/IOI_notebook
+# circuit: heads of the circuit
 # ```
 #
 # ## Summary
