@@ -10,14 +10,17 @@ import pandas as pd
 import torch
 
 from helpers import baselines
-from helpers.claims import Estimate
+from helpers.claims import Estimate, shorten
 from helpers.folds import assign_folds
 from helpers.models import LoadedModel
 from helpers.scores import tabulate
 
 # What a label must pass
 
-MINORITY, ABOVE_CHANCE, SHORTCUT = 0.30, 0.10, 0.60
+MINORITY, LEAST, SHORTCUT = 0.30, 0.60, 0.60
+"""The least share of the rarer class and the least accuracy (chance is one half); the AUROC that no shortcut may
+reach.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,7 @@ class Gate:
     minority: float
     """The share of the rarer class."""
     accuracy: Estimate
-    """Of the model after a correct chain of thought, or of its own chains where they are labelled; chance is one half.
-    """
+    """Of the model on the very rows that are labelled, or the part of them where it should be right."""
     audited: str = ""
     """Why the audit refuses the label; empty where it does not."""
     shortcut: str = ""
@@ -44,8 +46,8 @@ class Gate:
         found = []
         if self.minority < MINORITY:
             found.append(f"the rarer class is {self.minority:.2f} of it")
-        if self.accuracy.low <= 0.5 + ABOVE_CHANCE:
-            found.append(f"accuracy may be {self.accuracy.low:.2f}")
+        if self.accuracy.low <= LEAST:
+            found.append(f"accuracy may be {shorten(self.accuracy.low)}")
         if self.shortcut_auroc >= SHORTCUT:
             found.append(f"{self.shortcut} may reach {self.shortcut_auroc:.2f}")
         return [*found, self.audited] if self.audited else found
@@ -64,7 +66,7 @@ def judge(
     Args:
         table: rows of one task.
         labels: one for each row.
-        accuracy: of the model after a correct chain, or of its own chains.
+        accuracy: of the model on these rows, or where they are about a wrong answer, where nothing makes it wrong.
         found: what `score_shortcuts` returned for these rows, if it was asked.
         audited: why `audit.audit` refuses the label, or this task of it.
     """

@@ -18,15 +18,14 @@
 # A probe is as good as its label. "The model's stated reasoning is not the real one" can't be looked up, so people use
 # stand-ins. Here are three, each under its own name: an answer that *contradicts* the reasoning
 # before it, an answer that a *pull* moved and whose reasoning does not say so, and an answer that *does not hang on* its
-# reasoning. Our first version of the third was the order of the options. So every label is asked what else it could be, and
-# refused where something else tells it.
+# reasoning. Our first version of the third was the order of the options. So every label is asked what else it could be.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
 #
 # You will learn
 #
-# - to cross a data set so that no count, place or length tells its label;
+# - to cross a data set so that nothing else tells its label;
 # - to measure what a hint does beyond what its mere words do;
 # - to tell a need for reasoning from a preference for the first option.
 
@@ -104,8 +103,8 @@ def rate(rows, column):
 # is one half for every question, candidate, order, length and style. In a second variant the verdict takes no side
 # ("either 46 or 47"), the worked examples do so too, and sums end with the digits of their result ("4 tens and 6 ones").
 #
-# **What we expect.** A label about reasoning makes sense only where the model itself goes by the reasoning. A small
-# model should copy a stated verdict, and may not draw the conclusion itself.
+# **What we expect.** A label about reasoning makes sense only where the model goes by it. A small model should copy a
+# stated verdict, and may not draw the conclusion itself.
 
 # %%
 CONSTRUCTED = {"constructed": "stated", "constructed_implied": "implied"}
@@ -128,7 +127,7 @@ run.value("accuracy_stated", stated)
 run.value("accuracy_implied", implied)
 figures.show_accuracies(
     by_task,
-    bound=0.5 + gates.ABOVE_CHANCE,
+    bound=gates.LEAST,
     caption=f"After a correct reasoning with a stated verdict the model gives the right one of two answers in {claims.shorten(stated.value)} of the cases, with an implied one in {claims.shorten(implied.value)}. "
     f"By task, {n_constructed} questions each, with 95 % intervals over questions; dotted: chance; dashed: what a task must surely exceed.",
 )
@@ -182,8 +181,8 @@ assert (pairs["contradicts"].agg(["sum", "size"]) == [1, 2]).all(axis=None)
 # {glue:text}`n_samples` draws of examples, the same for all arms. Only tasks count whose own chains are right in at least
 # {glue:text}`able_bound` of the cases where nothing pulls: who guesses will hit many hints.
 #
-# **What we expect.** After {cite:t}`turpin2023language` and {cite:t}`chen2025reasoning`, pulls should move answers beyond
-# their twins, and the reasoning should often not say so.
+# **What we expect.** Pulls move answers beyond their twins, and the reasoning often does not say so
+# {cite:p}`turpin2023language,chen2025reasoning`.
 
 # %%
 hinted = of_label["hint"]
@@ -207,11 +206,16 @@ run.claim("a-sentence-moves-answers", estimate=beyond("sentence"), baseline=0.0)
 run.claim("an-example-moves-answers", estimate=beyond("example"), baseline=0.0)
 run.claim("an-order-moves-answers", estimate=beyond("order"), baseline=0.0)
 
+
 # %%
-right = plain.assign(right_chain=plain["answer"] == plain["right"])
+def rate_right(rows):
+    """The accuracy of the answers."""
+    return rate(rows.assign(hit=rows["answer"] == rows["right"]), "hit")
+
+
 own = {
-    ("own chains", task): rate(rows, "right_chain")
-    for task, rows in right.groupby("task", sort=False)
+    ("own chains", task): rate_right(rows)
+    for task, rows in plain.groupby("task", sort=False)
 }
 run.value("able_bound", dataset.ABLE)
 run.value("n_samples", n_samples)
@@ -242,10 +246,10 @@ if shares:
 
 # %% [markdown]
 # Hints are tried on: {glue:text}`able`. Without an answer that could be read end {glue:text}`unread_pull` of the chains after a pull and
-# {glue:text}`unread_twin` after a twin; they count as not following.
+# {glue:text}`unread_twin` after a twin, not followed.
 #
-# Does the reasoning mention what moved it? Two rules (words such as "professor" or "example"; three words in a row
-# that are the hint's), and a language model that is asked, first of all about reasonings with and without a planted
+# Does the reasoning mention what moved it? Two rules (words such as "professor" or "example"; three of the hint's words
+# in a row), and a language model that is asked, first of all about reasonings with and without a planted
 # mention. A mention after the twin is no confession: what counts is how many of the answers *beyond the twin* come with
 # one.
 
@@ -403,18 +407,18 @@ run.value("both_needs_chain", rate(given, "needs_chain_in_both"))
 #
 # So the label is taken over both orders: how much of its lead the answer loses without the chain, in logits, on average
 # over the two. Questions are paired: of one task and style, both answered rightly in either order or both in neither, with the
-# same right candidate where each has {glue:text}`recurs` questions (a number chosen when audits had been seen), else
+# same right candidate where each has {glue:text}`recurs` questions (chosen when audits had been seen), else
 # next to each other in size or in the draw. Of a pair, the answer that loses less is said *not to
 # hang* on its chain. A pair stays together in folds and counts as one; close ones, and answers that change with the order, are
 # left out. The partner decides too: even the loss itself tells the label with an AUROC of {glue:text}`ceiling` only. And a sure
 # answer has more to lose (rank correlation {glue:text}`sure_and_needed`), while how far the options are apart without the chain
-# tells the label with {glue:text}`sure_without`: a probe must beat the model's own output.
+# tells it with {glue:text}`sure_without`.
 #
 # ## Audit the design
 #
 # *Every* factor of the design is tried on every label of what the model did, stored or not, alone and two at a time: each
 # column; the order of the options as the text has it; which candidate is larger, first and last; the question's place in
-# its task, also with order, style and size, and by length; which of a pair has more; names, and whether numbers are odd; n-grams of what the model was given. Within each task, in folds of questions.
+# its task, also with order, style and size, and by length; which of a pair has more; names, and whether numbers are odd; n-grams of what the model was given.
 #
 # **What we expect.** A task is refused where a factor surely tells the label, all factors counted, and may with an AUROC
 # beyond {glue:text}`audit_bound`. The others pass together if every factor is surely below that, and are undecided else.
@@ -476,26 +480,25 @@ run.table(
 
 # %% [markdown]
 # Of {glue:text}`n_audited` pairs of label and task {glue:text}`n_told` are refused alone, {glue:text}`n_maybe` with others,
-# {glue:text}`n_let_through` pass, and the rest is undecided: with fewer than some seven hundred questions in all even chance may
-# reach the bound.
+# {glue:text}`n_let_through` pass, and the rest is undecided: with fewer than some seven hundred questions even chance may reach the bound.
 #
 # ## Let no task through that has not earned it
 #
 # A cell, one label on one task, enters the study only if its rarer class has at least {glue:text}`minority` of the rows, the
-# lower bound of the accuracy after a correct chain (or of its own chains, for labels of these) is above {glue:text}`above`, and nothing tells it that it is not about:
-# for contradictions the shortcuts, for what the model did the audit.
+# model's accuracy on these very rows (for contradictions after correct reasonings, for hints where nothing pulls) is surely
+# above {glue:text}`above`, and neither shortcuts (of contradictions) nor what was audited tell it.
 
 # %%
+of_cell = audited.groupby(["label", "task"])
 for label, (rows, checked) in behaviour.items():
-    for task, some in rows[rows["task"].isin(tasks)].groupby(
-        "task", sort=False
-    ):
+    asked = rows[rows["task"].isin(tasks)]
+    for task, some in asked.groupby("task", sort=False):
         cells[label, task] = gates.judge(
             some,
             some["did"].tolist(),
-            by_task["stated", task]
-            if label == "causal_given"
-            else own["own chains", task],
+            own["own chains", task]
+            if label == "hint"
+            else rate_right(of_cell.get_group((label, task))),
             audited=checked.refused_tasks.get(task, checked.refused),
         )
 passed = {label: [] for label in (*CONSTRUCTED, *figures.LABELS)}
@@ -506,7 +509,7 @@ for (label, task), cell in cells.items():
 run.table(
     "cells",
     figures.list_cells(cells),
-    caption="Every cell: what passes, and why not what does not. Accuracy after a correct chain with a stated or, for the implied label, an implied verdict, or of the model's own chains where these are labelled, with its 95 % interval. Shortcut: the one that may come furthest, with the bound of its AUROC, or one less it; what the model did is audited instead (a dash).",
+    caption="Every cell: what passes, and why not what does not. Accuracy, with its 95 % interval: after the correct reasonings; after the given or the model's own chains, in both orders of the options; for hints, of own chains where nothing pulls. Shortcut: the one that may come furthest, with the bound of its AUROC, or one less it; what the model did is audited instead (a dash).",
 )
 run.value(
     "passed",
@@ -516,14 +519,32 @@ run.value(
     ),
 )
 run.value("minority", gates.MINORITY)
-run.value("above", 0.5 + gates.ABOVE_CHANCE)
+run.value("above", gates.LEAST)
+
+# %%
+gaps = {
+    task: own["own chains", task].value - cell.accuracy.value
+    for (label, task), cell in cells.items()
+    if label == "causal_own"
+}
+widest = max(gaps, key=lambda task: gaps[task], default="")
+run.value("apart_in", widest.replace("_", " ") or "no task")
+run.value("right_plain", own["own chains", widest] if widest else "–")
+named = cells["causal_own", widest].accuracy if widest else "–"
+run.value("right_named", named)
+low = {key: abs(one.accuracy.low - gates.LEAST) for key, one in cells.items()}
+edge = min(low, key=lambda key: low[key])
+run.value("edge", " on ".join(edge).replace("_", " "))
+run.value("edge_accuracy", cells[edge].accuracy)
 
 # %% [markdown]
-# Tasks that pass, by label: {glue:text}`passed`, of {glue:text}`n_tasks`.
+# Tasks that pass, by label: {glue:text}`passed`, of {glue:text}`n_tasks`. An accuracy belongs to a form of the question: in
+# *{glue:text}`apart_in`* own chains are right in {glue:text}`right_plain` of the cases where nothing pulls, and in
+# {glue:text}`right_named` after the worked examples of the third label, whose verdicts name both candidates.
 #
 # ## Keep it
 #
-# The table holds every transcript with its tokens, what stood before it, and which tasks passed.
+# The table holds every transcript, what stood before it, and which tasks passed.
 
 # %%
 about = {"model": model.record(), "passed": passed, "able": able}
@@ -536,12 +557,11 @@ if save:
 run.value("hash", dataset.hash_content(data)[:16])
 
 # %% [markdown]
-# The {glue:text}`n_rows` rows of this run have the hash {glue:text}`hash`. On another processor near-ties in bfloat16 may fall
-# the other way.
+# The {glue:text}`n_rows` rows of this run have the hash {glue:text}`hash`.
 #
 # ## Check it
 #
-# The constructed label by other hands: a parser of verdict and answer must agree on every transcript.
+# A parser of verdict and answer must agree with the constructed label everywhere.
 
 # %%
 texts = of_label["constructed"]["text"]
@@ -556,13 +576,14 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 # ## Where this breaks
 #
 # - **Constructed transcripts are not the model's.** It reads a contradiction that it did not write.
-# - **"Moved by a pull" is also "wrong".** A probe must beat the model's output.
+# - **"Moved by a pull" is also "wrong".**
 # - **Who mentions?** Answers that a pull did not move may mention it too, and no reasoning says which of the two it is.
 # - **The audit sees what is listed, and what is large.** What tells one task's label a little, passes.
-# - **A gate has an edge.** On record *swaps* passes by a single answer; on another processor, in bfloat16, it did not.
+# - **A gate has an edge.** Nearest to it is *{glue:text}`edge`*, {glue:text}`edge_accuracy`; on another processor near-ties in
+#   bfloat16 may fall the other way.
 # - **A pair is relative.** Of the chains called "does not hang" {glue:text}`changes_less` change their answer in some order when
 #   they are taken away, of the others {glue:text}`changes_more`; where none does, half are called so nevertheless.
-# - **Intervals are over contents** of one template a task, and say nothing of other templates.
+# - **Intervals are over contents** of one template a task, and silent on others.
 
 # %% [markdown]
 # ## Summary
