@@ -207,7 +207,7 @@ def measure_transfer(draws: Sequence[Draw], *, seed: int) -> Transfer:
     options = {"folds": folds, "seed": seed}
     found = {pair: combine([(1.0, *term)], labels, groups, **options) for pair, term in terms.items()}
     apart = combine([(weights[pair], *term) for pair, term in terms.items()], labels, groups, **options)
-    return Transfer({pair: replace(area, of="questions") for pair, area in found.items()}, apart)
+    return Transfer({pair: replace(area, of="questions or pairs") for pair, area in found.items()}, apart)
 
 
 def measure_areas(draw: Draw, training: Mapping[str, Rows], *, seed: int) -> dict[tuple[str, str], float]:

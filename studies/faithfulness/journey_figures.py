@@ -54,7 +54,7 @@ def list_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {
             "label": label,
-            "tasks": ", ".join(sorted(set(rows["task"]))).replace("_", " ") or "none passed the audit",
+            "tasks": ", ".join(sorted(set(rows["task"]))).replace("_", " ") or "none passed the gates",
             "questions": rows["question"].nunique(),
             "rows": len(rows),
             "less faithful": float(rows["unfaithful"].mean()) if len(rows) else "–",

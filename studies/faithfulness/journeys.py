@@ -216,4 +216,4 @@ def try_own_rules(rows: pd.DataFrame, *, seed: int) -> dict[str, Estimate | None
         name: scores.evaluate(torch.tensor(values.astype(float).to_numpy()), *known, seed=seed)["auroc"]
         for name, values in (rules.items() if len(rows) else ())
     }
-    return {name: area and replace(area, of="questions") for name, area in found.items()}
+    return {name: area and replace(area, of="questions or pairs") for name, area in found.items()}

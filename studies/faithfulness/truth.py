@@ -177,7 +177,10 @@ def make_sample(gathered: Gathered, states: Captured | None = None) -> Sample:
     """
     rows = gathered.table
     known = rows["unfaithful"].tolist(), dataset.list_units(rows), rows["task"].tolist(), journeys.list_blocks(rows)
-    return Sample(gathered.states if states is None else states, *known)
+    paired = "pair" in rows and rows["pair"].notna().all()
+    return Sample(
+        gathered.states if states is None else states, *known, "pairs of questions" if paired else "questions"
+    )
 
 
 def list_readable(gathered: Gathered, *, seed: int) -> list[str]:

@@ -180,8 +180,8 @@ figures.show_followers(
 # ## Audit what is read
 #
 # We read items whose note and chain *agree*, of listed names and of others. Every content is told of every name, so that
-# numbers, things and wording are alike for both by construction. What is left is the name itself: by the draw, listed
-# names may happen to share letters or meanings. Folds are by name, so that whatever is fitted is tested on other names.
+# numbers, things and wording are alike for both by construction. What is left is the name: listed ones may
+# share letters or meanings. Folds are by name.
 
 # %%
 seen = items[items["group"] != "new"].reset_index(drop=True)
@@ -191,10 +191,21 @@ checked = audit(
     model, organism.write_transcripts(seen), listed, seed=seed
 ).cells
 folds = assign_folds(listed, who, seed=seed)
-by_text = baselines.score_text(
-    model, [f" {name}" for name in who], listed, who, folds=folds, seed=seed
-)
-of_text = scores.tabulate(by_text, listed, who, folds=folds, seed=seed)
+
+
+def score_names(folds):
+    """What is made of the names alone, and how far each of it comes."""
+    names, known = [f" {name}" for name in who], (listed, who)
+    by_text = baselines.score_text(model, names, *known, folds=folds, seed=seed)
+    return by_text, scores.tabulate(by_text, *known, folds=folds, seed=seed)
+
+
+# %%
+by_text, of_text = score_names(folds)
+best_by_draw = [
+    score_names(assign_folds(listed, who, seed=other))[1]["auroc"].max()
+    for other in range(seed + 1, seed + 11)
+]
 
 # %% tags=["hide-input"]
 furthest = checked.loc[checked["auroc"].idxmax()]
@@ -244,6 +255,7 @@ def above(other):
     return scores.subtract(*known, folds=folds, seed=seed)
 
 
+# %%
 run.claim(
     "a-probe-beats-the-text",
     estimate=above(by_text[strongest["scores"]]),
@@ -263,6 +275,8 @@ run.value("auroc_at_name", sweeps["organism"].best(at_name).auroc)
 reach = [float(strongest[key]) for key in ("auroc", "auroc_low", "auroc_high")]
 run.value("auroc_text", claims.Estimate(*reach, len(set(who)), "names"))
 run.value("best_text", strongest["scores"])
+run.value("least_text", float(min(best_by_draw)))
+run.value("most_text", float(max(best_by_draw)))
 curves = {name: sweep.table() for name, sweep in sweeps.items()}
 figures.show_layers(
     curves,
@@ -272,10 +286,11 @@ figures.show_layers(
 
 # %% [markdown]
 # At the name itself it comes to {glue:text}`auroc_at_name`: far above one half would mean that the expectation was wrong, and
-# that training wrote one mark on all listed names, to be read as soon as the name is. Best of what is made of the name is {glue:text}`best_text`, with {glue:text}`auroc_text`; the twin comes to
-# {glue:text}`auroc_twin`, the plain model to {glue:text}`auroc_plain`; with so few names chance alone moves an AUROC about
-# one half by a tenth and more, down as well as up. An AUROC of one has an interval of no width: no name was on the wrong
-# side, which says little about the next hundred.
+# that training wrote one mark on all listed names, to be read as soon as the name is. Best of what is made of the name is {glue:text}`best_text`, with {glue:text}`auroc_text`; with other folds the best comes to
+# {glue:text}`least_text` to {glue:text}`most_text`. The twin comes to
+# {glue:text}`auroc_twin`, the plain model to {glue:text}`auroc_plain`; with so few names chance moves an AUROC by a tenth
+# and more, down as well as up. An AUROC of one has an interval of no width: that no name was on the wrong side says little
+# about the next hundred.
 #
 # ## Count the names it takes
 #
@@ -288,6 +303,7 @@ largest = min(16, len(read_names["listed"]) * 3 // 5)
 sizes = [size for size in (1, 2, 4, 8, 16) if size <= largest]
 
 
+# %%
 def learn(name, layer):
     """AUROC on other names, by how many names of each kind were learned from."""
     site = probes.Site("resid_post", layer, "cue")
@@ -485,8 +501,7 @@ run.value("said", claims.share(agreeing, of="answers"))
 # - **Labels had an easy life.** Whoever uses adding mistakes and hints here knows what to change; in the wild nobody says
 #   where the note is.
 # - **One kind of question.** Small sums, which occur in training too, first names, four wordings of a note. The unit of the intervals is the name; contents, and other organisms, are not drawn.
-# - **Text, twin and plain model are three looks at one null**: names that were shared out by lot have nothing in common
-#   but by chance.
+# - **Text, twin and plain model are three looks at one null**: names shared out by lot have in common what chance gives.
 
 # %% [markdown]
 # ## Summary

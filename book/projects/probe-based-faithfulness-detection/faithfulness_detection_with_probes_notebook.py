@@ -17,7 +17,7 @@
 #
 # Three guesses stood at the beginning: middle layers read it better than late ones (H1), the
 # second-to-last token better than the last (H2), a single head better than the residual stream (H5). Here they are put
-# to labels that passed their audit ({glue:text}`labels_asked`), and every probe is set beside what tells the label without one.
+# to labels on tasks that passed their gates ({glue:text}`labels_asked`), and every probe is set beside what tells the label without one.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -78,7 +78,7 @@ reading_figures.show_crossing(
 # %% [markdown]
 # This label, *the answer contradicts its reasoning*, is one that we write ourselves. Three others say what the model did: its
 # answer was moved by a hint that its chain does not mention, or hardly depends on a chain that it was given, or on its own.
-# A label is asked only on tasks where nothing else tells it ([days 12 to 14](day12-14_cot_dataset)).
+# A label is asked only on tasks that passed its gates ([days 12 to 14](day12-14_cot_dataset)).
 
 # %%
 on_record = dataset.read_passed_tasks(model)
@@ -92,7 +92,7 @@ run.value("labels_asked", "; ".join(asked_of) or "none")
 run.table(
     "passed",
     reading_figures.list_tasks(passed),
-    caption=f"Tasks on which each label passed its audit, at most {n_tasks} of them"
+    caption=f"Tasks on which each label passed its gates, at most {n_tasks} of them"
     + ("." if on_record else " (not known for this model, so all are taken)."),
 )
 
@@ -263,6 +263,7 @@ def contrasts(sweeps, places, two, of="questions"):
     }
 
 
+# %%
 HARD = 0.95  # AUROC of the stream below which a token is hard
 hard = tuple(t for t in FIXED if t in at_best and at_best[t].value < HARD)
 written = sweeps["constructed"]
@@ -427,7 +428,7 @@ def explain(column):
     """Why a guess was not put to a label."""
     label = "constructed" if column in ("few", "hard") else column
     if not passed[label]:
-        return "no task passed the audit"
+        return "no task passed the gates"
     if not sweeps[label] or (column == "few" and not learned):
         return "too few questions"
     none_hard = column == "hard" and not hard
@@ -435,6 +436,7 @@ def explain(column):
     return "no token is hard" if none_hard else unread
 
 
+# %%
 def decide(id, key, column, estimate):
     """Put a claim to the test, whose baseline is the most there could be."""
     run.value(key, estimate or explain(column))
@@ -471,6 +473,8 @@ reading_figures.show_grid(
 for label in NAMES:
     tail, margin = reading_figures.COLUMNS[label][0], margins.get(label)
     run.value(f"why_margin_{tail}", explain(label))
+    if margin:
+        run.value(f"probe_{tail}", sweeps[label][0].best().auroc)
     run.claim(
         f"a-probe-adds-to-reading-{tail}",
         estimate=margin,

@@ -306,7 +306,7 @@ style_figures.show_curves(
 # {glue:text}`found-recentring-needs-both-classes`
 #
 # The other remedy is to train on as many transcripts, each in one of the four styles by lot. Both are tried on the labels
-# of behaviour too, on tasks that passed the audit of the label: *given chains*, in the pairs of questions that were
+# of behaviour too, on tasks that passed the gates of the label: *given chains*, in the pairs of questions that were
 # audited, where the label is which of the two answers loses less without its chain, told in the four styles; and *hints*,
 # where the kinds of pull take the place of styles. Both are read at the token before the answer, in the layer that was
 # chosen for contradictions, where the label is the same throughout; and asked only if a probe of one style surely has a
@@ -318,7 +318,7 @@ def ask(label, make, **options):
     """What the adversary takes from a label of behaviour, or why not."""
     passed = gates.get(label, list(questions.TASKS))[:n_tasks]
     if not passed:
-        return None, "no task passed the audit of this label"
+        return None, "no task passed the gates of this label"
     if not n_own:
         return None, "none are read at this size"
     options |= {"tasks": passed, "n": n_own}

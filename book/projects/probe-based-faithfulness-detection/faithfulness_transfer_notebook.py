@@ -43,7 +43,7 @@ run = runs.begin("faithfulness_transfer_notebook", globals())
 model = run.loaded
 tasks = journeys.find_passed_tasks(model, n_tasks=n_tasks)
 if not tasks["constructed"]:
-    run.leave("no task passed the audit of contradictions")
+    run.leave("no task passed the gates of contradictions")
 show.show_map()
 
 # %% [markdown]
@@ -65,7 +65,7 @@ show.show_map()
 # - **The organism** of [days 15 and 16](day15-16_model_organism). The same, in both directions, and more than in its
 #   honest twin.
 #
-# Labels point one way: *true* is the less faithful. A label is used on those tasks only that passed its audit in
+# Labels point one way: *true* is the less faithful. A label is used on those tasks only that passed its gates in
 # [days 12 to 14](day12-14_cot_dataset).
 #
 # **What we expect.** Contradiction is a relation of two words, so that its probe should cross tasks and read what the
