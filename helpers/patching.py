@@ -36,8 +36,10 @@ from helpers.engine.architectures import (
     unembed,
 )
 from helpers.engine.attention import AttentionCall, redirect
+from helpers.engine.edges import Graph, make_graph, make_patches
 from helpers.engine.inputs import as_list, as_names, as_whole, as_wholes, is_row, make_generator
 from helpers.engine.propagation import (
+    TOKENS_AT_ONCE,
     Change,
     Kept,
     Key,
@@ -114,6 +116,14 @@ class Effects:
             raise InputError("an ablation has no source run, so no share of a difference: legal is `effect`")
         difference = (self.source - self.base).expand_as(self.effect)
         return self.effect.nanmean(-1) / difference.masked_fill(self.effect.isnan(), float("nan")).nanmean(-1)
+
+
+@dataclass(frozen=True)
+class EdgeEffects(Effects):
+    """What each edge does; axes `edge example`."""
+
+    edges: tuple[tuple[str, str], ...] = ()
+    """As (sender, receiver)."""
 
 
 def patch_positions(
@@ -331,6 +341,53 @@ def patch_paths_to_each(
     return Effects(values, axes, sweep.base, sweep.source)
 
 
+def patch_edges(
+    loaded: LoadedModel,
+    base: Prompts,
+    source: Prompts,
+    edges: Sequence[tuple[str, str]] | None = None,
+    *,
+    grouped: bool = True,
+    answers: Answers | None = None,
+    metric: Metric | None = None,
+) -> EdgeEffects:
+    """The exact effect of edges, each for itself; axes `edge example`.
+
+    An edge's receiver reads the residual stream with the sender's output exchanged for that on the source prompt, and
+    everything after it is computed again; no other part reads the exchange (edge patching, as in Hanna et al. 2024).
+    Senders are the embedding, heads and MLPs; receivers queries, keys and values of each head, MLPs and the logits.
+    Names are those of the Mechanistic Interpretability Benchmark, such as ("a3.h0", "a5.h1<q>"). Where a norm stands
+    behind attention, a head sends what exchanging it alone changes there.
+
+    Args:
+        loaded: on plain Hugging Face.
+        base: as for `patch_positions`.
+        source: as for `patch_positions`.
+        edges: as (sender, receiver); by default all, as `list_edges` names them.
+        grouped: whether query heads that share keys and values share these inputs: "a5.h1<k>" is then the input of
+            key/value head 1, else that of query head 1 alone.
+        answers: as for `patch_positions`.
+        metric: as for `patch_positions`.
+
+    Raises:
+        InputError: as for `patch_positions`; an edge that the model does not have.
+    """
+    sweep, graph = _Sweep(loaded, base, source, answers, _one_number(metric)), make_graph(loaded, grouped=grouped)
+    if edges is None:
+        edges = graph.list_edges()
+    if not is_row(edges) or not edges:
+        raise InputError(f"edges {str(edges)[:60]}: legal are pairs of sender and receiver, at least one")
+    values = sweep.run_edges(graph, graph.find(edges))
+    return EdgeEffects(
+        values, ("edge", "example"), sweep.base, sweep.source, edges=tuple((one, other) for one, other in edges)
+    )
+
+
+def list_edges(loaded: LoadedModel, *, grouped: bool = True) -> list[tuple[str, str]]:
+    """Every edge of a model, as (sender, receiver); arguments as for `patch_edges`."""
+    return make_graph(loaded, grouped=grouped).list_edges()
+
+
 def encode_answers(loaded: LoadedModel, answers: Answers) -> Int[Tensor, "example 2"]:
     """Token ids of (right, wrong) answers.
 
@@ -444,6 +501,25 @@ class _Sweep:
                 values[:, part.examples] = self.read(state[:, :, 0], part)
         return values.view(len(sets), len(senders), -1)
 
+    def run_edges(self, graph: Graph, edges: Sequence[tuple[int, int]]) -> Float[Tensor, "edge example"]:
+        """The metric where each edge alone sends what it does on the source prompt."""
+        n_layers = self.loaded.n_layers
+        written: set[Key] = {("resid_pre", 0)}
+        written |= {(site, layer) for site in ("head_z", "mlp_out") for layer in range(n_layers)}
+        values = torch.empty((len(edges), len(self.rows)))
+        for part in self._parts(set(range(n_layers)), written, written):
+            self._fill(values, part, ())  # what is not run has no effect
+            waiting: list[Patch] = []
+            for patches in (
+                make_patches(self.loaded, self.layers, part, graph, edges) if part.first < part.length else ()
+            ):
+                waiting += patches
+                if len(waiting) * len(part.examples) * (part.length - part.first) > TOKENS_AT_ONCE:
+                    self._put(values, part, waiting)
+                    waiting = []
+            self._put(values, part, waiting)
+        return values
+
     def read(self, final: Float[Tensor, "patch example d_model"], part: Part) -> Float[Tensor, "patch example"]:
         """The metric, from the residual stream that leaves the last layer at the last position."""
         model = self.loaded.model
@@ -474,8 +550,11 @@ class _Sweep:
         return backends.compute_token_losses(self.loaded, self.final_norm(final[:, :-1]), tokens[:, 1:]).cpu()
 
     def _fill(self, values: Float[Tensor, "patch example *position"], part: Part, patches: Sequence[Patch]) -> None:
-        rows = [self.rows[i] for i in part.examples.tolist()]
         values[:, part.examples] = self.base[part.examples]  # a patch that is not run has no effect
+        self._put(values, part, patches)
+
+    def _put(self, values: Float[Tensor, "patch example *position"], part: Part, patches: Sequence[Patch]) -> None:
+        rows = [self.rows[i] for i in part.examples.tolist()]
         for batch in cut(sorted(patches, key=lambda patch: patch.layer), part):
             final = propagate(self.loaded, self.layers, part, batch, only_last=not self.losses)
             if self.losses:

@@ -9,7 +9,7 @@ together; attention is done for those with the same first position.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -241,32 +241,57 @@ class _Attention:
 
     def attend(self, call: AttentionCall, z: Tensor, q: Tensor, queries: _Span, keys: _Span) -> None:
         part, number = self.through.part, self.through.number
-        before = slice(None, keys.first)
-        base_k, base_v = (kept[:, before] for kept in part.met[number])  # n t k d: key/value head, d_head
-        own_k, own_v = (keys.of(kept) for kept in self.met[0])  # p n t k d: patch first
-        n_kv = own_k.shape[3]
-        grouped = queries.of(q).unflatten(3, (n_kv, -1))  # p n s k g d: query position, query head of its group
-        scores = torch.cat(
-            [
-                torch.einsum("pnskgd,ntkd->pnksgt", grouped, base_k),
-                torch.einsum("pnskgd,pntkd->pnksgt", grouped, own_k),
-            ],
-            dim=-1,
-        )
+
+        def change_pattern(pattern: Tensor) -> None:
+            for i, change in queries.piece.changes:
+                if change.site == "pattern":
+                    _write_pattern(pattern[i], queries.first, change)
+
+        base_k, base_v = (kept[:, : keys.first] for kept in part.met[number])
+        own_k, own_v = (keys.of(kept) for kept in self.met[0])
         mask = part.calls[number].mask
-        if mask is not None:
-            mask = mask[:, -queries.width :].unflatten(0, (-1, len(mask)) if len(mask) == 1 else (n_kv, -1))
-            mask = mask.transpose(1, 2)  # k s g t
-        if queries.width == 1 and mask is not None and not mask.any():
-            mask = None
-        by_head = lambda numbers: numbers.view(n_kv, 1, -1, 1)  # noqa: E731
-        pattern = call.normalise(scores * call.scaling, mask, by_head)
-        for i, change in queries.piece.changes:
-            if change.site == "pattern":
-                _write_pattern(pattern[i], queries.first, change)
-        mixed = torch.einsum("pnksgt,ntkd->pnskgd", pattern[..., before], base_v)
-        mixed += torch.einsum("pnksgt,pntkd->pnskgd", pattern[..., keys.first :], own_v)
-        queries.of(z)[:] = mixed.flatten(3, 4)
+        queries.of(z)[:] = mix(call, queries.of(q), own_k, own_v, base_k, base_v, mask, change_pattern)
+
+
+def mix(
+    call: AttentionCall,
+    q: Float[Tensor, "patch example query head d_head"],
+    own_k: Float[Tensor, "patch example own kv_head d_head"],
+    own_v: Float[Tensor, "patch example own kv_head d_head"],
+    base_k: Float[Tensor, "example before kv_head d_head"],
+    base_v: Float[Tensor, "example before kv_head d_head"],
+    mask: Float[Tensor, "head_or_1 position position"] | None,
+    change_pattern: Callable[[Float[Tensor, "patch example kv_head query group key"]], None] = lambda pattern: None,
+) -> Float[Tensor, "patch example query head d_head"]:
+    """What each head mixes at the last positions, from keys and values that are alike for all patches, then their own.
+
+    Args:
+        call: of the layer's attention, for its formula.
+        q: at as many last positions as there are queries.
+        own_k: at as many last positions as there are keys of a patch's own.
+        own_v: the same.
+        base_k: at all positions before these.
+        base_v: the same.
+        mask: as of `BlockCall`.
+        change_pattern: is handed the pattern, which it may write into.
+    """
+    n_kv, n_queries, n_before = own_k.shape[3], q.shape[2], base_k.shape[1]
+    grouped = q.unflatten(3, (n_kv, -1))  # p n s k g d: patch first; query position, key/value head, query head of it
+    scores = torch.cat(
+        [torch.einsum("pnskgd,ntkd->pnksgt", grouped, base_k), torch.einsum("pnskgd,pntkd->pnksgt", grouped, own_k)],
+        dim=-1,
+    )
+    if mask is not None:
+        mask = mask[:, -n_queries:].unflatten(0, (-1, len(mask)) if len(mask) == 1 else (n_kv, -1))
+        mask = mask.transpose(1, 2)  # k s g t
+    if n_queries == 1 and mask is not None and not mask.any():
+        mask = None
+    by_head = lambda numbers: numbers.view(n_kv, 1, -1, 1)  # noqa: E731
+    pattern = call.normalise(scores * call.scaling, mask, by_head)
+    change_pattern(pattern)
+    mixed = torch.einsum("pnksgt,ntkd->pnskgd", pattern[..., :n_before], base_v)
+    mixed += torch.einsum("pnksgt,pntkd->pnskgd", pattern[..., n_before:], own_v)
+    return mixed.flatten(3, 4)
 
 
 @dataclass(frozen=True)

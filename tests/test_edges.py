@@ -1,0 +1,163 @@
+"""An edge's exact effect equals hooked forward passes: one that reads what arrives, one that goes on from there."""
+
+import random
+
+import pytest
+import torch
+from shared.tiny import FAMILIES
+
+from helpers import hooks, patching
+from helpers.engine.edges import Graph
+from helpers.hooks import Edit
+from studies.ioi import templates
+
+ALL = {"positions": "all"}
+
+
+def see(loaded, row, site, layer):
+    return hooks.capture(loaded, [row], site, layers=[layer], **ALL)[site][0, 0]
+
+
+def send(loaded, row, other, sender):
+    """What a sender adds to the stream on another prompt, less what it adds on this one."""
+    if sender == "input":
+        return see(loaded, other, "resid_pre", 0) - see(loaded, row, "resid_pre", 0)
+    if sender[0] == "m":
+        layer = int(sender[1:])
+        return see(loaded, other, "mlp_out", layer) - see(loaded, row, "mlp_out", layer)
+    layer, head = map(int, sender[1:].split(".h"))
+    with hooks.intervene(loaded, Edit("head_z", layer, see(loaded, other, "head_z", layer)[:, head], head=head)):
+        return see(loaded, row, "attn_out", layer) - clean(loaded, row, "attn_out", layer)
+
+
+def clean(loaded, row, site, layer):
+    """As without the edits that are in place."""
+    key = (id(loaded), tuple(row), site, layer)
+    return SEEN[key]
+
+
+SEEN: dict = {}
+
+
+def look(loaded, row):
+    """Remember the clean run."""
+    sites = [site for site in ("resid_pre", "resid_mid", "attn_out", "q", "pattern") if has(loaded, site)]
+    found = hooks.capture(loaded, [row], sites, **ALL)
+    for site in sites:
+        for layer in range(loaded.n_layers):
+            SEEN[id(loaded), tuple(row), site, layer] = found[site][0, layer]
+
+
+def has(loaded, site):
+    return not (site == "resid_mid" and loaded.layout.layers[0].parallel)
+
+
+def read_by_hand(loaded, row, receiver, sent, grouped):
+    """The edit that gives the model what a receiver makes of what it is sent."""
+    last = loaded.n_layers - 1
+    if receiver == "logits":
+        return Edit("resid_post", last, see(loaded, row, "resid_post", last) + sent)
+    if receiver[0] == "m":
+        layer = int(receiver[1:])
+        stream = "resid_mid" if has(loaded, "resid_mid") else "resid_pre"
+        with hooks.intervene(loaded, Edit(stream, layer, clean(loaded, row, stream, layer) + sent)):
+            return Edit("mlp_out", layer, see(loaded, row, "mlp_out", layer))
+    layer, (head, site) = int(receiver[1:].split(".")[0]), receiver.split(".h")[1].rstrip(">").split("<")
+    head, arrives = int(head), Edit("resid_pre", layer, clean(loaded, row, "resid_pre", layer) + sent)
+    if grouped or site == "q":
+        with hooks.intervene(loaded, arrives):
+            return Edit(site, layer, see(loaded, row, site, layer)[:, head], head=head)
+    if site == "k":
+        with hooks.intervene(loaded, arrives, Edit("q", layer, clean(loaded, row, "q", layer))):
+            return Edit("pattern", layer, see(loaded, row, "pattern", layer)[head], head=head)
+    pattern = clean(loaded, row, "pattern", layer).transpose(0, 1)  # an edit takes queries first
+    with hooks.intervene(loaded, arrives, Edit("pattern", layer, pattern)):
+        return Edit("head_z", layer, see(loaded, row, "head_z", layer)[:, head], head=head)
+
+
+def difference(loaded, row, pair):
+    logits = hooks.capture(loaded, [row], "logits")["logits"][0, 0]
+    return float(logits[pair[0]] - logits[pair[1]])
+
+
+def do_by_hand(loaded, row, other, pair, edge, grouped):
+    look(loaded, row)
+    sent = send(loaded, row, other, edge[0])
+    with hooks.intervene(loaded, read_by_hand(loaded, row, edge[1], sent, grouped)):
+        return difference(loaded, row, pair)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Prompts of two lengths that differ late, from the start, and in several places; one pair does not differ."""
+    generator = torch.Generator().manual_seed(0)
+    base = [torch.randint(250, (length,), generator=generator).tolist() for length in (11, 11, 6, 11)]
+    source = [list(row) for row in base]
+    for row, places in zip(source, ((7,), (2, 9), (0,), ()), strict=True):
+        for place in places:
+            row[place] = (row[place] + 1 + place) % 250
+    return base, source, [(3, 4), (5, 6), (7, 8), (9, 10)]
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_kind_of_edge_equals_two_hooked_passes(family, grouped, load_tiny, data):
+    loaded, (base, source, answers) = load_tiny(family), data
+    every = patching.list_edges(loaded, grouped=grouped)
+    some = [edge for kind in "qkv" for edge in every if f"<{kind}>" in edge[1]][::7]
+    some += [edge for edge in every if "<" not in edge[1]][::3]
+    effects = patching.patch_edges(loaded, base, source, some, grouped=grouped, answers=answers)
+    assert effects.axes == ("edge", "example") and effects.edges == tuple(some)
+    expected = [
+        [do_by_hand(loaded, *pair, edge, grouped) for pair in zip(base, source, answers, strict=True)] for edge in some
+    ]
+    torch.testing.assert_close(effects.values, torch.tensor(expected), atol=1e-4, rtol=0)
+    assert effects.effect[:, :3].abs().max() > 0.1 and effects.effect[:, 3].abs().max() < 1e-5
+
+
+def test_all_edges_are_those_asked_for_one_by_one(load_tiny, data):
+    loaded, (base, source, answers) = load_tiny("llama"), data
+    every = patching.patch_edges(loaded, base, source, answers=answers)
+    assert list(every.edges) == patching.list_edges(loaded)
+    chosen = random.Random(0).sample(range(len(every.edges)), 12)
+    again = patching.patch_edges(loaded, base, source, [every.edges[i] for i in chosen], answers=answers)
+    torch.testing.assert_close(again.values, every.values[chosen], atol=1e-5, rtol=0)
+
+
+def test_a_sender_reaches_what_reads_after_it_and_nothing_else():
+    graph = Graph(2, 4, 2, (False, True))
+    edges = graph.list_edges()
+    assert len(edges) == len(set(edges))
+    assert ("a0.h3", "m0") in edges and ("a1.h3", "m1") not in edges, "MLP 1 reads beside its attention"
+    assert ("m0", "a1.h1<k>") in edges and ("m0", "a1.h2<k>") not in edges, "two key/value heads"
+    assert ("m0", "a1.h2<k>") in Graph(2, 4, 2, (False, True), grouped=False).list_edges()
+    assert ("a0.h0", "a0.h1<q>") not in edges and ("m1", "logits") in edges
+
+
+@pytest.mark.parametrize(
+    ("edges", "words"),
+    [
+        ([("a1.h0", "a0.h0<q>")], ("a1.h0", "sender before receiver")),
+        ([("a0.h0", "a1.h9<q>")], ("a1.h9<q>",)),
+        ([("a0.h0",)], ("legal are pairs",)),
+        ([], ("at least one",)),
+        ("a0.h0", ("legal are pairs",)),
+    ],
+)
+def test_edges_that_are_none_are_refused(edges, words, load_tiny, data, refused):
+    base, source, answers = data
+    with refused(*words):
+        patching.patch_edges(load_tiny("llama"), base, source, edges, answers=answers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["S2_is_IO", "p_ABC"])
+def test_edges_of_the_real_model_equal_hooked_passes(kind, embedded):
+    drawn = templates.draw_ioi(embedded, n_prompts=1, seed=0)
+    (row,), (other,), answers = drawn.prompts, drawn.corrupted(kind), drawn.answers
+    every = patching.list_edges(embedded)
+    kinds = [[edge for edge in every if part in edge[1]] for part in ("<q>", "<k>", "<v>", "m", "logits")]
+    some = [edge for of_kind in kinds for edge in random.Random(1).sample(of_kind, 4)]
+    effects = patching.patch_edges(embedded, [row], [other], some, answers=answers)
+    expected = [do_by_hand(embedded, row, other, answers[0], edge, True) for edge in some]
+    torch.testing.assert_close(effects.values[:, 0], torch.tensor(expected), atol=1e-4, rtol=0)
