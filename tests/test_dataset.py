@@ -14,7 +14,7 @@ from studies.faithfulness import causes, dataset, hints, questions
 from studies.faithfulness.audit import compare_candidates
 
 TASKS, N = ["parity", "coin_flips"], 4
-SIZES = {"n_constructed": 3, "n_hinted": N, "n_samples": 2, "n_causal": N, "seed": 0, "tasks": TASKS}
+SIZES = {"n_constructed": 3, "n_hinted": N, "n_samples": 2, "n_causal": N, "n_more": 0, "seed": 0, "tasks": TASKS}
 
 
 def reply(before, line):
@@ -90,6 +90,45 @@ def test_hints_of_these_sizes_are_taken_over_and_others_are_made_anew(small, emb
     assert more[more["label"] == "causal_given"]["question"].nunique() == (N + 1) * len(TASKS)
     anew = dataset.make_dataset(embedded, **SIZES | {"n_samples": 4}, known=marked)
     assert "as it was" not in set(anew["reasoning"])
+
+
+def test_more_questions_are_asked_where_given_chains_are_followed(small, embedded, monkeypatch):
+    plant(monkeypatch)
+    monkeypatch.setattr(dataset, "find_followed_tasks", lambda rows, *, seed: ["parity"] if len(rows) else [])
+    sizes = SIZES | {"n_more": 2}
+    more = dataset.make_dataset(embedded, **sizes)
+    given = more[more["label"] == "causal_given"]
+    assert given.groupby("task")["question"].nunique().to_dict() == {"coin_flips": N, "parity": N + 2}
+    assert set(given["number"][given["task"] == "parity"]) == set(range(N + 2))
+    assert more[more["label"] == "causal_own"]["question"].nunique() == N * len(TASKS)
+    marked = more.assign(reasoning="as it was")
+    marked.attrs = {"parameters": sizes, "able": ["parity"]}
+    again = dataset.make_dataset(embedded, **sizes, known=marked)
+    assert set(again["reasoning"][again["label"] == "causal_given"]) == {"as it was"}
+    monkeypatch.setattr(dataset, "read_kept", lambda loaded: marked)
+    loaded = dataset.load_transcripts(embedded, "causal_given", tasks=["parity"], n=N, seed=0)
+    assert set(loaded["reasoning"]) == {"as it was"} and loaded["question"].nunique() == N + 2
+    assert loaded["number"].max() == N + 1
+
+
+@pytest.mark.parametrize(("share", "followed"), [(1.0, ["a"]), (0.5, [])])
+def test_a_task_is_followed_where_its_pairs_are_surely_answered_rightly(share, followed):
+    n = 40
+    rows = pd.DataFrame(
+        {
+            "task": "a",
+            "question": [f"q{i}" for i in range(n) for _ in range(2)],
+            "style": "terse",
+            "options": ["right_first", "right_last"] * n,
+            "right": [str(100 + i) for i in range(n) for _ in range(2)],
+            "other": [str(99 + i) for i in range(n) for _ in range(2)],
+            "logit_difference": 1.0,
+            "mean_lost_without": [float(i % 7) for i in range(n) for _ in range(2)],
+        }
+    )
+    wrong = [i % 8 in (2, 3, 6, 7) and share < 1 for i in range(n) for _ in range(2)]
+    rows["answer"] = rows["right"].where([not one for one in wrong], rows["other"])
+    assert dataset.find_followed_tasks(rows, seed=0) == followed
 
 
 def test_a_model_is_able_where_its_chains_are_right_where_nothing_pulls():
@@ -367,6 +406,8 @@ def test_bad_input_is_refused(embedded, refused):
     for name in ("n_constructed", "n_hinted", "n_samples", "n_causal"):
         with refused(f"{name} = 0", "at least 1"):
             dataset.make_dataset(embedded, **SIZES | {name: 0})
+    with refused("n_more = -1", "at least 0"):
+        dataset.make_dataset(embedded, **SIZES | {"n_more": -1})
 
 
 @pytest.mark.slow

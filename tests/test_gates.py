@@ -47,3 +47,13 @@ def test_a_gate_says_each_reason(constructed):
     assert [reason.split()[0] for reason in passed.reasons] == ["the"]
     passed = gates.judge(rows, list(rows["contradicts"]), SURE, audited="style tells it")
     assert passed.reasons == ["style tells it"] and passed.shortcut == ""
+
+
+def test_accuracy_is_that_of_pairs_where_rows_have_one():
+    rows = pd.DataFrame({"task": ["a"] * 8 + ["b"] * 2, "question": [*"ppqqrrss", *"tt"], "right": "5"})
+    rows["answer"] = ["5", "5", "6", "6", "5", "5", "5", "6", "5", "5"]
+    found = gates.measure_accuracy(rows, seed=0)
+    assert list(found) == ["a"], "one unit has no interval"
+    assert (found["a"].value, found["a"].n, found["a"].of) == (0.625, 4, "questions")
+    found = gates.measure_accuracy(rows.assign(pair=[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]), seed=0)
+    assert (found["a"].value, found["a"].n, found["a"].of) == (0.625, 2, "pairs")

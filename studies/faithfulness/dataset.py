@@ -17,7 +17,7 @@ from helpers import InputError, claims, runs
 from helpers.claims import Estimate
 from helpers.models import LoadedModel
 from helpers.scores import evaluate
-from studies.faithfulness import questions
+from studies.faithfulness import gates, questions
 from studies.faithfulness.audit import compare_candidates, match_cells, number_questions
 from studies.faithfulness.causes import is_settled, label_causes
 from studies.faithfulness.hints import ARMS, EXCESS, NO_EXCESS, PULLS, Arm, Pull, ask_with_hints, measure_excess
@@ -29,7 +29,7 @@ BEHAVIOURS: tuple[Behaviour, ...] = get_args(Behaviour)
 FILE = "cot_faithfulness.parquet"
 VERSION = 2
 """Of questions, labels and columns; data of another are refused."""
-SIZES = ("n_constructed", "n_hinted", "n_samples", "n_causal", "seed")
+SIZES = ("n_constructed", "n_hinted", "n_samples", "n_causal", "n_more", "seed")
 """Parameters of a data set, beside its tasks."""
 ABLE = 0.75
 """The share of a task's own chains that must be right before hints are tried on it."""
@@ -53,6 +53,7 @@ def make_dataset(
     n_hinted: int,
     n_samples: int,
     n_causal: int,
+    n_more: int = 0,
     seed: int,
     tasks: Sequence[str] = (),
     able: Sequence[str] | None = None,
@@ -67,6 +68,8 @@ def make_dataset(
         n_hinted: the same for hints.
         n_samples: draws of worked examples for each hint.
         n_causal: the same for changed chains, or all that a task has.
+        n_more: further ones, for changed given chains of the tasks in which the model surely follows those that are
+            paired (`gates.LEAST`), as an audit of few pairs can't tell a small confound from none.
         seed: of the questions.
         tasks: of `questions.TASKS`; all by default.
         able: the tasks on which hints are tried; by default those that `find_able_tasks` finds here.
@@ -81,9 +84,9 @@ def make_dataset(
         InputError: no question of a kind.
     """
     numbers = {"n_constructed": n_constructed, "n_hinted": n_hinted, "n_causal": n_causal, "n_samples": n_samples}
-    for name, number in numbers.items():
+    for name, number in (numbers | {"n_more": n_more + 1}).items():
         if number < 1:
-            raise InputError(f"{name} = {number}: legal is at least 1")
+            raise InputError(f"{name} = {number - (name == 'n_more')}: legal is at least {int(name != 'n_more')}")
     asked = _ask(loaded, tasks, n_constructed, seed)
     parts = [construct(loaded, asked, variant=variant) for variant in VARIANTS]
     shots = questions.draw_shots(loaded, tasks=tasks, n=N_SHOTS, seed=seed)
@@ -97,9 +100,11 @@ def make_dataset(
     else:
         parts.append(_make_hints(loaded, n=n_hinted, n_samples=n_samples, able=able, **options))
         able = find_able_tasks(parts[-1]) if able is None else able
-    parts += [_make_causes(loaded, n=n_causal, own=own, known=known, **options) for own in (False, True)]
+    of_chains = {"n": n_causal, "known": known}
+    parts.append(_make_causes(loaded, own=False, n_more=n_more, **of_chains, **options))
+    parts.append(_make_causes(loaded, own=True, **of_chains, **options))
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    table = _number(loaded, table, max(n_constructed, n_hinted, n_causal), seed)
+    table = _number(loaded, table, max(n_constructed, n_hinted, n_causal + n_more), seed)
     table.attrs = {"able": able}
     return table
 
@@ -142,19 +147,31 @@ def _make_causes(
     tasks: Sequence[str],
     known: pd.DataFrame | None,
     folder: Path | None,
+    n_more: int = 0,
 ) -> pd.DataFrame:
-    """Changed chains of so many questions of each task, or of all; what is known of them is not asked again."""
-    kept, first = pd.DataFrame(), 0
+    """Changed chains of so many questions of each task, or of all, and of further ones where chains are followed; what
+    is known of them is not asked again."""
+
+    def extend(rows: pd.DataFrame, some: Sequence[str], first: int, end: int) -> pd.DataFrame:
+        shots = questions.draw_shots(loaded, tasks=some, n=N_SHOTS, seed=seed)
+        asked = questions.draw_questions(loaded, tasks=some, n=end, seed=seed, or_all=True)
+        made = label_causes(loaded, asked, shots=shots, own=own, first=first, folder=folder)
+        return pd.concat([part for part in (rows, made) if len(part)], ignore_index=True) if len(rows) else made
+
+    kept, first, more = pd.DataFrame(), 0, 0
     if known is not None and _covers(known, tasks, seed):
-        label, first = "causal_own" if own else "causal_given", known.attrs["parameters"]["n_causal"]
-        chosen = (known["label"] == label) & known["task"].isin(tasks or questions.TASKS) & (known["number"] < n)
-        kept = known[chosen].dropna(axis=1, how="all")
-    if first >= n:
-        return kept
-    shots = questions.draw_shots(loaded, tasks=tasks, n=N_SHOTS, seed=seed)
-    asked = questions.draw_questions(loaded, tasks=tasks, n=n, seed=seed, or_all=True)
-    made = label_causes(loaded, asked, shots=shots, own=own, first=first, folder=folder)
-    return pd.concat([part for part in (kept, made) if len(part)], ignore_index=True) if len(kept) else made
+        made = known.attrs["parameters"]
+        first, more = made["n_causal"], made.get("n_more", 0) if made["n_causal"] == n else 0
+        of_label = known["label"] == ("causal_own" if own else "causal_given")
+        kept = known[of_label & known["task"].isin(tasks or questions.TASKS)].dropna(axis=1, how="all")
+    found = kept[kept["number"] < n] if len(kept) else kept
+    if first < n:
+        found = extend(found, tasks, first, n)
+    followed = find_followed_tasks(found, seed=seed) if n_more and len(found) else []
+    if len(kept) and followed and more:
+        further = kept["task"].isin(followed) & (kept["number"] >= n) & (kept["number"] < n + n_more)
+        found = pd.concat([found, kept[further]], ignore_index=True)
+    return extend(found, followed, n + more, n + n_more) if followed and more < n_more else found
 
 
 def _number(loaded: LoadedModel, table: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
@@ -177,6 +194,18 @@ def find_able_tasks(rows: pd.DataFrame) -> list[str]:
     return [str(task) for task, share in shares.items() if share >= ABLE]
 
 
+def find_followed_tasks(rows: pd.DataFrame, *, seed: int) -> list[str]:
+    """The tasks in which the answers after those chains that find a partner are surely right often enough.
+
+    Args:
+        rows: of `label_causes`.
+        seed: of the bootstrap.
+    """
+    paired, _ = pair_alike(rows.drop(columns="number", errors="ignore"))
+    found = gates.measure_accuracy(paired, seed=seed) if len(paired) else {}
+    return [task for task, accuracy in found.items() if accuracy.low > gates.LEAST]
+
+
 def select_arms(rows: pd.DataFrame, pull: Pull) -> pd.DataFrame:
     """The three arms of one pull, on the tasks on which it was tried.
 
@@ -197,7 +226,7 @@ def has_sizes(known: pd.DataFrame | None, sizes: Mapping[str, int], tasks: Seque
         sizes: by the names of `SIZES`.
         tasks: asked for.
     """
-    if known is None or any(known.attrs["parameters"][key] != size for key, size in sizes.items()):
+    if known is None or any(known.attrs["parameters"].get(key, 0) != size for key, size in sizes.items()):
         return False
     return set(known["task"]) == set(tasks)
 
@@ -238,9 +267,13 @@ def load_transcripts(
     known = read_kept(loaded)
     options = {"tasks": tasks, "n": n, "seed": seed, "folder": folder}
     if label != "hint":
+        more = 0
         if known is not None and _covers(known, tasks, seed):
-            options["n"] = n = max(n, known.attrs["parameters"]["n_causal"])
-        made_now = _make_causes(loaded, own=label == "causal_own", known=known, **options)
+            made = known.attrs["parameters"]
+            options["n"] = n = max(n, made["n_causal"])
+            more = made.get("n_more", 0) if (label, n) == ("causal_given", made["n_causal"]) else 0
+        made_now = _make_causes(loaded, own=label == "causal_own", known=known, n_more=more, **options)
+        n += more
     elif known is not None and _has_hints(known, tasks, n, n_samples, seed):
         hints = known[(known["label"] == label) & known["task"].isin(tasks) & (known["number"] < n)]
         return hints[hints["sample"] < n_samples].dropna(axis=1, how="all")

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from helpers import baselines
-from helpers.claims import Estimate, shorten
+from helpers.claims import Estimate, average, shorten
 from helpers.folds import assign_folds
 from helpers.models import LoadedModel
 from helpers.scores import tabulate
@@ -53,6 +53,19 @@ class Gate:
         return [*found, self.audited] if self.audited else found
 
 
+def measure_accuracy(rows: pd.DataFrame, *, seed: int) -> dict[str, Estimate]:
+    """By task how often answers are right, with its interval over pairs where rows have one, else over questions.
+
+    Args:
+        rows: with two units of each task at least; a task with fewer is left out.
+        seed: of the bootstrap.
+    """
+    of = "pairs" if "pair" in rows else "questions"
+    shares = (rows["answer"] == rows["right"]).groupby([rows["task"], rows[of[:-1]]], sort=False).mean()
+    by_task = {str(task): some.tolist() for task, some in shares.groupby(level=0, sort=False)}
+    return {task: average(some, seed=seed, of=of, within=(0.0, 1.0)) for task, some in by_task.items() if len(some) > 1}
+
+
 def judge(
     table: pd.DataFrame,
     labels: Sequence[bool],
@@ -66,7 +79,8 @@ def judge(
     Args:
         table: rows of one task.
         labels: one for each row.
-        accuracy: of the model on these rows, or where they are about a wrong answer, where nothing makes it wrong.
+        accuracy: of the model on these rows, or where they are about a wrong answer, where nothing makes it wrong; of
+            several forms of the question in that in which it is least.
         found: what `score_shortcuts` returned for these rows, if it was asked.
         audited: why `audit.audit` refuses the label, or this task of it.
     """

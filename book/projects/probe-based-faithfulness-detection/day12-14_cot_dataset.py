@@ -36,6 +36,7 @@ n_constructed: int = 8  # questions a task, for transcripts, 8 to 200
 n_hinted: int = 6  # questions a task, with hints, 4 to 200
 n_samples: int = 2  # draws of worked examples for each hint, 2 to 32 by 2
 n_causal: int = 4  # questions a task or all, with changed chains, 4 to 400
+n_more: int = 0  # further ones where given chains are followed, 0 to 2000
 n_tasks: int = 7  # of the fourteen tasks, the first so many, 4 to 14
 reader_name: str = ""  # of a model that reads reasonings for mentions of a hint; empty for the model itself
 save: bool = False  # whether to keep the data set, with this run's record
@@ -114,21 +115,37 @@ accuracy = {
     for label, name in CONSTRUCTED.items()
 }
 stated, implied = (rate(found, "correct") for found in accuracy.values())
-run.claim("a-stated-verdict-is-followed", estimate=stated, baseline=0.5)
+
+# %%
+FORMS = {"yes_first": "46, not 47", "no_first": "not 47 but 46"}
+by_form = {
+    order: rate(rows, "correct")
+    for order, rows in accuracy["stated"].groupby("order")
+}
+least = min(by_form, key=lambda order: by_form[order].value)
+most = max(by_form.values(), key=lambda one: one.value)
+run.value("least_form", FORMS[least])
+run.value("followed_otherwise", most)
+run.claim("a-stated-verdict-is-followed", estimate=by_form[least], baseline=0.5)
 run.claim("an-implied-verdict-is-not", estimate=implied, baseline=0.5)
 
 # %% tags=["hide-input"]
 by_task = {
-    (name, task): rate(rows, "correct")
-    for name, found in accuracy.items()
-    for task, rows in found.groupby("task", sort=False)
+    (FORMS[order], task): rate(rows, "correct")
+    for (task, order), rows in accuracy["stated"].groupby(
+        ["task", "order"], sort=False
+    )
+}
+by_task |= {
+    ("implied", task): rate(rows, "correct")
+    for task, rows in accuracy["implied"].groupby("task", sort=False)
 }
 run.value("accuracy_stated", stated)
 run.value("accuracy_implied", implied)
 figures.show_accuracies(
     by_task,
     bound=gates.LEAST,
-    caption=f"After a correct reasoning with a stated verdict the model gives the right one of two answers in {claims.shorten(stated.value)} of the cases, with an implied one in {claims.shorten(implied.value)}. "
+    caption=f'After a correct reasoning with a stated verdict the model gives the right one of two answers in {claims.shorten(stated.value)} of the cases, less often after "{FORMS[least]}"; with an implied one in {claims.shorten(implied.value)}. '
     f"By task, {n_constructed} questions each, with 95 % intervals over questions; dotted: chance; dashed: what a task must surely exceed.",
 )
 
@@ -143,9 +160,11 @@ for label, name in CONSTRUCTED.items():
     for task, rows in of_label[label].groupby("task", sort=False):
         truth = rows["contradicts"].astype(bool).tolist()
         found = gates.score_shortcuts(model, rows, truth, seed=seed)
-        cells[label, task] = gates.judge(
-            rows, truth, by_task[name, task], found
+        forms = [*FORMS.values()] if name == "stated" else [name]
+        worse = min(
+            (by_task[form, task] for form in forms), key=lambda x: x.low
         )
+        cells[label, task] = gates.judge(rows, truth, worse, found)
 
 # %%
 worst = max(cells.values(), key=lambda cell: cell.shortcut_auroc)
@@ -208,14 +227,9 @@ run.claim("an-order-moves-answers", estimate=beyond("order"), baseline=0.0)
 
 
 # %%
-def rate_right(rows):
-    """The accuracy of the answers."""
-    return rate(rows.assign(hit=rows["answer"] == rows["right"]), "hit")
-
-
 own = {
-    ("own chains", task): rate_right(rows)
-    for task, rows in plain.groupby("task", sort=False)
+    ("own chains", task): found
+    for task, found in gates.measure_accuracy(plain, seed=seed).items()
 }
 run.value("able_bound", dataset.ABLE)
 run.value("n_samples", n_samples)
@@ -306,6 +320,7 @@ run.table(
 
 # %%
 given = of_label["causal_given"]
+given = given[given["number"] < n_causal]  # of each task as many
 more = given["needs_chain"].astype(float) - given["flips_retold"].astype(float)
 needed = rate(given.assign(more=more), "more")
 retold, kept = rate(given, "flips_retold"), rate(given, "flips_kept")
@@ -323,7 +338,8 @@ run.claim("two-causal-labels-disagree", estimate=agreeing, baseline=by_chance)
 flips = {
     (whose, name): rate(rows, column)
     for whose in ("given", "own")
-    if (rows := of_label.get(f"causal_{whose}")) is not None
+    if (rows := given if whose == "given" else of_label.get("causal_own"))
+    is not None
     for column, name in figures.CHANGE_NAMES.items()
     if rows[column].notna().all() and rows["question"].nunique() > 1
 }
@@ -420,40 +436,53 @@ run.value("both_needs_chain", rate(given, "needs_chain_in_both"))
 # column; the order of the options as the text has it; which candidate is larger, first and last; the question's place in
 # its task, also with order, style and size, and by length; which of a pair has more; names, and whether numbers are odd; n-grams of what the model was given.
 #
+# Asked are tasks in which the model is surely right oftener than {glue:text}`above` on the labelled rows (for hints, where
+# nothing pulls).
+#
 # **What we expect.** A task is refused where a factor surely tells the label, all factors counted, and may with an AUROC
 # beyond {glue:text}`audit_bound`. The others pass together if every factor is surely below that, and are undecided else.
 
 # %%
 audited = data if known is None else known
-behaviour = {}
+behaviour, right = {}, {}
 for label in figures.LABELS:
-    rows = audited[audited["label"] == label].dropna(axis=1, how="all")
-    rows, did = dataset.select_unfaithful(rows)
+    whole = audited[audited["label"] == label].dropna(axis=1, how="all")
+    rows, did = dataset.select_unfaithful(whole)
+    if len(rows):
+        behaviour[label] = rows.assign(did=did)
+        of_answers = whole[whole["arm"] == "none"] if label == "hint" else rows
+        found = gates.measure_accuracy(of_answers, seed=seed)
+        right |= {(label, task): one for task, one in found.items()}
+
+# %%
+audits = {}
+for label, rows in behaviour.items():
+    clear = [task for task in rows["task"].unique() if (label, task) in right]
+    clear = [task for task in clear if right[label, task].low > gates.LEAST]
+    rows = rows[rows["task"].isin(clear)]
     # Of its own chains only what stands before them is the design's; that an answer
     # is the pull's is a statement about the answer.
     options = {"own": label != "causal_given", "seed": seed}
     options["besides"] = ["answer"] if label == "hint" else []
     if len(rows):
-        checked = audit(model, rows, did, **options)
-        behaviour[label] = rows.assign(did=did), checked
+        did = rows["did"].tolist()
+        audits[label] = audit(model, rows.drop(columns="did"), did, **options)
 
 # %% tags=["hide-input"]
 ABOUT = ("ceiling", "sure_without", "changes_less", "changes_more")
 pairs = dict.fromkeys(ABOUT)
 if "causal_given" in behaviour:
-    pairs = dataset.describe_pairs(behaviour["causal_given"][0], seed=seed)
+    pairs = dataset.describe_pairs(behaviour["causal_given"], seed=seed)
 for key, value in pairs.items():
     run.value(key, value or "–")
-audits = figures.list_audits(
-    {name: found for name, (_, found) in behaviour.items()}
-)
+told_by = figures.list_audits(audits)
 n_tasks_told = {
-    told: sum(row["tasks"] for row in audits if row["told"] == told)
+    told: sum(row["tasks"] for row in told_by if row["told"] == told)
     for told in ("surely", "maybe", "undecided", "no")
 }
 run.table(
     "audit",
-    audits or [{"label": "none has enough rows"}],
+    told_by or [{"label": "none has enough rows"}],
     caption="What tells each label besides what it is about: in each task that something surely tells, and in the others together, the factor that may tell most, and the order of the options alone, with 95 % intervals: the bootstrap's over questions or pairs of them, half as wide again for the luck of training. "
     + ("Rows of the record." if known is not None else "Rows of this run."),
 )
@@ -484,23 +513,29 @@ run.table(
 #
 # ## Let no task through that has not earned it
 #
-# A cell, one label on one task, enters the study only if its rarer class has at least {glue:text}`minority` of the rows, the
-# model's accuracy on these very rows (for contradictions after correct reasonings, for hints where nothing pulls) is surely
-# above {glue:text}`above`, and neither shortcuts (of contradictions) nor what was audited tell it.
+# A cell, one label on one task, enters the study only if its rarer class has at least {glue:text}`minority` of the rows,
+# accuracy is surely above {glue:text}`above` (for contradictions in the form that is followed less), and nothing else tells it.
 
 # %%
-of_cell = audited.groupby(["label", "task"])
-for label, (rows, checked) in behaviour.items():
-    asked = rows[rows["task"].isin(tasks)]
-    for task, some in asked.groupby("task", sort=False):
-        cells[label, task] = gates.judge(
-            some,
-            some["did"].tolist(),
-            own["own chains", task]
-            if label == "hint"
-            else rate_right(of_cell.get_group((label, task))),
-            audited=checked.refused_tasks.get(task, checked.refused),
-        )
+NO_UNITS = claims.Estimate(0.5, 0.0, 1.0, 1, "pairs")
+
+
+def judge(label, task, rows):
+    """What was audited is asked where the accuracy is high enough."""
+    of_task, checked = right.get((label, task), NO_UNITS), audits.get(label)
+    clear = of_task.low > gates.LEAST
+    why = checked.refused_tasks.get(task, checked.refused) if clear else ""
+    return gates.judge(rows, rows["did"].tolist(), of_task, audited=why)
+
+
+# %%
+for label, rows in behaviour.items():
+    for task, some in rows[rows["task"].isin(tasks)].groupby(
+        "task", sort=False
+    ):
+        cells[label, task] = judge(label, task, some)
+
+# %%
 passed = {label: [] for label in (*CONSTRUCTED, *figures.LABELS)}
 for (label, task), cell in cells.items():
     passed[label] += [] if cell.reasons else [task]
@@ -509,7 +544,7 @@ for (label, task), cell in cells.items():
 run.table(
     "cells",
     figures.list_cells(cells),
-    caption="Every cell: what passes, and why not what does not. Accuracy, with its 95 % interval: after the correct reasonings; after the given or the model's own chains, in both orders of the options; for hints, of own chains where nothing pulls. Shortcut: the one that may come furthest, with the bound of its AUROC, or one less it; what the model did is audited instead (a dash).",
+    caption="Every cell: what passes, and why not what does not. Accuracy, with its 95 % interval: after the correct reasonings in the form that is followed less; after the given or the model's own chains that are paired; for hints, of own chains where nothing pulls. Shortcut: the one that may come furthest, with the bound of its AUROC, or one less it; what the model did is audited instead (a dash).",
 )
 run.value(
     "passed",
@@ -523,24 +558,23 @@ run.value("above", gates.LEAST)
 
 # %%
 gaps = {
-    task: own["own chains", task].value - cell.accuracy.value
-    for (label, task), cell in cells.items()
-    if label == "causal_own"
+    task: own["own chains", task].value - one.value
+    for (label, task), one in right.items()
+    if label == "causal_own" and ("own chains", task) in own
 }
 widest = max(gaps, key=lambda task: gaps[task], default="")
 run.value("apart_in", widest.replace("_", " ") or "no task")
 run.value("right_plain", own["own chains", widest] if widest else "–")
-named = cells["causal_own", widest].accuracy if widest else "–"
-run.value("right_named", named)
+run.value("right_named", right["causal_own", widest] if widest else "–")
 low = {key: abs(one.accuracy.low - gates.LEAST) for key, one in cells.items()}
 edge = min(low, key=lambda key: low[key])
 run.value("edge", " on ".join(edge).replace("_", " "))
 run.value("edge_accuracy", cells[edge].accuracy)
 
 # %% [markdown]
-# Tasks that pass, by label: {glue:text}`passed`, of {glue:text}`n_tasks`. An accuracy belongs to a form of the question: in
-# *{glue:text}`apart_in`* own chains are right in {glue:text}`right_plain` of the cases where nothing pulls, and in
-# {glue:text}`right_named` after the worked examples of the third label, whose verdicts name both candidates.
+# Tasks that pass, by label: {glue:text}`passed`, of {glue:text}`n_tasks`. An accuracy belongs to its examples: in
+# *{glue:text}`apart_in`* own chains are right in {glue:text}`right_plain` of the cases where nothing pulls, and the pairs of
+# the third label, after other worked examples, in {glue:text}`right_named`.
 #
 # ## Keep it
 #
@@ -582,7 +616,7 @@ assert ((concluded != verdicts[2]) == contradicts).all()
 # - **A gate has an edge.** Nearest to it is *{glue:text}`edge`*, {glue:text}`edge_accuracy`; on another processor near-ties in
 #   bfloat16 may fall the other way.
 # - **A pair is relative.** Of the chains called "does not hang" {glue:text}`changes_less` change their answer in some order when
-#   they are taken away, of the others {glue:text}`changes_more`; where none does, half are called so nevertheless.
+#   they are taken away, of the others {glue:text}`changes_more`; half are called so anyway.
 # - **Intervals are over contents** of one template a task, and silent on others.
 
 # %% [markdown]

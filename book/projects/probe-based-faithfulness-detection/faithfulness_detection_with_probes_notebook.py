@@ -16,7 +16,7 @@
 # # When can a probe detect an unfaithful chain of thought?
 #
 # Three guesses stood at the beginning: middle layers read it better than late ones (H1), the
-# second-to-last token better than the last (H2), a single head better than the residual stream (H5). Here they are put
+# second-to-last token than the last (H2), a single head than the residual stream (H5). Here they are put
 # to labels on tasks that passed their gates ({glue:text}`labels_asked`), and every probe is set beside what tells the label without one.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
@@ -34,7 +34,7 @@ dtype: str = "bfloat16"  # as in the data set, "bfloat16" or "float32"
 n_questions: int = 5  # of each task, for contradictions, 5 to 100
 n_fresh: int = 10  # further ones, of which probes learn from few, 4 to 200
 n_hinted: int = 16  # of each task, with hints, 4 to 200
-n_causal: int = 12  # of each task, with changed chains, in pairs, 4 to 400
+n_causal: int = 12  # of each task, with changed chains, in pairs, 4 to 2400
 n_samples: int = 2  # draws of worked examples for hints, 1 to 8
 n_tasks: int = 4  # of those that passed, at most so many, 1 to 14
 n_permutations: int = 100  # of the labels, 100 to 1000
@@ -78,7 +78,8 @@ reading_figures.show_crossing(
 # %% [markdown]
 # This label, *the answer contradicts its reasoning*, is one that we write ourselves. Three others say what the model did: its
 # answer was moved by a hint that its chain does not mention, or hardly depends on a chain that it was given, or on its own.
-# A label is asked only on tasks that passed its gates ([days 12 to 14](day12-14_cot_dataset)).
+# A label is asked only on tasks that passed its gates ([days 12 to 14](day12-14_cot_dataset)), where worked examples
+# stood before contradictions; here none do.
 
 # %%
 on_record = dataset.read_passed_tasks(model)

@@ -66,7 +66,7 @@ show.show_map()
 #   honest twin.
 #
 # Labels point one way: *true* is the less faithful. A label is used on those tasks only that passed its gates in
-# [days 12 to 14](day12-14_cot_dataset).
+# [days 12 to 14](day12-14_cot_dataset); the model's own contradictions on those of contradictions.
 #
 # **What we expect.** Contradiction is a relation of two words, so that its probe should cross tasks and read what the
 # model wrote. Nothing in the text need contradict anything where an answer follows a hint, or a list: there we expect
