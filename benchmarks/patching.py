@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
@@ -13,7 +14,7 @@ from benchmarks.pairs import Row, paired, timed
 from helpers import hooks, models, patching
 from helpers.hooks import Edit
 from helpers.patching import Node
-from studies.ioi.templates import IOI, draw_ioi
+from studies.ioi.templates import IOI, Corruption, draw_ioi
 
 TEMPLATE = "When{A} and{B} went to the big{PLACE},{S} gave a drink to"
 SEED = 0
@@ -87,6 +88,8 @@ def rows(quick: bool, name: str = models.DEFAULT_MODEL) -> Iterator[Row]:
             floor=lambda s=length - start: floor.layer_tokens(32 * s * loaded.n_heads * later),
         )
     yield _path_patching(loaded, data, floor, n_pairs=1 if quick else 3, sample=2 if quick else 5)
+    for kind, target in (("S2_is_IO", 15), ("p_ABC", 6)):
+        yield _edges(loaded, data.first(1), kind, floor, at_least=target, share=0.02 if quick else 1.0)
 
 
 class _Peer:
@@ -206,4 +209,41 @@ def _path_patching(loaded: models.LoadedModel, data: IOI, floor: Floor, *, n_pai
         floor=lambda: floor.mlp_tokens(first_pass) + floor.layer_tokens(second_pass),
         note=f"peer timed on {sample} senders; largest difference of an effect {difference:.0e}; the two unpatched "
         f"runs, {timed(unpatched):.2f} s of ours, are not in the floor",
+    )
+
+
+def _edges(
+    loaded: models.LoadedModel, data: IOI, kind: Corruption, floor: Floor, *, at_least: float, share: float
+) -> Row:
+    """Every edge on one prompt, or a random share of them; of the peer the pass after the receiver alone."""
+    every, (answers,), source = patching.list_edges(loaded), data.answers, data.corrupted(kind)
+    edges = random.Random(SEED).sample(every, round(share * len(every)))
+    chosen = [edge for edge in edges if "<" in edge[1]][:30]
+    queries = hooks.capture(loaded, data.prompts, ["q", "k", "v"], positions="all")
+
+    def naive(edge: tuple[str, str]) -> torch.Tensor:
+        layer, head, site = re.match(r"a(\d+)\.h(\d+)<(\w)>", edge[1]).groups()  # any value takes as long
+        value = queries[site][:, int(layer), :, int(head)]
+        with hooks.intervene(loaded, Edit(site, int(layer), value, head=int(head))):
+            logits = hooks.capture(loaded, data.prompts, "logits")["logits"][0, 0]
+        return logits[answers[0]] - logits[answers[1]]
+
+    def ours() -> patching.Effects:
+        return patching.patch_edges(loaded, data.prompts, source, edges, answers=data.answers)
+
+    width = len(data.prompts[0]) - first_difference(data.prompts, source)
+    after = [
+        loaded.n_layers - (int(re.split(r"[am.]", other)[1]) if other != "logits" else loaded.n_layers)
+        for _, other in edges
+    ]
+    return paired(
+        f"exact edges, {len(edges)} of {len(every)}, one prompt, {kind}",
+        ours,
+        lambda: [naive(edge) for edge in chosen],
+        named="one hooked forward pass an edge",
+        at_least=at_least,
+        n_pairs=1,
+        scale=len(edges) / len(chosen),
+        floor=lambda: floor.layer_tokens(width * sum(after)),
+        note=f"peer timed on {len(chosen)} random edges, what arrives at the receiver given to it",
     )
