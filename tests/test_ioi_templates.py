@@ -165,6 +165,17 @@ def test_any_number_of_first_prompts_has_both_orders_in_turn(n_templates, embedd
             assert abs(once.count("ABBA") - once.count("BABA")) <= 1
 
 
+@pytest.mark.parametrize(("whose", "sizes"), [("own", (40, 80, 200)), ("paper", (480, 40))])
+def test_sizes_of_profiles_give_each_sentence_both_orders_as_often(whose, sizes, embedded):
+    sentences, _ = templates.SENTENCES[whose]
+    for n_prompts in sizes:
+        drawn = templates.draw_ioi(embedded, n_prompts=n_prompts, seed=0, templates=sentences, half=0)
+        counts = Counter(drawn.forms)
+        assert len(counts) == 2 * len(sentences)
+        if n_prompts % (2 * len(sentences)) == 0:
+            assert len(set(counts.values())) == 1
+
+
 def test_halves_of_the_names_share_none(embedded):
     halves = [templates.draw_ioi(embedded, n_prompts=60, seed=0, half=half) for half in (0, 1)]
     names = [{*data.io, *data.subject, *(name for row in data.others for name in row)} for data in halves]

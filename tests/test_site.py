@@ -120,9 +120,10 @@ def test_other_draws_are_told_of_claims_that_they_changed(monkeypatch, tmp_path)
     folder, told = tmp_path / "results" / models.DEFAULT_MODEL, {"not run", "not comparable"}
     decided = [claim["id"] for claim in kept["claims"] if claim["verdict"] not in told]
 
-    def keep(kind, **changed):
+    def keep(kind, commit=kept["provenance"]["git_commit"], **changed):
         record = copy.deepcopy(kept)
         record["parameters"] |= changed
+        record["provenance"]["git_commit"] = commit
         record["claims"][0]["verdict"] = "holds" if kind == "record" else "depends"
         book.write(folder / kind / f"{chapter}.json", json.dumps(record))
 
@@ -130,8 +131,11 @@ def test_other_draws_are_told_of_claims_that_they_changed(monkeypatch, tmp_path)
     assert set(from_runs.draws_of(chapter, models.DEFAULT_MODEL)) == {kept["parameters"]["seed"]}
     keep("record+5", seed=5)
     keep("record+6", seed=6, n_tested=3)  # of another size: no draw of this record
+    keep("record+7", seed=7, commit="of other code")
+    keep("record+0", seed=kept["parameters"]["seed"])  # what is on record goes before
     draws = from_runs.draws_of(chapter, models.DEFAULT_MODEL)
     assert set(draws) == {kept["parameters"]["seed"], 5}
+    assert draws[kept["parameters"]["seed"]]["claims"][0]["verdict"] == "holds"
     found = from_runs.gather_draws(draws)
     assert len(found) == len(decided)
     changed = [some for some in found.values() if len({one["verdict"] for one in some}) > 1]

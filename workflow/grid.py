@@ -127,6 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         cells = list_cells(options.profile, options.models, options.chapters, options.seeds)
+        if options.keep and options.profile != "record":
+            raise InputError(f"--keep of the profile {options.profile!r}: legal is record")
         ended = options.status or run_cells(cells, options.executor)
         for cell in cells if options.keep else ():
             if cell.state() == "done":

@@ -51,11 +51,13 @@ def draws_of(chapter: str, model: str) -> dict[int, dict[str, Any]]:
     """The committed records of a chapter that differ in the seed alone, by seed; that on record is one of them."""
     if (kept := records_of(chapter).get(model)) is None:
         return {}
+    commit = kept["provenance"]["git_commit"]  # of other code, a difference is none of the seed's
     others = [json.loads(path.read_text()) for path in (ROOT / "results").glob(f"*/record+*/{chapter}.json")]
     alike = [
         one
-        for one in (kept, *others)
-        if not claims.compare(
+        for one in (*others, kept)
+        if one["provenance"]["git_commit"] == commit
+        and not claims.compare(
             one | {"parameters": one["parameters"] | {"seed": kept["parameters"]["seed"]}}, kept
         ).why_not
     ]
@@ -207,10 +209,10 @@ class Draws(RunDirective):
         changed = {sentence: some for sentence, some in by_claim.items() if len({c["verdict"] for c in some}) > 1}
         seeds = [f"seed {seed}" for seed in draws]
         text = (
-            f"On record are {len(draws)} draws ({', '.join(seeds)}; the page's own verdicts are those of one run)."
+            f"On record for {model_title(models.DEFAULT_MODEL)} are {len(draws)} draws ({', '.join(seeds)}), whatever this page was run on."
             f" Of {len(by_claim)} verdicts, {len(by_claim) - len(changed)} are the same in all of them"
         )
-        rows = [self.row([[sentence], *map(told, some), [DASH]]) for sentence, some in changed.items()]
+        rows = [self.row([[sentence], *map(told, some), [""]]) for sentence, some in changed.items()]
         for key, heading in (line.split(": ", 1) for line in self.content):
             lists = [str(record["values"].get(key, DASH)).split(", ") for record in draws.values()]
             common = [one for one in lists[0] if all(one in some for some in lists)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,9 +82,9 @@ def list_behaviour(data: IOI, measures: Mapping[str, NDArray], *, seed: int) -> 
 
 
 def _split_orders(data: IOI) -> dict[str, Bool[np.ndarray, " prompt"]]:
-    """The prompts of either order, where every sentence comes as often in both: else sentences would differ too."""
-    order, forms = np.array(data.order), Counter(data.forms)
-    if any(forms[number, "ABBA"] != forms[number, "BABA"] for number in data.template):
+    """The prompts of either order, where every sentence comes in both: else sentences would differ too."""
+    order, forms = np.array(data.order), set(data.forms)
+    if any((number, one) not in forms for number in data.template for one in ("ABBA", "BABA")):
         return {}
     return {one: order == one for one in ("ABBA", "BABA")}
 

@@ -17,7 +17,7 @@
 #
 # Give a language model {glue:text}`segment_length` random tokens, and then the same again. Nothing in its training says what comes
 # next, yet in the second round its likeliest next token is the right one in {glue:text}`top_one` of all places. A few attention heads, the *induction heads* of {cite:t}`olsson2022context`, look up what followed last time:
-# the clearest case of an algorithm that was read off a trained network.
+# a clear case of an algorithm that was read off a trained network.
 #
 # *This page shows a run of the profile {glue:text}`profile`, which took {glue:text}`seconds` s and
 # {glue:text}`memory` GB of memory on {glue:text}`threads` CPU threads. Model: {glue:text}`model`.*
@@ -323,9 +323,9 @@ figures.show_scores(
 )
 
 # %% [markdown]
-# Both habits have {glue:text}`both`; {glue:text}`only_match` match and copy surely less than the best twentieth of those that match nothing;
-# {glue:text}`undecided` can't be decided. The bar is high: surely above mere chance ({glue:text}`copying_by_chance`)
-# copy {glue:text}`above_chance`. Below, heads are chosen by where they look, the {glue:text}`n_ablated` best *prefix-matching* ones; what they do
+# Both habits have {glue:text}`both`; {glue:text}`only_match` match and copy surely less than the bar, the best twentieth of those that match
+# nothing; {glue:text}`undecided` can't be decided. Surely above mere chance ({glue:text}`copying_by_chance`)
+# copy {glue:text}`above_chance`. Below, heads are chosen by where they look, the best {glue:text}`n_ablated` ({glue:text}`best_heads`); what they do
 # in sentences with names stands in [the other
 # replication](../project-2-indirect-object-identification/IOI_notebook).
 #
@@ -535,6 +535,7 @@ beside = {how: compare(effects[1]) for how, effects in rise.items()}
 # %%
 nothing = {"estimate": None}
 run.value("n_ablated", n_ablated)
+run.value("best_heads", attribution.name_heads(best))
 main = beside["mean"].evidence if best else nothing
 run.claim("induction-heads-cause-copying", **main)
 leads = [against.lead for against in beside.values()]
