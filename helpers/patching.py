@@ -51,7 +51,16 @@ from helpers.engine.propagation import (
     read_block,
     run_senders,
 )
-from helpers.engine.sites import Captured, Positions, Prompts, check_site, count_heads, locate_positions, tokenize
+from helpers.engine.sites import (
+    Captured,
+    Positions,
+    Prompts,
+    check_pairs,
+    check_site,
+    count_heads,
+    locate_positions,
+    tokenize,
+)
 from helpers.hooks import Head, SiteName
 from helpers.models import LoadedModel
 
@@ -448,7 +457,7 @@ class _Sweep:
         self.lengths = torch.tensor([len(row) for row in self.rows])
         self.constants = source if isinstance(source, _Constants) else None
         self.source_rows = self.rows if isinstance(source, _Constants) else tokenize(loaded, source)
-        _check_pairs(self.rows, self.source_rows)
+        check_pairs(self.rows, self.source_rows)
         self.answers = None if answers is None else encode_answers(loaded, answers).to(loaded.device)
         if self.answers is not None and len(self.answers) != len(self.rows):
             raise InputError(f"{len(self.answers)} answers for {len(self.rows)} prompts: legal is a pair for each")
@@ -737,16 +746,6 @@ def _one_number(metric: Metric | None) -> Metric | None:
     if isinstance(metric, str):
         raise InputError(f"metric {metric!r} is no function: legal is one of the last logits, here")
     return metric
-
-
-def _check_pairs(base: Sequence[Sequence[int]], source: Sequence[Sequence[int]]) -> None:
-    if len(base) != len(source):
-        raise InputError(f"{len(base)} base and {len(source)} source prompts: legal is one source for each base")
-    for i, (one, other) in enumerate(zip(base, source, strict=True)):
-        if len(one) != len(other):
-            raise InputError(
-                f"prompt {i} has {len(one)} tokens as base and {len(other)} as source: legal are equally long pairs"
-            )
 
 
 def _check_nodes(loaded: LoadedModel, sets: Sequence[Sequence[Node]], shortest: int) -> list[list[Node]]:

@@ -1,12 +1,13 @@
-"""An edge's exact effect equals hooked forward passes: one that reads what arrives, one that goes on from there."""
+"""An edge's exact effect equals hooked forward passes, and its attribution is the slope of that."""
 
 import random
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 from shared.tiny import FAMILIES
 
-from helpers import hooks, patching
+from helpers import attribution, hooks, patching
 from helpers.engine.edges import Graph
 from helpers.hooks import Edit
 from studies.ioi import templates
@@ -80,9 +81,9 @@ def difference(loaded, row, pair):
     return float(logits[pair[0]] - logits[pair[1]])
 
 
-def do_by_hand(loaded, row, other, pair, edge, grouped):
+def do_by_hand(loaded, row, other, pair, edge, grouped, share=1.0):
     look(loaded, row)
-    sent = send(loaded, row, other, edge[0])
+    sent = share * send(loaded, row, other, edge[0])
     with hooks.intervene(loaded, read_by_hand(loaded, row, edge[1], sent, grouped)):
         return difference(loaded, row, pair)
 
@@ -148,6 +149,73 @@ def test_edges_that_are_none_are_refused(edges, words, load_tiny, data, refused)
     base, source, answers = data
     with refused(*words):
         patching.patch_edges(load_tiny("llama"), base, source, edges, answers=answers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_attribution_is_the_slope_of_the_exact_effect(family, load_tiny, data):
+    loaded, (base, source, answers) = load_tiny(family), data
+    some = random.Random(2).sample(patching.list_edges(loaded), 20)
+    effects = attribution.attribute_edges(loaded, base, source, some, answers=answers)
+    close = {"atol": 1e-4, "rtol": 0}
+    torch.testing.assert_close(
+        effects.base, patching.patch_sets(loaded, base, source, [], answers=answers).base, **close
+    )
+    for number, edge in enumerate(some):
+        for i, given in enumerate(zip(base, source, answers, strict=True)):
+            up, down = (do_by_hand(loaded, *given, edge, True, share) for share in (0.01, -0.01))
+            assert float(effects.effect[number, i]) == pytest.approx((up - down) / 0.02, rel=0.05, abs=2e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_integrated_edges_of_the_input_sum_to_what_the_metric_changes(family, load_tiny, data):
+    loaded, (base, source, answers) = load_tiny(family), data
+    from_input = [edge for edge in patching.list_edges(loaded) if edge[0] == "input"]
+    gaps = {}
+    for steps in (1, 128):
+        found = attribution.attribute_edges(loaded, base, source, from_input, steps=steps, answers=answers)
+        gaps[steps] = (found.effect.sum(0) - (found.source - found.base)).abs().max()
+    assert gaps[128] < 0.1 * gaps[1] and gaps[128] < 0.1 * (found.source - found.base).abs().max()
+
+
+def test_the_order_of_prompts_and_the_metric_make_no_difference(load_tiny, data):
+    loaded, (base, source, answers) = load_tiny("llama"), data
+    found = attribution.attribute_edges(loaded, base, source, answers=answers)
+    tokens = torch.tensor(answers)
+
+    def metric(logits, examples):
+        return logits.gather(1, tokens[examples]) @ torch.tensor([1.0, -1.0])
+
+    again = attribution.attribute_edges(loaded, base, source, metric=metric)
+    back = attribution.attribute_edges(loaded, base[::-1], source[::-1], answers=answers[::-1])
+    torch.testing.assert_close(again.values, found.values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(back.values.flip(1), found.values, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"steps": 0}, ("steps = 0",)),
+        ({"edges": [("m1", "a0.h0<q>")]}, ("sender before receiver",)),
+        ({"answers": None}, ("missing or given twice",)),
+        ({"answers": [(1, 2)]}, ("1 answers for 4 prompts",)),
+        ({"source": [[1], [2], [3], [4]]}, ("equally long pairs",)),
+    ],
+)
+def test_what_can_not_be_attributed_is_refused(changed, words, load_tiny, data, refused):
+    base, source, answers = data
+    with refused(*words):
+        attribution.attribute_edges(
+            load_tiny("llama"), **{"base": base, "source": source, "answers": answers} | changed
+        )
+
+
+@pytest.mark.slow
+def test_attributions_of_the_real_model_rank_edges_as_their_exact_effects_do(embedded):
+    drawn = templates.draw_ioi(embedded, n_prompts=1, seed=0)
+    given = (drawn.prompts, drawn.corrupted("p_ABC"), random.Random(3).sample(patching.list_edges(embedded), 100))
+    exact = patching.patch_edges(embedded, *given, answers=drawn.answers).effect[:, 0]
+    found = attribution.attribute_edges(embedded, *given, answers=drawn.answers).effect[:, 0]
+    assert spearmanr(found, exact).statistic > 0.9
 
 
 @pytest.mark.slow

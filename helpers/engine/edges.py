@@ -20,7 +20,7 @@ from helpers.engine import backends
 from helpers.engine.architectures import Layer
 from helpers.engine.attention import AttentionCall, redirect
 from helpers.engine.cards import LoadedModel
-from helpers.engine.propagation import TOKENS_AT_ONCE, Change, Part, Patch, get_step_size, mix, run_frozen
+from helpers.engine.propagation import TOKENS_AT_ONCE, Change, Kept, Key, Part, Patch, get_step_size, mix, run_frozen
 
 INPUTS = ("q", "k", "v")
 
@@ -102,17 +102,25 @@ def make_graph(loaded: LoadedModel, *, grouped: bool = True) -> Graph:
     return Graph(loaded.n_layers, layout.n_heads, layout.n_kv_heads, parallel, grouped)
 
 
-def list_sent(found: Sequence[Layer], part: Part) -> Float[Tensor, "sender example position d_model"]:
-    """What each sender writes on the source prompts less what it writes on the base prompts, from the first position at
-    which these differ on; where a norm stands behind attention, of one head at a time."""
-    positions = slice(part.first, None)
+def list_sent(
+    found: Sequence[Layer], base: Kept, source: Kept, first: int = 0
+) -> Float[Tensor, "sender example position d_model"]:
+    """What each sender writes on the source prompts less what it writes on the base prompts; where a norm stands behind
+    attention, of one head at a time.
 
-    def exchanged(key: tuple) -> Tensor:
-        return (part.source[key] - part.base[key])[:, positions]
+    Args:
+        found: the model's layers.
+        base: `resid_pre` of layer 0, `head_z` and `mlp_out` of all.
+        source: the same.
+        first: the first position that is wanted.
+    """
+
+    def exchanged(key: Key) -> Tensor:
+        return (source[key] - base[key])[:, first:]
 
     sent = [exchanged(("resid_pre", 0))[None]]
     for number, layer in enumerate(found):
-        z, new = (kept["head_z", number][:, positions] for kept in (part.base, part.source))
+        z, new = (kept["head_z", number][:, first:] for kept in (base, source))
         given = z.repeat(1 + z.shape[2], 1, 1, 1, 1)
         for head in range(z.shape[2]):
             given[1 + head, :, :, head] = new[:, :, head]
@@ -146,7 +154,7 @@ def make_patches(
         graph: of the model.
         edges: of `Graph.find`; a patch has the number of its edge.
     """
-    sent = list_sent(found, part)
+    sent = list_sent(found, part.base, part.source, part.first)
     n_layers, width = graph.n_layers, part.length - part.first
     by_receiver: dict[str, dict[int, int]] = {name: {} for name in graph.receivers}
     for number, (sender, receiver) in enumerate(edges):
