@@ -22,7 +22,7 @@ from itertools import product
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from helpers import InputError, hooks
@@ -36,7 +36,7 @@ from helpers.engine.architectures import (
     unembed,
 )
 from helpers.engine.attention import AttentionCall, redirect
-from helpers.engine.edges import Graph, make_graph, make_patches
+from helpers.engine.edges import Graph, make_graph, make_patches, run_circuit
 from helpers.engine.inputs import as_list, as_names, as_whole, as_wholes, is_row, make_generator
 from helpers.engine.propagation import (
     TOKENS_AT_ONCE,
@@ -392,6 +392,40 @@ def patch_edges(
     )
 
 
+def run_circuits(
+    loaded: LoadedModel,
+    base: Prompts,
+    source: Prompts,
+    circuits: Sequence[Sequence[tuple[str, str]]],
+    *,
+    answers: Answers | None = None,
+    metric: Metric | None = None,
+) -> Effects:
+    """The metric where only the edges of a circuit carry what the base prompt gives; axes `circuit example`.
+
+    All other edges carry what their sender gives on the source prompt. So a circuit of all edges is the model on the
+    base prompt, one of none the model on the source prompt, and all edges but one is that one's `patch_edges`.
+
+    Args:
+        loaded: on plain Hugging Face, without norms behind attention.
+        base: as for `patch_positions`.
+        source: as for `patch_positions`.
+        circuits: of edges as for `patch_edges`, of grouped inputs.
+        answers: as for `patch_positions`.
+        metric: as for `patch_positions`.
+
+    Raises:
+        InputError: as for `patch_edges`; a model with a norm behind attention, whose heads' outputs are no sum.
+    """
+    sweep, graph = _Sweep(loaded, base, source, answers, _one_number(metric)), make_graph(loaded)
+    if any(layer.after_attention for layer in loaded.layout.layers):
+        raise InputError(f"{loaded.config.model_type} has norms behind attention: legal are models without")
+    if not is_row(circuits) or not circuits or not all(map(is_row, circuits)):
+        raise InputError(f"circuits {str(circuits)[:60]}: legal are lists of edges, at least one list")
+    masks = [graph.make_mask(graph.find(edges)) for edges in circuits]
+    return Effects(sweep.run_circuits(graph, masks), ("circuit", "example"), sweep.base, sweep.source)
+
+
 def list_edges(loaded: LoadedModel, *, grouped: bool = True) -> list[tuple[str, str]]:
     """Every edge of a model, as (sender, receiver); arguments as for `patch_edges`."""
     return make_graph(loaded, grouped=grouped).list_edges()
@@ -527,6 +561,18 @@ class _Sweep:
                     self._put(values, part, waiting)
                     waiting = []
             self._put(values, part, waiting)
+        return values
+
+    def run_circuits(
+        self, graph: Graph, masks: Sequence[Bool[Tensor, "receiver sender"]]
+    ) -> Float[Tensor, "circuit example"]:
+        """The metric of each circuit."""
+        layers = range(self.loaded.n_layers)
+        written: set[Key] = {(site, layer) for site in ("resid_pre", "head_z", "mlp_out") for layer in layers}
+        values = torch.empty((len(masks), len(self.rows)))
+        for part in self._parts({0}, written, written):
+            ends = [run_circuit(self.loaded, self.layers, part, graph, mask) for mask in masks]
+            values[:, part.examples] = self.read(torch.stack(ends), part)
         return values
 
     def read(self, final: Float[Tensor, "patch example d_model"], part: Part) -> Float[Tensor, "patch example"]:

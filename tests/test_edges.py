@@ -151,6 +151,57 @@ def test_edges_that_are_none_are_refused(edges, words, load_tiny, data, refused)
         patching.patch_edges(load_tiny("llama"), base, source, edges, answers=answers)
 
 
+PLAIN = [family for family in FAMILIES if family != "gemma3_text"]
+"""Those without a norm behind attention."""
+
+
+@pytest.mark.parametrize("family", PLAIN)
+def test_a_circuit_of_all_edges_is_the_base_run_and_one_of_none_the_source(family, load_tiny, data):
+    loaded, (base, source, answers) = load_tiny(family), data
+    found = patching.run_circuits(loaded, base, source, [patching.list_edges(loaded), []], answers=answers)
+    assert found.axes == ("circuit", "example")
+    torch.testing.assert_close(found.values, torch.stack([found.base, found.source]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", PLAIN)
+def test_all_edges_but_one_are_that_ones_patch(family, load_tiny, data):
+    loaded, (base, source, answers) = load_tiny(family), data
+    every = patching.list_edges(loaded)
+    some = random.Random(5).sample(every, 12)
+    without = [[edge for edge in every if edge != one] for one in some]
+    found = patching.run_circuits(loaded, base, source, without, answers=answers)
+    exact = patching.patch_edges(loaded, base, source, some, answers=answers)
+    torch.testing.assert_close(found.values, exact.values, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", PLAIN)
+def test_a_chain_of_edges_carries_what_hooked_passes_one_after_the_other_do(family, load_tiny, data):
+    loaded, (base, source, answers) = load_tiny(family), data
+    chain = [("input", "m0"), ("m0", "a1.h2<q>"), ("a1.h2", "logits")]
+    found = patching.run_circuits(loaded, base, source, [chain], answers=answers)
+    for i, (row, other, pair) in enumerate(zip(base, source, answers, strict=True)):
+        look(loaded, other)
+        with hooks.intervene(loaded, read_by_hand(loaded, other, "m0", send(loaded, other, row, "input"), True)):
+            mlp = see(loaded, other, "mlp_out", 0)
+        arrives = mlp - see(loaded, other, "mlp_out", 0)
+        with hooks.intervene(loaded, read_by_hand(loaded, other, "a1.h2<q>", arrives, True)):
+            z = see(loaded, other, "head_z", 1)[:, 2]
+        with hooks.intervene(loaded, Edit("head_z", 1, z, head=2)):
+            arrives = see(loaded, other, "attn_out", 1) - clean(loaded, other, "attn_out", 1)
+        with hooks.intervene(loaded, read_by_hand(loaded, other, "logits", arrives, True)):
+            assert float(found.values[0, i]) == pytest.approx(difference(loaded, other, pair), abs=1e-4)
+
+
+def test_circuits_that_can_not_be_run_are_refused(load_tiny, data, refused):
+    base, source, answers = data
+    with refused("norms behind attention"):
+        patching.run_circuits(load_tiny("gemma3_text"), base, source, [[]], answers=answers)
+    with refused("at least one list"):
+        patching.run_circuits(load_tiny("llama"), base, source, [], answers=answers)
+    with refused("sender before receiver"):
+        patching.run_circuits(load_tiny("llama"), base, source, [[("m1", "m0")]], answers=answers)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_attribution_is_the_slope_of_the_exact_effect(family, load_tiny, data):
     loaded, (base, source, answers) = load_tiny(family), data

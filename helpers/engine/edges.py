@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from helpers import InputError
@@ -46,6 +46,13 @@ class Graph:
         """In the order in which they write."""
         rows = [[*(f"a{layer}.h{head}" for head in range(self.n_heads)), f"m{layer}"] for layer in range(self.n_layers)]
         return ("input", *(name for row in rows for name in row))
+
+    def make_mask(self, edges: Sequence[tuple[int, int]]) -> Bool[Tensor, "receiver sender"]:
+        """Which receiver hears from which sender, by edges of `find`."""
+        mask = torch.zeros(len(self.receivers), len(self.senders), dtype=torch.bool)
+        for sender, receiver in edges:
+            mask[receiver, sender] = True
+        return mask
 
     @cached_property
     def receivers(self) -> tuple[str, ...]:
@@ -263,3 +270,70 @@ class _Reader:
     def count_places(self, streams: Float[Tensor, "*many position d_model"]) -> Tensor:
         places = torch.arange(self.part.first, self.part.length, device=streams.device)
         return places.repeat(streams.shape[:-2].numel())
+
+
+def run_circuit(
+    loaded: LoadedModel, found: Sequence[Layer], part: Part, graph: Graph, mask: Bool[Tensor, "receiver sender"]
+) -> Float[Tensor, "example d_model"]:
+    """The last stream at the last position where some edges carry what this run gives, and all others what the source
+    prompts give: every input reads the source's stream, with the senders that it hears exchanged.
+
+    Args:
+        loaded: on plain Hugging Face, without norms behind attention.
+        found: its layers.
+        part: with `resid_pre`, `head_z` and `mlp_out` of all layers, of base and source.
+        graph: of the model.
+        mask: of `Graph.make_mask`.
+    """
+    own = part.base["resid_pre", 0] - part.source["resid_pre", 0]
+    sent = own.new_zeros(len(graph.senders), *own.shape)  # what each writes here less what it writes on the source
+    sent[0] = own
+    n_done, n_heads = 1, graph.n_heads
+    hears = mask.to(own)
+    for number, layer in enumerate(found):
+        names = graph.list_readers(number)
+        first = graph.receivers.index(names[0])
+        source, z = (part.source[site, number] for site in ("resid_pre", "head_z"))
+        streams = source + torch.einsum("rs,sntd->rntd", hears[first : first + len(names), :n_done], sent[:n_done])
+        new = _mix_streams(loaded, layer, part, number, graph, streams[:-1])
+        apart = torch.diag_embed((new - z).movedim(2, -1)).movedim(-2, 0)  # head example position d_head head
+        heads = _apply_output(layer, apart.transpose(-1, -2)) - _apply_output(layer, torch.zeros_like(z))
+        sent[n_done : n_done + n_heads] = heads * layer.layout.points["attn_out"].scale
+        inside = hears[first + len(names) - 1, n_done : n_done + n_heads]
+        written = _apply_output(layer, z + (new - z) * inside[:, None])
+        kept: list[Tensor] = []
+        with backends.tap(loaded, [("mlp_out", number, kept.append)]):
+            places = torch.arange(part.length, device=own.device).repeat(len(own))
+            run_frozen(loaded, layer, part.calls[number], streams[-1].flatten(0, 1), written.flatten(0, 1), places)
+        sent[n_done + n_heads] = kept[0].view_as(own) - part.source["mlp_out", number]
+        n_done += n_heads + 1
+    ends = part.source["resid_pre", graph.n_layers][:, -1]
+    return ends + torch.einsum("s,snd->nd", hears[-1], sent[:, :, -1])
+
+
+def _mix_streams(
+    loaded: LoadedModel,
+    layer: Layer,
+    part: Part,
+    number: int,
+    graph: Graph,
+    streams: Float[Tensor, "input example position d_model"],
+) -> Float[Tensor, "example position head d_head"]:
+    """What each head mixes where queries, keys and values are read from a stream each."""
+    found: list[Tensor] = []
+
+    def attend(call: AttentionCall) -> tuple[Tensor, None]:
+        at, own = 0, []
+        for x in (call.query, call.key, call.value):
+            given, n = x[0].transpose(0, 1).unflatten(0, streams.shape[:-1]), x.shape[1]
+            own.append(torch.stack([given[at + head, :, :, head] for head in range(n)], dim=2)[None])
+            at += n
+        q, k, v = own
+        found.append(mix(call, q, k, v, k[0, :, :0], v[0, :, :0], part.calls[number].mask)[0])
+        backends.stop()
+        raise AssertionError("stopped")
+
+    places = torch.arange(part.length, device=streams.device).repeat(streams.shape[:2].numel())
+    with redirect(loaded.model, attend), backends.stopping():
+        layer.run(streams.flatten(0, -2), part.calls[number], places)
+    return found[0]
