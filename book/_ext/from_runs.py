@@ -212,12 +212,13 @@ class Draws(RunDirective):
             f"On record for {model_title(models.DEFAULT_MODEL)} are {len(draws)} draws ({', '.join(seeds)}), whatever this page was run on."
             f" Of {len(by_claim)} verdicts, {len(by_claim) - len(changed)} are the same in all of them"
         )
-        rows = [self.row([[sentence], *map(told, some), [""]]) for sentence, some in changed.items()]
+        rest = [[""]] if self.content else []
+        rows = [self.row([[sentence], *map(told, some), *rest]) for sentence, some in changed.items()]
         for key, heading in (line.split(": ", 1) for line in self.content):
             lists = [str(record["values"].get(key, DASH)).split(", ") for record in draws.values()]
             common = [one for one in lists[0] if all(one in some for some in lists)]
             rows.append(self.row([[heading], *([", ".join(some)] for some in lists), [", ".join(common) or "none"]]))
-        head = ["what changes", *seeds, "in all of them"]
+        head = ["what changes", *seeds, *(["in all of them"] if self.content else [])]
         return [self.paragraph(f"{text}."), *([self.table(head, rows, classes=["on-record"])] if rows else [])]
 
 
