@@ -222,7 +222,7 @@ def _edges(
     queries = hooks.capture(loaded, data.prompts, ["q", "k", "v"], positions="all")
 
     def naive(edge: tuple[str, str]) -> torch.Tensor:
-        layer, head, site = re.match(r"a(\d+)\.h(\d+)<(\w)>", edge[1]).groups()  # any value takes as long
+        layer, head, site = re.match(r"a(\d+)\.[gh](\d+)<(\w)>", edge[1]).groups()  # any value takes as long
         value = queries[site][:, int(layer), :, int(head)]
         with hooks.intervene(loaded, Edit(site, int(layer), value, head=int(head))):
             logits = hooks.capture(loaded, data.prompts, "logits")["logits"][0, 0]
@@ -245,5 +245,6 @@ def _edges(
         n_pairs=1,
         scale=len(edges) / len(chosen),
         floor=lambda: floor.layer_tokens(width * sum(after)),
-        note=f"peer timed on {len(chosen)} random edges, what arrives at the receiver given to it",
+        note=f"peer timed on {len(chosen)} random edges, what arrives at the receiver given to it; that both agree is in "
+        "tests/test_edges.py; the two unpatched runs are not in the floor",
     )

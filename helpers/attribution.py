@@ -20,18 +20,18 @@ from helpers import InputError, hooks
 from helpers.engine.architectures import Layer, get_final_norm, list_layers, record_block_calls
 from helpers.engine.attention import AnyModule
 from helpers.engine.edges import Graph, list_sent, make_graph
-from helpers.engine.gradients import pull_to_readers, record_calls, run_with_gradients
+from helpers.engine.gradients import pull_to_receivers, run_with_gradients
 from helpers.engine.inputs import as_count, as_tensor, as_whole, as_wholes
-from helpers.engine.propagation import read_block
-from helpers.engine.sites import Prompts, check_pairs, check_site
+from helpers.engine.propagation import Part, read_block
+from helpers.engine.sites import Prompts, check_site
 from helpers.models import LoadedModel
-from helpers.patching import Answers, EdgeEffects, Metric, encode_answers
+from helpers.patching import Answers, EdgeEffects, Metric, check_edges, encode_answers, patch_sets
 from helpers.prompts import prepend_start_token
 
 VOCABULARY_PIECE = 4096
 """Of how many tokens logits are computed at once where only ranks are wanted."""
-GRADIENT_TOKENS = 512
-"""How many tokens run with gradients at once."""
+GRADIENT_TOKENS = 256
+"""How many tokens run with gradients at once, as what every sender writes is kept for each."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,10 @@ def attribute_edges(
 
     What the sender would write more on the source prompt, times the gradient at the stream as the receiver reads it:
     edge attribution patching (Syed et al. 2023). All that comes after the sender is taken to be linear, attention's
-    softmax and norms too. With several `steps` the gradient is the mean over runs from embeddings between the prompts,
+    softmax and norms too. With several `steps` the gradient is the mean over runs from first streams between the two,
     1/steps, 2/steps, … and all of the way from source to base: integrated gradients over inputs (Hanna et al. 2024).
-    Summed over all receivers of "input", its edges then come to what the metric changes from base to source.
+    Where the model is smooth between (experts that are chosen make it jump), all edges of "input" together then come to
+    what the metric changes from base to source.
 
     Args:
         loaded: on plain Hugging Face; of weights in half precision gradients are coarse.
@@ -82,44 +83,46 @@ def attribute_edges(
     Raises:
         InputError: as for `patching.patch_edges`.
     """
-    _check_backend(loaded)
-    rows, others = hooks.tokenize(loaded, base), hooks.tokenize(loaded, source)
-    check_pairs(rows, others)
+    if isinstance(metric, str):
+        raise InputError(f"metric {metric!r} is no function: legal is one of the last logits")
+    for site in ("q", "k", "v", "head_z"):
+        check_site(loaded, site, 0)
+    known = patch_sets(loaded, base, source, [], answers=answers, metric=metric)  # which checks what is given
     steps, graph = as_count(steps, "steps"), make_graph(loaded)
-    edges = list(graph.list_edges() if edges is None else edges)
-    chosen = graph.find(edges)
-    measure = _as_metric(loaded, answers, metric, len(rows))
-    effect, metrics = torch.empty(len(edges), len(rows)), torch.empty(2, len(rows))
+    edges = check_edges(graph, edges)
+    receivers = list(graph.receivers.values())
+    chosen = torch.tensor([(sender, receivers.index(receiver)) for sender, receiver in graph.find(edges)]).T
+    rows, others = hooks.tokenize(loaded, base), hooks.tokenize(loaded, source)
+    measure = _as_metric(loaded, answers, metric)
+    effect = torch.empty(len(edges), len(rows))
     for examples in _split_by_length(rows):
         here = [rows[i] for i in examples], [others[i] for i in examples]
-        score, at_base, at_source = _attribute_edges(loaded, graph, *here, steps, partial(measure, examples))
-        effect[:, examples] = score[tuple(torch.tensor(chosen).T)].cpu()
-        metrics[:, examples] = torch.stack([at_base, at_source]).cpu()
-    named = tuple((one, other) for one, other in edges)
-    return EdgeEffects(metrics[0] + effect, ("edge", "example"), metrics[0], metrics[1], edges=named)
+        score = _score_edges(loaded, graph, *here, steps, partial(measure, torch.tensor(examples)))
+        effect[:, examples] = score[tuple(chosen)].float().cpu()
+    return EdgeEffects(known.base + effect, ("edge", "example"), known.base, known.source, edges=tuple(edges))
 
 
-def _attribute_edges(
+def _score_edges(
     loaded: LoadedModel,
     graph: Graph,
     rows: Sequence[Sequence[int]],
     others: Sequence[Sequence[int]],
     steps: int,
     measure: Callable[[Float[Tensor, "example token"]], Float[Tensor, " example"]],
-) -> tuple[Float[Tensor, "sender receiver example"], Float[Tensor, " example"], Float[Tensor, " example"]]:
-    """The scores of prompts of one length, and the metric at base and source."""
-    embed = loaded.model.get_input_embeddings()
-    at_base, at_source = (embed(torch.tensor(some, device=loaded.device)) for some in (rows, others))
-    calls = record_calls(loaded, rows[0])
-    origin = run_with_gradients(loaded, at_source, measure)
-    pulled: list[Tensor] = []
+) -> Float[Tensor, "sender receiver example"]:
+    """What edges of prompts of one length are worth."""
+    base, source = (run_with_gradients(loaded, some, measure) for some in (rows, others))
+    starts = [point.values["resid_pre", 0] for point in (source, base)]
+    sent = list_sent(list_layers(loaded.model, loaded.layout), base.values, source.values)
+    calls = record_block_calls(loaded.model, loaded.layout, rows[0])
+    part = Part(torch.arange(len(rows)), len(rows[0]), 0, base.values, source.values, {}, calls)
+    score = sent.new_zeros(len(sent), len(graph.receivers), len(rows))
     for step in range(1, steps + 1):
-        point = run_with_gradients(loaded, at_source + step / steps * (at_base - at_source), measure)
-        found = [gradient / steps for _, gradient in pull_to_readers(loaded, graph, calls, point)]
-        pulled = [one + other for one, other in zip(pulled, found, strict=True)] if pulled else found
-    sent = list_sent(list_layers(loaded.model, loaded.layout), point.values, origin.values)
-    score = torch.stack([torch.einsum("sntd,ntd->sn", sent, one) for one in pulled], dim=1)
-    return score, point.metric, origin.metric
+        between = torch.lerp(starts[0], starts[1], step / steps)
+        point = base if step == steps else run_with_gradients(loaded, rows, measure, between)
+        for number, gradient in enumerate(pull_to_receivers(loaded, graph, part, point)):
+            score[:, number] += torch.einsum("sntd,ntd->sn", sent, gradient) / steps
+    return score
 
 
 def _split_by_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -130,19 +133,14 @@ def _split_by_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         yield from (some[start : start + at_once] for start in range(0, len(some), at_once))
 
 
-def _as_metric(
-    loaded: LoadedModel, answers: Answers | None, metric: Metric | None, n: int
-) -> Callable[[list[int], Float[Tensor, "example token"]], Float[Tensor, " example"]]:
-    """The metric of some of n prompts, from their last logits."""
-    if (answers is None) == (metric is None):
-        raise InputError("the metric is missing or given twice: legal is either answers or metric")
-    if metric is not None:
-        return lambda examples, logits: metric(logits, torch.tensor(examples))
-    tokens = encode_answers(loaded, answers or ()).to(loaded.device)
-    if len(tokens) != n:
-        raise InputError(f"{len(tokens)} answers for {n} prompts: legal is a pair for each")
+def _as_metric(loaded: LoadedModel, answers: Answers | None, metric: Metric | None) -> Callable[..., Tensor]:
+    """The metric of some prompts, by their numbers and last logits."""
+    if answers is None:
+        assert metric is not None
+        return lambda examples, logits: metric(logits, examples)
+    tokens = encode_answers(loaded, answers).to(loaded.device)
 
-    def subtract(examples: list[int], logits: Float[Tensor, "example token"]) -> Float[Tensor, " example"]:
+    def subtract(examples: Int[Tensor, " example"], logits: Float[Tensor, "example token"]) -> Tensor:
         right, wrong = logits.gather(1, tokens[examples]).T
         return right - wrong
 
@@ -401,7 +399,7 @@ def _attended(
         (value,) = read_block(loaded, number, layer, calls[number], resid[:, None], ["v"]).values()
         value = value[:, 0].repeat_interleave(n_heads // loaded.layout.n_kv_heads, dim=1)
         apart = torch.eye(n_heads, device=value.device, dtype=value.dtype)[:, None, :, None] * value
-        written = write_attn_out(layer, apart.flatten(0, 1)) - write_attn_out(layer, torch.zeros_like(value[:1]))
+        written = layer.add_to_stream(apart.flatten(0, 1)) - layer.add_to_stream(torch.zeros_like(value[:1]))
         yield written.unflatten(0, (n_heads, -1))
 
 
@@ -476,19 +474,6 @@ def pull_through_attn_out(
     norm = layer.block.get_submodule(layer.layout.after_attention)
     # forward, not a call: an edit of head_z would take this for a pass of the model
     return pull_through_norm(norm, layer.out.forward(head_z.flatten(1).to(layer.out.weight.dtype)), direction)
-
-
-def write_attn_out(layer: Layer, head_z: Float[Tensor, "example head d_head"]) -> Float[Tensor, "example d_model"]:
-    """What attention adds to the residual stream.
-
-    Args:
-        layer: of a plain Hugging Face model.
-        head_z: of all its heads.
-    """
-    out = layer.out.forward(head_z.flatten(-2))
-    if layer.layout.after_attention is not None:
-        out = layer.block.get_submodule(layer.layout.after_attention)(out)
-    return out * layer.layout.points["attn_out"].scale
 
 
 def _matrix(projection: AnyModule) -> Float[Tensor, "d_model head*d_head"]:

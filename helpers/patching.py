@@ -22,7 +22,7 @@ from itertools import product
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from helpers import InputError, hooks
@@ -36,7 +36,7 @@ from helpers.engine.architectures import (
     unembed,
 )
 from helpers.engine.attention import AttentionCall, redirect
-from helpers.engine.edges import Graph, make_graph, make_patches, run_circuit
+from helpers.engine.edges import Graph, Receiver, make_graph, make_patches, run_circuit
 from helpers.engine.inputs import as_list, as_names, as_whole, as_wholes, is_row, make_generator
 from helpers.engine.propagation import (
     TOKENS_AT_ONCE,
@@ -51,16 +51,7 @@ from helpers.engine.propagation import (
     read_block,
     run_senders,
 )
-from helpers.engine.sites import (
-    Captured,
-    Positions,
-    Prompts,
-    check_pairs,
-    check_site,
-    count_heads,
-    locate_positions,
-    tokenize,
-)
+from helpers.engine.sites import Captured, Positions, Prompts, check_site, count_heads, locate_positions, tokenize
 from helpers.hooks import Head, SiteName
 from helpers.models import LoadedModel
 
@@ -373,8 +364,8 @@ def patch_edges(
         base: as for `patch_positions`.
         source: as for `patch_positions`.
         edges: as (sender, receiver); by default all, as `list_edges` names them.
-        grouped: whether query heads that share keys and values share these inputs: "a5.h1<k>" is then the input of
-            key/value head 1, else that of query head 1 alone.
+        grouped: whether query heads that share keys and values share these inputs: "a5.g1<k>" is that of key/value
+            head 1, where they don't, "a5.h1<k>" is that of query head 1 alone.
         answers: as for `patch_positions`.
         metric: as for `patch_positions`.
 
@@ -382,14 +373,10 @@ def patch_edges(
         InputError: as for `patch_positions`; an edge that the model does not have.
     """
     sweep, graph = _Sweep(loaded, base, source, answers, _one_number(metric)), make_graph(loaded, grouped=grouped)
-    if edges is None:
-        edges = graph.list_edges()
-    if not is_row(edges) or not edges:
-        raise InputError(f"edges {str(edges)[:60]}: legal are pairs of sender and receiver, at least one")
-    values = sweep.run_edges(graph, graph.find(edges))
-    return EdgeEffects(
-        values, ("edge", "example"), sweep.base, sweep.source, edges=tuple((one, other) for one, other in edges)
-    )
+    edges = check_edges(graph, edges)
+    numbers = {edge: number for number, edge in enumerate(dict.fromkeys(edges))}  # an edge may be asked for twice
+    values = sweep.run_edges(graph, graph.find(list(numbers)))[[numbers[edge] for edge in edges]]
+    return EdgeEffects(values, ("edge", "example"), sweep.base, sweep.source, edges=tuple(edges))
 
 
 def run_circuits(
@@ -422,8 +409,22 @@ def run_circuits(
         raise InputError(f"{loaded.config.model_type} has norms behind attention: legal are models without")
     if not is_row(circuits) or not circuits or not all(map(is_row, circuits)):
         raise InputError(f"circuits {str(circuits)[:60]}: legal are lists of edges, at least one list")
-    masks = [graph.make_mask(graph.find(edges)) for edges in circuits]
-    return Effects(sweep.run_circuits(graph, masks), ("circuit", "example"), sweep.base, sweep.source)
+    found = [graph.find(edges) for edges in circuits]
+    return Effects(sweep.run_circuits(graph, found), ("circuit", "example"), sweep.base, sweep.source)
+
+
+def check_edges(graph: Graph, edges: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
+    """The edges as a list, by default all of a graph.
+
+    Raises:
+        InputError: none, or one that is no pair of names, sender before receiver.
+    """
+    if edges is None:
+        return graph.list_edges()
+    if not is_row(edges) or not edges:
+        raise InputError(f"edges {str(edges)[:60]}: legal are pairs of sender and receiver, at least one")
+    graph.find(edges)
+    return [(sender, receiver) for sender, receiver in edges]
 
 
 def list_edges(loaded: LoadedModel, *, grouped: bool = True) -> list[tuple[str, str]]:
@@ -491,7 +492,7 @@ class _Sweep:
         self.lengths = torch.tensor([len(row) for row in self.rows])
         self.constants = source if isinstance(source, _Constants) else None
         self.source_rows = self.rows if isinstance(source, _Constants) else tokenize(loaded, source)
-        check_pairs(self.rows, self.source_rows)
+        _check_pairs(self.rows, self.source_rows)
         self.answers = None if answers is None else encode_answers(loaded, answers).to(loaded.device)
         if self.answers is not None and len(self.answers) != len(self.rows):
             raise InputError(f"{len(self.answers)} answers for {len(self.rows)} prompts: legal is a pair for each")
@@ -544,18 +545,15 @@ class _Sweep:
                 values[:, part.examples] = self.read(state[:, :, 0], part)
         return values.view(len(sets), len(senders), -1)
 
-    def run_edges(self, graph: Graph, edges: Sequence[tuple[int, int]]) -> Float[Tensor, "edge example"]:
+    def run_edges(self, graph: Graph, edges: Sequence[tuple[int, Receiver]]) -> Float[Tensor, "edge example"]:
         """The metric where each edge alone sends what it does on the source prompt."""
-        n_layers = self.loaded.n_layers
-        written: set[Key] = {("resid_pre", 0)}
-        written |= {(site, layer) for site in ("head_z", "mlp_out") for layer in range(n_layers)}
         values = torch.empty((len(edges), len(self.rows)))
-        for part in self._parts(set(range(n_layers)), written, written):
+        for part in self._parts_of_graph(graph):
             self._fill(values, part, ())  # what is not run has no effect
+            if part.first == part.length:
+                continue
             waiting: list[Patch] = []
-            for patches in (
-                make_patches(self.loaded, self.layers, part, graph, edges) if part.first < part.length else ()
-            ):
+            for patches in make_patches(self.loaded, self.layers, part, graph, edges):
                 waiting += patches
                 if len(waiting) * len(part.examples) * (part.length - part.first) > TOKENS_AT_ONCE:
                     self._put(values, part, waiting)
@@ -564,16 +562,23 @@ class _Sweep:
         return values
 
     def run_circuits(
-        self, graph: Graph, masks: Sequence[Bool[Tensor, "receiver sender"]]
+        self, graph: Graph, circuits: Sequence[Sequence[tuple[int, Receiver]]]
     ) -> Float[Tensor, "circuit example"]:
         """The metric of each circuit."""
-        layers = range(self.loaded.n_layers)
-        written: set[Key] = {(site, layer) for site in ("resid_pre", "head_z", "mlp_out") for layer in layers}
-        values = torch.empty((len(masks), len(self.rows)))
-        for part in self._parts({0}, written, written):
-            ends = [run_circuit(self.loaded, self.layers, part, graph, mask) for mask in masks]
+        values = torch.empty((len(circuits), len(self.rows)))
+        for part in self._parts_of_graph(graph):
+            if part.first == part.length:  # whoever is heard writes the same
+                values[:, part.examples] = self.base[part.examples]
+                continue
+            ends = [run_circuit(self.loaded, self.layers, part, graph, edges) for edges in circuits]
             values[:, part.examples] = self.read(torch.stack(ends), part)
         return values
+
+    def _parts_of_graph(self, graph: Graph) -> Iterator[Part]:
+        """Parts that hold what all senders write and receivers read, of so few prompts that it can be kept at once."""
+        layers = range(self.loaded.n_layers)
+        written: set[Key] = {(site, layer) for site in ("resid_pre", "head_z", "mlp_out") for layer in layers}
+        return self._parts({0}, written, written, n_tokens=TOKENS_AT_ONCE // len(graph.senders))
 
     def read(self, final: Float[Tensor, "patch example d_model"], part: Part) -> Float[Tensor, "patch example"]:
         """The metric, from the residual stream that leaves the last layer at the last position."""
@@ -620,8 +625,11 @@ class _Sweep:
             numbers = torch.tensor([patch.number for patch in batch])
             values[numbers[:, None], part.examples] = self.read(torch.stack(final)[:, :, -1], part)
 
-    def _parts(self, starts: set[int], source: set[Key], base: Set[Key] = frozenset()) -> Iterator[Part]:
-        """Run the prompts unpatched, part by part; `starts` are the layers in which patches begin."""
+    def _parts(
+        self, starts: set[int], source: set[Key], base: Set[Key] = frozenset(), n_tokens: int | None = None
+    ) -> Iterator[Part]:
+        """Run the prompts unpatched, part by part of about so many tokens; `starts` are the layers in which patches
+        begin."""
         from tqdm import tqdm
 
         n_layers = self.loaded.n_layers
@@ -636,7 +644,7 @@ class _Sweep:
             examples
             for length in self.lengths.unique().tolist()
             for examples in order[self.lengths[order] == length].split(
-                max(1, get_step_size(self.loaded.model.device) // length)
+                max(1, (n_tokens or get_step_size(self.loaded.model.device)) // length)
             )
         ]
         for examples in tqdm(parts, desc="patch", delay=2, leave=False, file=sys.stderr):
@@ -792,6 +800,16 @@ def _one_number(metric: Metric | None) -> Metric | None:
     if isinstance(metric, str):
         raise InputError(f"metric {metric!r} is no function: legal is one of the last logits, here")
     return metric
+
+
+def _check_pairs(base: Sequence[Sequence[int]], source: Sequence[Sequence[int]]) -> None:
+    if len(base) != len(source):
+        raise InputError(f"{len(base)} base and {len(source)} source prompts: legal is one source for each base")
+    for i, (one, other) in enumerate(zip(base, source, strict=True)):
+        if len(one) != len(other):
+            raise InputError(
+                f"prompt {i} has {len(one)} tokens as base and {len(other)} as source: legal are equally long pairs"
+            )
 
 
 def _check_nodes(loaded: LoadedModel, sets: Sequence[Sequence[Node]], shortest: int) -> list[list[Node]]:

@@ -50,7 +50,7 @@ def test_a_part_is_what_is_missing_when_the_norm_stays_and_the_part_goes(tiny, d
         without[:, head] = 0
         if layer.layout.after_attention:
             continue  # its norm would change as well
-        written = attribution.write_attn_out(layer, z) - attribution.write_attn_out(layer, without)
+        written = layer.add_to_stream(z) - layer.add_to_stream(without)
         centred, whole = written, resid
         if isinstance(norm, torch.nn.LayerNorm):
             centred, whole = (part - part.mean(-1, keepdim=True) for part in (written, resid))

@@ -1,17 +1,24 @@
 """An edge's exact effect equals hooked forward passes, and its attribution is the slope of that."""
 
 import random
+import re
 
 import pytest
 import torch
 from scipy.stats import spearmanr
 from shared.tiny import FAMILIES
 
-from helpers import attribution, hooks, patching
+from helpers import attribution, hooks, models, patching
+from helpers.engine import propagation
 from helpers.engine.edges import Graph
 from helpers.hooks import Edit
 from studies.ioi import templates
 
+FURTHER = ("falcon", "falcon-grouped", "bloom", "granite", "gpt_oss", "mixtral")
+"""In which attention is added in place, embeddings are normed, what is added is scaled, and experts are chosen."""
+EVERY = [*FAMILIES, *(pytest.param(family, marks=pytest.mark.rare) for family in FURTHER)]
+PLAIN = [family for family in EVERY if family != "gemma3_text"]
+"""Those without a norm behind attention."""
 ALL = {"positions": "all"}
 
 
@@ -63,8 +70,9 @@ def read_by_hand(loaded, row, receiver, sent, grouped):
         stream = "resid_mid" if has(loaded, "resid_mid") else "resid_pre"
         with hooks.intervene(loaded, Edit(stream, layer, clean(loaded, row, stream, layer) + sent)):
             return Edit("mlp_out", layer, see(loaded, row, "mlp_out", layer))
-    layer, (head, site) = int(receiver[1:].split(".")[0]), receiver.split(".h")[1].rstrip(">").split("<")
-    head, arrives = int(head), Edit("resid_pre", layer, clean(loaded, row, "resid_pre", layer) + sent)
+    layer, head, site = re.fullmatch(r"a(\d+)\.[gh](\d+)<(.)>", receiver).groups()
+    layer, head = int(layer), int(head)
+    arrives = Edit("resid_pre", layer, clean(loaded, row, "resid_pre", layer) + sent)
     if grouped or site == "q":
         with hooks.intervene(loaded, arrives):
             return Edit(site, layer, see(loaded, row, site, layer)[:, head], head=head)
@@ -88,6 +96,11 @@ def do_by_hand(loaded, row, other, pair, edge, grouped, share=1.0):
         return difference(loaded, row, pair)
 
 
+@pytest.fixture
+def load(load_tiny, load_decoder):
+    return lambda family: (load_tiny if family in FAMILIES else load_decoder)(family)
+
+
 @pytest.fixture(scope="module")
 def data():
     """Prompts of two lengths that differ late, from the start, and in several places; one pair does not differ."""
@@ -101,9 +114,9 @@ def data():
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_kind_of_edge_equals_two_hooked_passes(family, grouped, load_tiny, data):
-    loaded, (base, source, answers) = load_tiny(family), data
+@pytest.mark.parametrize("family", EVERY)
+def test_every_kind_of_edge_equals_two_hooked_passes(family, grouped, load, data):
+    loaded, (base, source, answers) = load(family), data
     every = patching.list_edges(loaded, grouped=grouped)
     some = [edge for kind in "qkv" for edge in every if f"<{kind}>" in edge[1]][::7]
     some += [edge for edge in every if "<" not in edge[1]][::3]
@@ -116,6 +129,19 @@ def test_every_kind_of_edge_equals_two_hooked_passes(family, grouped, load_tiny,
     assert effects.effect[:, :3].abs().max() > 0.1 and effects.effect[:, 3].abs().max() < 1e-5
 
 
+def test_edges_are_the_same_however_few_are_run_at_once(load_tiny, data, monkeypatch):
+    loaded, (base, source, answers) = load_tiny("llama"), data
+    twice = [*patching.list_edges(loaded), *patching.list_edges(loaded)[::9]]
+    found = patching.patch_edges(loaded, base, source, twice, answers=answers).values
+    first = {edge: value for edge, value in zip(twice, found, strict=True)}
+    assert all(torch.equal(first[edge], value) for edge, value in zip(twice, found, strict=True))
+    for module in (patching, propagation):
+        monkeypatch.setattr(module, "TOKENS_AT_ONCE", 40)
+    monkeypatch.setitem(propagation.TOKENS_PER_STEP, "cpu", 12)
+    again = patching.patch_edges(loaded, base, source, twice, answers=answers).values
+    torch.testing.assert_close(again, found, atol=1e-5, rtol=0)
+
+
 def test_all_edges_are_those_asked_for_one_by_one(load_tiny, data):
     loaded, (base, source, answers) = load_tiny("llama"), data
     every = patching.patch_edges(loaded, base, source, answers=answers)
@@ -126,12 +152,12 @@ def test_all_edges_are_those_asked_for_one_by_one(load_tiny, data):
 
 
 def test_a_sender_reaches_what_reads_after_it_and_nothing_else():
-    graph = Graph(2, 4, 2, (False, True))
-    edges = graph.list_edges()
+    edges = Graph(2, 4, 2, (False, True)).list_edges()
     assert len(edges) == len(set(edges))
     assert ("a0.h3", "m0") in edges and ("a1.h3", "m1") not in edges, "MLP 1 reads beside its attention"
-    assert ("m0", "a1.h1<k>") in edges and ("m0", "a1.h2<k>") not in edges, "two key/value heads"
+    assert ("m0", "a1.g1<k>") in edges and ("m0", "a1.g2<k>") not in edges, "two key/value heads"
     assert ("m0", "a1.h2<k>") in Graph(2, 4, 2, (False, True), grouped=False).list_edges()
+    assert ("m0", "a1.h2<k>") in Graph(2, 4, 4, (False, True)).list_edges()
     assert ("a0.h0", "a0.h1<q>") not in edges and ("m1", "logits") in edges
 
 
@@ -140,6 +166,7 @@ def test_a_sender_reaches_what_reads_after_it_and_nothing_else():
     [
         ([("a1.h0", "a0.h0<q>")], ("a1.h0", "sender before receiver")),
         ([("a0.h0", "a1.h9<q>")], ("a1.h9<q>",)),
+        ([("a0.h0", "a1.h0<k>")], ("by group (a1.g0<k>)",)),
         ([("a0.h0",)], ("legal are pairs",)),
         ([], ("at least one",)),
         ("a0.h0", ("legal are pairs",)),
@@ -151,21 +178,17 @@ def test_edges_that_are_none_are_refused(edges, words, load_tiny, data, refused)
         patching.patch_edges(load_tiny("llama"), base, source, edges, answers=answers)
 
 
-PLAIN = [family for family in FAMILIES if family != "gemma3_text"]
-"""Those without a norm behind attention."""
-
-
 @pytest.mark.parametrize("family", PLAIN)
-def test_a_circuit_of_all_edges_is_the_base_run_and_one_of_none_the_source(family, load_tiny, data):
-    loaded, (base, source, answers) = load_tiny(family), data
+def test_a_circuit_of_all_edges_is_the_base_run_and_one_of_none_the_source(family, load, data):
+    loaded, (base, source, answers) = load(family), data
     found = patching.run_circuits(loaded, base, source, [patching.list_edges(loaded), []], answers=answers)
     assert found.axes == ("circuit", "example")
     torch.testing.assert_close(found.values, torch.stack([found.base, found.source]), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", PLAIN)
-def test_all_edges_but_one_are_that_ones_patch(family, load_tiny, data):
-    loaded, (base, source, answers) = load_tiny(family), data
+def test_all_edges_but_one_are_that_ones_patch(family, load, data):
+    loaded, (base, source, answers) = load(family), data
     every = patching.list_edges(loaded)
     some = random.Random(5).sample(every, 12)
     without = [[edge for edge in every if edge != one] for one in some]
@@ -175,8 +198,8 @@ def test_all_edges_but_one_are_that_ones_patch(family, load_tiny, data):
 
 
 @pytest.mark.parametrize("family", PLAIN)
-def test_a_chain_of_edges_carries_what_hooked_passes_one_after_the_other_do(family, load_tiny, data):
-    loaded, (base, source, answers) = load_tiny(family), data
+def test_a_chain_of_edges_carries_what_hooked_passes_one_after_the_other_do(family, load, data):
+    loaded, (base, source, answers) = load(family), data
     chain = [("input", "m0"), ("m0", "a1.h2<q>"), ("a1.h2", "logits")]
     found = patching.run_circuits(loaded, base, source, [chain], answers=answers)
     for i, (row, other, pair) in enumerate(zip(base, source, answers, strict=True)):
@@ -202,9 +225,9 @@ def test_circuits_that_can_not_be_run_are_refused(load_tiny, data, refused):
         patching.run_circuits(load_tiny("llama"), base, source, [[("m1", "m0")]], answers=answers)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_attribution_is_the_slope_of_the_exact_effect(family, load_tiny, data):
-    loaded, (base, source, answers) = load_tiny(family), data
+@pytest.mark.parametrize("family", EVERY)
+def test_an_attribution_is_the_slope_of_the_exact_effect(family, load, data):
+    loaded, (base, source, answers) = load(family), data
     some = random.Random(2).sample(patching.list_edges(loaded), 20)
     effects = attribution.attribute_edges(loaded, base, source, some, answers=answers)
     close = {"atol": 1e-4, "rtol": 0}
@@ -217,9 +240,9 @@ def test_an_attribution_is_the_slope_of_the_exact_effect(family, load_tiny, data
             assert float(effects.effect[number, i]) == pytest.approx((up - down) / 0.02, rel=0.05, abs=2e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_integrated_edges_of_the_input_sum_to_what_the_metric_changes(family, load_tiny, data):
-    loaded, (base, source, answers) = load_tiny(family), data
+@pytest.mark.parametrize("family", EVERY[:-2])  # where experts are chosen, the metric jumps
+def test_integrated_edges_of_the_input_sum_to_what_the_metric_changes(family, load, data):
+    loaded, (base, source, answers) = load(family), data
     from_input = [edge for edge in patching.list_edges(loaded) if edge[0] == "input"]
     gaps = {}
     for steps in (1, 128):
@@ -246,6 +269,9 @@ def test_the_order_of_prompts_and_the_metric_make_no_difference(load_tiny, data)
     ("changed", "words"),
     [
         ({"steps": 0}, ("steps = 0",)),
+        ({"edges": []}, ("at least one",)),
+        ({"answers": None, "metric": "losses"}, ("'losses' is no function",)),
+        ({"answers": None, "metric": lambda logits, examples: logits.sum()}, ("the metric gave shape []",)),
         ({"edges": [("m1", "a0.h0<q>")]}, ("sender before receiver",)),
         ({"answers": None}, ("missing or given twice",)),
         ({"answers": [(1, 2)]}, ("1 answers for 4 prompts",)),
@@ -258,6 +284,21 @@ def test_what_can_not_be_attributed_is_refused(changed, words, load_tiny, data, 
         attribution.attribute_edges(
             load_tiny("llama"), **{"base": base, "source": source, "answers": answers} | changed
         )
+
+
+def test_edits_in_place_are_refused(load_tiny, data, refused):
+    loaded, (base, source, answers) = load_tiny("llama"), data
+    for ask in (patching.patch_edges, attribution.attribute_edges):
+        with refused("edits are in place"), hooks.intervene(loaded, Edit("head_z", 0, 0.0)):
+            ask(loaded, base, source, answers=answers)
+
+
+def test_in_half_precision_attributions_are_near(data, copy_of):
+    base, source, answers = data
+    folder = str(copy_of("llama"))
+    both = [models.load(folder, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    found = [attribution.attribute_edges(one, base, source, answers=answers).effect for one in both]
+    assert spearmanr(*(one.flatten() for one in found)).statistic > 0.9
 
 
 @pytest.mark.slow

@@ -154,6 +154,17 @@ class Layer:
         """What reads `head_z`."""
         return self.get_module(self.layout.points["head_z"])
 
+    def write(self, head_z: Float[Tensor, "*many head d_head"]) -> Float[Tensor, "*many d_model"]:
+        """What attention's output matrix writes; by its forward, as an edit of `head_z` takes a call for a pass."""
+        return self.out.forward(head_z.flatten(-2).contiguous())
+
+    def add_to_stream(self, head_z: Float[Tensor, "*many head d_head"]) -> Float[Tensor, "*many d_model"]:
+        """What attention adds to the residual stream."""
+        written = self.write(head_z)
+        if self.layout.after_attention is not None:
+            written = self.block.get_submodule(self.layout.after_attention)(written)
+        return written * self.layout.points["attn_out"].scale
+
     def run(
         self, resid_pre: Float[Tensor, "token d_model"], called: BlockCall, positions: Int[Tensor, " token"]
     ) -> Float[Tensor, "token d_model"]:
@@ -250,7 +261,7 @@ def recording_block_calls(model: AnyModule, blocks: str) -> Iterator[list[BlockC
 
 def record_block_calls(model: AnyModule, layout: Layout, tokens: Sequence[int]) -> list[BlockCall]:
     """What each block is called with when the model runs a prompt."""
-    with torch.inference_mode(), recording_block_calls(model, layout.blocks) as calls:
+    with torch.no_grad(), recording_block_calls(model, layout.blocks) as calls:  # gradients may pass what is recorded
         model.base_model(torch.tensor([list(tokens)], device=model.device), use_cache=False)
     return calls
 

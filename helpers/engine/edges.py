@@ -1,28 +1,42 @@
 """Edges: one part of a model sends what it would on another prompt to one input of a later part, and to no other.
 
-The receiver reads `resid_pre` with the sender's output exchanged, and what it then writes goes on through the model. Of
-a layer's readers only what they read is computed from that: queries, keys or values of one head, mixed with all that
-stayed as it was, or the MLP. The streams that leave the layer are patches of the next one's `resid_pre`.
+The receiver reads the stream with the sender's output exchanged, and what it then writes goes on through the model. Of
+its layer only that is computed again: what one head mixes from other queries, keys or values, or the MLP. The streams
+that leave the layer are patches of the next one's `resid_pre`. Positions before the first at which the prompts differ
+hold the same in both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from helpers import InputError
 from helpers.engine import backends
-from helpers.engine.architectures import Layer
+from helpers.engine.architectures import Layer, SiteName
 from helpers.engine.attention import AttentionCall, redirect
 from helpers.engine.cards import LoadedModel
-from helpers.engine.propagation import TOKENS_AT_ONCE, Change, Kept, Key, Part, Patch, get_step_size, mix, run_frozen
+from helpers.engine.propagation import Change, Kept, Key, Part, Patch, get_step_size, mix, run_frozen
 
-INPUTS = ("q", "k", "v")
+INPUTS: tuple[SiteName, ...] = ("q", "k", "v")
+
+
+class Receiver(NamedTuple):
+    """An input of a layer."""
+
+    layer: int
+    """That of the logits is one more than the last."""
+    site: str
+    """Of `INPUTS`, "mlp" or "logits"."""
+    heads: range = range(0)
+    """The query heads that read through it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,7 @@ class Graph:
     """The senders and receivers of a model, by the names of the Mechanistic Interpretability Benchmark.
 
     Senders are "input", heads such as "a3.h0" and MLPs such as "m3"; receivers "a3.h0<q>", "a3.h0<k>", "a3.h0<v>",
-    "m3" and "logits".
+    "m3" and "logits". Where query heads share keys and values, these inputs are "a3.g0<k>" and "a3.g0<v>".
     """
 
     n_layers: int
@@ -39,67 +53,61 @@ class Graph:
     parallel: tuple[bool, ...]
     """By layer, whether its MLP does not read what its heads write."""
     grouped: bool = True
-    """Whether query heads that share keys and values share these inputs, which then count as key/value heads do."""
+    """Whether query heads share these inputs as they share keys and values."""
 
     @cached_property
-    def senders(self) -> tuple[str, ...]:
-        """In the order in which they write."""
+    def senders(self) -> dict[str, int]:
+        """By name the number of each, in the order in which they write."""
         rows = [[*(f"a{layer}.h{head}" for head in range(self.n_heads)), f"m{layer}"] for layer in range(self.n_layers)]
-        return ("input", *(name for row in rows for name in row))
-
-    def make_mask(self, edges: Sequence[tuple[int, int]]) -> Bool[Tensor, "receiver sender"]:
-        """Which receiver hears from which sender, by edges of `find`."""
-        mask = torch.zeros(len(self.receivers), len(self.senders), dtype=torch.bool)
-        for sender, receiver in edges:
-            mask[receiver, sender] = True
-        return mask
+        return {name: number for number, name in enumerate(("input", *(name for row in rows for name in row)))}
 
     @cached_property
-    def receivers(self) -> tuple[str, ...]:
-        """In the order in which they read."""
-        return (*(name for layer in range(self.n_layers) for name in self.list_readers(layer)), "logits")
+    def receivers(self) -> dict[str, Receiver]:
+        """By name, in the order in which they read."""
+        found = {}
+        for layer in range(self.n_layers):
+            for site in INPUTS:
+                n = self.n_kv_heads if self.grouped and site != "q" else self.n_heads
+                kind, size = "h" if n == self.n_heads else "g", self.n_heads // n
+                for i in range(n):
+                    found[f"a{layer}.{kind}{i}<{site}>"] = Receiver(layer, site, range(i * size, (i + 1) * size))
+            found[f"m{layer}"] = Receiver(layer, "mlp")
+        return found | {"logits": Receiver(self.n_layers, "logits")}
 
-    def count_inputs(self, site: str) -> int:
-        """How many inputs of a kind a layer has."""
-        return self.n_heads if site == "q" or not self.grouped else self.n_kv_heads
-
-    def list_readers(self, layer: int) -> list[str]:
-        """The inputs of a layer."""
-        heads = [f"a{layer}.h{head}<{site}>" for site in INPUTS for head in range(self.count_inputs(site))]
-        return [*heads, f"m{layer}"]
-
-    def count_senders(self, receiver: str) -> int:
+    def count_senders(self, receiver: Receiver) -> int:
         """How many of the senders, the first ones, write before a receiver reads.
 
-        >>> Graph(2, 4, 2, (False, False)).count_senders("a1.h0<q>"), Graph(2, 4, 2, (False, False)).count_senders("m1")
-        (6, 10)
+        >>> graph = Graph(2, 4, 2, (False, False))
+        >>> [graph.count_senders(graph.receivers[name]) for name in ("a1.h0<q>", "m1", "logits")]
+        [6, 10, 11]
         """
-        if receiver == "logits":
-            return len(self.senders)
-        layer = int(receiver[1:].split(".")[0])
-        inside = self.n_heads if receiver[0] == "m" and not self.parallel[layer] else 0
-        return 1 + layer * (self.n_heads + 1) + inside
+        before = 1 + receiver.layer * (self.n_heads + 1)
+        return before + (self.n_heads if receiver.site == "mlp" and not self.parallel[receiver.layer] else 0)
 
     def list_edges(self) -> list[tuple[str, str]]:
         """Every sender with every receiver after it."""
-        return [(one, other) for other in self.receivers for one in self.senders[: self.count_senders(other)]]
+        senders = list(self.senders)
+        return [(sender, name) for name, one in self.receivers.items() for sender in senders[: self.count_senders(one)]]
 
-    def find(self, edges: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
-        """The numbers of senders and receivers.
+    def find(self, edges: Sequence[tuple[str, str]]) -> list[tuple[int, Receiver]]:
+        """The numbers of senders, and receivers.
 
         Raises:
             InputError: an edge that the model does not have.
         """
-        senders, receivers = ({name: i for i, name in enumerate(names)} for names in (self.senders, self.receivers))
         found = []
         for edge in edges:
-            one, other = edge if isinstance(edge, tuple | list) and len(edge) == 2 else (None, None)
-            if one not in senders or other not in receivers or senders[one] >= self.count_senders(other):
-                raise InputError(
-                    f"edge {edge!r}: legal are pairs such as ('a0.h0', 'a1.h0<q>'), sender before receiver"
-                )
-            found.append((senders[one], receivers[other]))
+            sender, name = edge if isinstance(edge, tuple | list) and len(edge) == 2 else ("", "")
+            number, receiver = self.senders.get(sender), self.receivers.get(name)
+            if number is None or receiver is None or number >= self.count_senders(receiver):
+                told = "sender before receiver" + ", keys and values by group (a1.g0<k>)" * self._shares
+                raise InputError(f"edge {edge!r}: legal are pairs such as ('a0.h0', 'a1.h0<q>'), {told}")
+            found.append((number, receiver))
         return found
+
+    @property
+    def _shares(self) -> bool:
+        return self.grouped and self.n_kv_heads < self.n_heads
 
 
 def make_graph(loaded: LoadedModel, *, grouped: bool = True) -> Graph:
@@ -107,6 +115,19 @@ def make_graph(loaded: LoadedModel, *, grouped: bool = True) -> Graph:
     layout = loaded.layout
     parallel = tuple(layer.parallel for layer in layout.layers)
     return Graph(loaded.n_layers, layout.n_heads, layout.n_kv_heads, parallel, grouped)
+
+
+# What is sent
+
+
+def exchange_heads(
+    z: Float[Tensor, "example position head d_head"], new: Float[Tensor, "example position head d_head"]
+) -> Float[Tensor, "head example position head d_head"]:
+    """The outputs of all heads with one of them exchanged, for each."""
+    given = z.repeat(z.shape[2], 1, 1, 1, 1)
+    for head in range(z.shape[2]):
+        given[head, :, :, head] = new[:, :, head]
+    return given
 
 
 def list_sent(
@@ -125,68 +146,106 @@ def list_sent(
     def exchanged(key: Key) -> Tensor:
         return (source[key] - base[key])[:, first:]
 
-    sent = [exchanged(("resid_pre", 0))[None]]
-    for number, layer in enumerate(found):
+    own = exchanged(("resid_pre", 0))
+    n_heads = base["head_z", 0].shape[2]
+    sent = own.new_empty(1 + len(found) * (n_heads + 1), *own.shape)
+    sent[0] = own
+    for number, (layer, of_layer) in enumerate(zip(found, sent[1:].split(n_heads + 1), strict=True)):
         z, new = (kept["head_z", number][:, first:] for kept in (base, source))
-        given = z.repeat(1 + z.shape[2], 1, 1, 1, 1)
-        for head in range(z.shape[2]):
-            given[1 + head, :, :, head] = new[:, :, head]
-        written = _add_to_stream(layer, given)
-        sent += [written[1:] - written[:1], exchanged(("mlp_out", number))[None]]
-    return torch.cat(sent)
+        of_layer[:-1] = layer.add_to_stream(exchange_heads(z, new)) - layer.add_to_stream(z)
+        of_layer[-1] = exchanged(("mlp_out", number))
+    return sent
 
 
-def _add_to_stream(layer: Layer, z: Float[Tensor, "... head d_head"]) -> Float[Tensor, "... d_model"]:
-    """What attention adds to the stream where its heads give `z`."""
-    out = _apply_output(layer, z)
-    if layer.layout.after_attention is not None:
-        out = layer.block.get_submodule(layer.layout.after_attention).forward(out)
-    return out * layer.layout.points["attn_out"].scale
+# How a receiver reads
 
 
-def _apply_output(layer: Layer, z: Float[Tensor, "... head d_head"]) -> Float[Tensor, "... d_model"]:
-    """What attention's output matrix writes."""
-    return layer.out.forward(z.flatten(-2).contiguous())
+def meet(
+    loaded: LoadedModel,
+    layer: Layer,
+    number: int,
+    part: Part,
+    streams: Float[Tensor, "stream example position d_model"],
+) -> tuple[AttentionCall, dict[str, Float[Tensor, "stream example position head d_head"]]]:
+    """Queries, keys and values that a layer makes of some streams, and the call in which it would mix them."""
+    calls: list[AttentionCall] = []
+
+    def keep(call: AttentionCall) -> tuple[Tensor, None]:
+        calls.append(call)
+        return backends.stop()
+
+    with redirect(loaded.model, keep), backends.stopping():
+        layer.run(streams.flatten(0, -2), part.calls[number], _list_places(part, streams))
+    inputs = (calls[0].query, calls[0].key, calls[0].value)
+    return calls[0], {
+        site: x[0].transpose(0, 1).unflatten(0, streams.shape[:-1]) for site, x in zip(INPUTS, inputs, strict=True)
+    }
+
+
+def run_mlp(
+    loaded: LoadedModel,
+    layer: Layer,
+    number: int,
+    part: Part,
+    resid_pre: Float[Tensor, "*many position d_model"],
+    written: Float[Tensor, "*many position d_model"],
+) -> Float[Tensor, "*many position d_model"]:
+    """`mlp_out` of one layer where what its attention's output matrix writes is given."""
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> None:
+        kept.append(tensor[0].clone())  # some blocks add to it in place
+
+    with backends.tap(loaded, [("mlp_out", number, keep)]):
+        places = _list_places(part, resid_pre)
+        run_frozen(loaded, layer, part.calls[number], resid_pre.flatten(0, -2), written.flatten(0, -2), places)
+    return kept[0].view(resid_pre.shape)
+
+
+def _list_places(part: Part, streams: Float[Tensor, "*many position d_model"]) -> Int[Tensor, " token"]:
+    """The positions of streams that end with the prompts."""
+    places = torch.arange(part.length - streams.shape[-2], part.length, device=streams.device)
+    return places.repeat(streams.shape[:-2].numel())
 
 
 def make_patches(
-    loaded: LoadedModel, found: Sequence[Layer], part: Part, graph: Graph, edges: Sequence[tuple[int, int]]
+    loaded: LoadedModel, found: Sequence[Layer], part: Part, graph: Graph, edges: Sequence[tuple[int, Receiver]]
 ) -> Iterator[list[Patch]]:
-    """The edges as patches of the stream that leaves the receiver's layer, a few at a time; those to the logits too.
+    """Edges as patches of the stream that leaves the receiver's layer, of as many senders at a time as a step has room
+    for.
 
     Args:
         loaded: on plain Hugging Face.
         found: its layers.
         part: with `resid_pre`, `head_z` and `mlp_out` of all layers, of base and source.
         graph: of the model.
-        edges: of `Graph.find`; a patch has the number of its edge.
+        edges: different ones, of `Graph.find`; a patch has the number of its edge.
     """
     sent = list_sent(found, part.base, part.source, part.first)
-    n_layers, width = graph.n_layers, part.length - part.first
-    by_receiver: dict[str, dict[int, int]] = {name: {} for name in graph.receivers}
+    by_layer: dict[int, dict[Receiver, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
     for number, (sender, receiver) in enumerate(edges):
-        by_receiver[graph.receivers[receiver]][sender] = number
-    for layer in range(n_layers):
-        wanted = {name: by_receiver[name] for name in graph.list_readers(layer) if by_receiver[name]}
-        senders = sorted({sender for of_it in wanted.values() for sender in of_it})
-        at_once = max(1, TOKENS_AT_ONCE // (len(part.examples) * width * max(1, len(wanted))))
+        by_layer[receiver.layer][receiver][sender] = number
+    at_once = max(1, get_step_size(sent.device) // sent[0, ..., 0].numel())
+    for layer, receivers in sorted(by_layer.items()):
+        if layer == graph.n_layers:
+            ends = part.base["resid_pre", layer][:, part.first :]
+            (numbers,) = receivers.values()
+            yield [_as_patch(part, number, layer, (ends + sent[one])[:, -1:]) for one, number in numbers.items()]
+            continue
+        reader = _Reader(loaded, found[layer], part, layer, graph)
+        senders = sorted({sender for numbers in receivers.values() for sender in numbers})
         for start in range(0, len(senders), at_once):
             some = senders[start : start + at_once]
-            reader = _Reader(loaded, found[layer], part, layer, graph)
-            streams = reader.read(sent[some], some, wanted)
             yield [
-                _as_patch(part, of_it[some[i]], layer + 1, stream[i])
-                for (name, of_it), stream in zip(wanted.items(), streams, strict=True)
-                for i in range(len(some))
-                if some[i] in of_it
+                _as_patch(part, receivers[receiver][sender], layer + 1, stream)
+                for receiver, streams in reader.read(sent, some, receivers)
+                for sender, stream in streams
             ]
-    if by_receiver["logits"]:
-        end = part.base["resid_pre", n_layers][:, part.first :]
-        yield [_as_patch(part, number, n_layers, end + sent[one]) for one, number in by_receiver["logits"].items()]
 
 
 def _as_patch(part: Part, number: int, layer: int, stream: Float[Tensor, "example position d_model"]) -> Patch:
-    return Patch(number, layer, part.first, (Change("resid_pre", layer, None, stream, part.first),))
+    first = part.length - stream.shape[1]
+    return Patch(number, layer, first, (Change("resid_pre", layer, None, stream, first),))
 
 
 @dataclass(frozen=True)
@@ -199,81 +258,72 @@ class _Reader:
     number: int
     graph: Graph
 
+    def get(self, site: SiteName, layer: int | None = None) -> Float[Tensor, "example position ..."]:
+        """What a site holds on the base prompts, from the first position that differs on."""
+        return self.part.base[site, self.number if layer is None else layer][:, self.part.first :]
+
     def read(
-        self, sent: Float[Tensor, "sender example position d_model"], senders: Sequence[int], wanted: Iterable[str]
-    ) -> Iterator[Float[Tensor, "sender example position d_model"]]:
-        """For each receiver the stream that leaves the layer."""
-        base = self.part.base["resid_pre", self.number][:, self.part.first :]
-        z = self.part.base["head_z", self.number][:, self.part.first :]
-        heads = [name for name in wanted if "<" in name]
-        mixed = self.mix(base + sent, base, {name[-2] for name in heads}) if heads else {}
-        for name in wanted:
-            if name not in heads:
-                yield self.read_mlp(base, z, sent, senders)
+        self,
+        sent: Float[Tensor, "sender example position d_model"],
+        senders: Sequence[int],
+        wanted: Mapping[Receiver, Mapping[int, int]],
+    ) -> Iterator[tuple[Receiver, list[tuple[int, Float[Tensor, "example position d_model"]]]]]:
+        """For each receiver its senders among these, with the stream that then leaves the layer."""
+        sites = {receiver.site for receiver in wanted}
+        mixed = self.mix(sent[senders], sites & {*INPUTS}) if sites & {*INPUTS} else {}
+        for receiver, numbers in wanted.items():
+            mine = [sender for sender in senders if sender in numbers]
+            if not mine:
                 continue
-            head, site = int(name.split(".h")[1].split("<")[0]), name[-2]
-            size = self.graph.n_heads // self.graph.count_inputs(site)
-            new = z.expand(len(sent), *z.shape).clone()
-            new[..., head * size : (head + 1) * size, :] = mixed[site][..., head * size : (head + 1) * size, :]
-            yield self.run(base.expand(len(sent), *base.shape), _apply_output(self.layer, new))
+            if receiver.site == "mlp":
+                streams = self.read_mlp(sent[mine], mine)
+            else:
+                at = [senders.index(sender) for sender in mine]
+                new = self.get("head_z").repeat(len(mine), 1, 1, 1, 1)
+                heads = list(receiver.heads)
+                new[..., heads, :] = mixed[receiver.site][at][..., heads, :]
+                streams = self.leave(new)
+            yield receiver, list(zip(mine, streams, strict=True))
 
     def mix(
-        self, changed: Float[Tensor, "sender example position d_model"], base: Tensor, sites: set[str]
+        self, sent: Float[Tensor, "sender example position d_model"], sites: set[str]
     ) -> dict[str, Float[Tensor, "sender example position head d_head"]]:
-        """What every head mixes where its queries, keys or values alone are read from the changed streams."""
-        part, number = self.part, self.number
-        streams = torch.cat([base[None], changed])
-        kept: dict[str, Tensor] = {}
+        """What every head mixes where its queries, keys or values alone are read from what is sent."""
+        base = self.get("resid_pre")
+        call, inputs = meet(self.loaded, self.layer, self.number, self.part, torch.cat([base[None], base + sent]))
+        before = slice(None, self.part.first)
+        base_k, base_v = (kept[:, before] for kept in self.part.met[self.number])
+        found = {}
+        for site in sites:
+            q, k, v = (x[1:] if name == site else x[:1].expand_as(x[1:]) for name, x in inputs.items())
+            found[site] = mix(call, q, k, v, base_k, base_v, self.part.calls[self.number].mask)
+        return found
 
-        def attend(call: AttentionCall) -> tuple[Tensor, None]:
-            inputs = dict(zip(INPUTS, (call.query, call.key, call.value), strict=True))
-            inputs = {site: x[0].transpose(0, 1).unflatten(0, streams.shape[:-1]) for site, x in inputs.items()}
-            base_k, base_v = (one[:, : part.first] for one in part.met[number])
-            for site in sites:
-                q, k, v = (x[1:] if name == site else x[:1].expand_as(x[1:]) for name, x in inputs.items())
-                kept[site] = mix(call, q, k, v, base_k, base_v, part.calls[number].mask)
-            backends.stop()
-            raise AssertionError("stopped")
-
-        with redirect(self.loaded.model, attend), backends.stopping():
-            self.layer.run(streams.flatten(0, -2), part.calls[number], self.count_places(streams))
-        return kept
+    def leave(
+        self, z: Float[Tensor, "sender example position head d_head"]
+    ) -> Float[Tensor, "sender example position d_model"]:
+        """The stream that leaves the layer where its heads give `z`."""
+        resid = self.get("resid_pre").expand(len(z), -1, -1, -1)
+        call, places = self.part.calls[self.number], _list_places(self.part, resid)
+        written = self.layer.write(z).flatten(0, -2)
+        return run_frozen(self.loaded, self.layer, call, resid.flatten(0, -2), written, places).view(resid.shape)
 
     def read_mlp(
-        self, base: Tensor, z: Tensor, sent: Float[Tensor, "sender example position d_model"], senders: Sequence[int]
+        self, sent: Float[Tensor, "sender example position d_model"], senders: Sequence[int]
     ) -> Float[Tensor, "sender example position d_model"]:
-        """The stream that leaves the layer where its MLP alone reads what is sent."""
-        first_inside = self.graph.count_senders(f"a{self.number}.h0<q>")
-        written = _apply_output(self.layer, z)
-        written = written.expand(len(sent), *written.shape).clone()
-        inside = [sender - first_inside if sender >= first_inside else None for sender in senders]
-        before = torch.tensor([head is None for head in inside], device=sent.device)[:, None, None, None]
-        new = self.part.source["head_z", self.number][:, self.part.first :]
-        for i, head in enumerate(inside):
-            if head is not None and head < self.graph.n_heads:
-                of_head = z.clone()
-                of_head[:, :, head] = new[:, :, head]
-                written[i] = _apply_output(self.layer, of_head)
-        return self.run(base + sent * before, written) - sent
-
-    def run(
-        self, resid_pre: Float[Tensor, "sender example position d_model"], written: Tensor
-    ) -> Float[Tensor, "sender example position d_model"]:
-        """`resid_post` where attention is given, in steps that a processor's caches hold."""
-        call, places = self.part.calls[self.number], self.count_places(resid_pre)
-        step = get_step_size(resid_pre.device)
-        parts = [part.split(step) for part in (resid_pre.flatten(0, -2), written.flatten(0, -2), places)]
-        return torch.cat([run_frozen(self.loaded, self.layer, call, *some) for some in zip(*parts, strict=True)]).view(
-            resid_pre.shape
-        )
-
-    def count_places(self, streams: Float[Tensor, "*many position d_model"]) -> Tensor:
-        places = torch.arange(self.part.first, self.part.length, device=streams.device)
-        return places.repeat(streams.shape[:-2].numel())
+        """The stream that leaves the layer where its MLP alone reads what is sent, by heads of the layer too."""
+        z, new = self.get("head_z"), self.part.source["head_z", self.number][:, self.part.first :]
+        written, each = self.layer.write(z), self.layer.write(exchange_heads(z, new))
+        inside = [sender - 1 - self.number * (self.graph.n_heads + 1) for sender in senders]
+        before = torch.tensor([head < 0 for head in inside], device=sent.device)[:, None, None, None]
+        resid = self.get("resid_pre") + sent * before
+        adds = torch.stack([written if head < 0 else each[head] for head in inside])
+        out = run_mlp(self.loaded, self.layer, self.number, self.part, resid, adds)
+        return self.get("resid_pre", self.number + 1) + (out - self.get("mlp_out"))
 
 
 def run_circuit(
-    loaded: LoadedModel, found: Sequence[Layer], part: Part, graph: Graph, mask: Bool[Tensor, "receiver sender"]
+    loaded: LoadedModel, found: Sequence[Layer], part: Part, graph: Graph, edges: Sequence[tuple[int, Receiver]]
 ) -> Float[Tensor, "example d_model"]:
     """The last stream at the last position where some edges carry what this run gives, and all others what the source
     prompts give: every input reads the source's stream, with the senders that it hears exchanged.
@@ -283,57 +333,45 @@ def run_circuit(
         found: its layers.
         part: with `resid_pre`, `head_z` and `mlp_out` of all layers, of base and source.
         graph: of the model.
-        mask: of `Graph.make_mask`.
+        edges: of `Graph.find`.
     """
-    own = part.base["resid_pre", 0] - part.source["resid_pre", 0]
+
+    def get(site: SiteName, layer: int) -> Float[Tensor, "example position ..."]:
+        return part.source[site, layer][:, part.first :]
+
+    own = part.base["resid_pre", 0][:, part.first :] - get("resid_pre", 0)
+    numbers = {receiver: i for i, receiver in enumerate(graph.receivers.values())}
+    hears = own.new_zeros(len(numbers), len(graph.senders))
+    for sender, receiver in edges:
+        hears[numbers[receiver], sender] = 1
     sent = own.new_zeros(len(graph.senders), *own.shape)  # what each writes here less what it writes on the source
     sent[0] = own
-    n_done, n_heads = 1, graph.n_heads
-    hears = mask.to(own)
-    for number, layer in enumerate(found):
-        names = graph.list_readers(number)
-        first = graph.receivers.index(names[0])
-        source, z = (part.source[site, number] for site in ("resid_pre", "head_z"))
-        streams = source + torch.einsum("rs,sntd->rntd", hears[first : first + len(names), :n_done], sent[:n_done])
-        new = _mix_streams(loaded, layer, part, number, graph, streams[:-1])
-        apart = torch.diag_embed((new - z).movedim(2, -1)).movedim(-2, 0)  # head example position d_head head
-        heads = _apply_output(layer, apart.transpose(-1, -2)) - _apply_output(layer, torch.zeros_like(z))
-        sent[n_done : n_done + n_heads] = heads * layer.layout.points["attn_out"].scale
-        inside = hears[first + len(names) - 1, n_done : n_done + n_heads]
-        written = _apply_output(layer, z + (new - z) * inside[:, None])
-        kept: list[Tensor] = []
-        with backends.tap(loaded, [("mlp_out", number, kept.append)]):
-            places = torch.arange(part.length, device=own.device).repeat(len(own))
-            run_frozen(loaded, layer, part.calls[number], streams[-1].flatten(0, 1), written.flatten(0, 1), places)
-        sent[n_done + n_heads] = kept[0].view_as(own) - part.source["mlp_out", number]
-        n_done += n_heads + 1
-    ends = part.source["resid_pre", graph.n_layers][:, -1]
+    by_layer = hears[:-1].split(len(numbers) // graph.n_layers)
+    for number, (layer, heard, of_layer) in enumerate(
+        zip(found, by_layer, sent[1:].split(graph.n_heads + 1), strict=True)
+    ):
+        n_before = 1 + number * (graph.n_heads + 1)
+        arrives = torch.einsum("rs,sntd->rntd", heard[:, :n_before], sent[:n_before])
+        streams = get("resid_pre", number) + arrives
+        call, inputs = meet(loaded, layer, number, part, streams[:-1])
+        q, k, v = _take_own(inputs)
+        base_k, base_v = (kept[:, : part.first] for kept in part.met[number])
+        (new,) = mix(call, q, k, v, base_k, base_v, part.calls[number].mask)
+        z = get("head_z", number)
+        of_layer[:-1] = layer.add_to_stream(exchange_heads(z, new)) - layer.add_to_stream(z)
+        inside = heard[-1, n_before : n_before + graph.n_heads]
+        written = layer.write(z + (new - z) * inside[:, None])
+        of_layer[-1] = run_mlp(loaded, layer, number, part, streams[-1], written) - get("mlp_out", number)
+    ends = get("resid_pre", graph.n_layers)[:, -1]
     return ends + torch.einsum("s,snd->nd", hears[-1], sent[:, :, -1])
 
 
-def _mix_streams(
-    loaded: LoadedModel,
-    layer: Layer,
-    part: Part,
-    number: int,
-    graph: Graph,
-    streams: Float[Tensor, "input example position d_model"],
-) -> Float[Tensor, "example position head d_head"]:
-    """What each head mixes where queries, keys and values are read from a stream each."""
-    found: list[Tensor] = []
-
-    def attend(call: AttentionCall) -> tuple[Tensor, None]:
-        at, own = 0, []
-        for x in (call.query, call.key, call.value):
-            given, n = x[0].transpose(0, 1).unflatten(0, streams.shape[:-1]), x.shape[1]
-            own.append(torch.stack([given[at + head, :, :, head] for head in range(n)], dim=2)[None])
-            at += n
-        q, k, v = own
-        found.append(mix(call, q, k, v, k[0, :, :0], v[0, :, :0], part.calls[number].mask)[0])
-        backends.stop()
-        raise AssertionError("stopped")
-
-    places = torch.arange(part.length, device=streams.device).repeat(streams.shape[:2].numel())
-    with redirect(loaded.model, attend), backends.stopping():
-        layer.run(streams.flatten(0, -2), part.calls[number], places)
-    return found[0]
+def _take_own(
+    inputs: Mapping[str, Float[Tensor, "stream example position head d_head"]],
+) -> Iterator[Float[Tensor, "1 example position head d_head"]]:
+    """Of each head the queries, keys or values of its own stream; streams are in the order of these."""
+    first = 0
+    for x in inputs.values():
+        n = x.shape[3]
+        yield torch.stack([x[first + head, :, :, head] for head in range(n)], dim=2)[None]
+        first += n

@@ -371,7 +371,7 @@ def run_senders(
         given = z.repeat(1 + len(heads), 1, 1, 1, 1)  # the first as it is, for all senders before
         for place, head in enumerate(heads, start=1):
             given[place, :, :, head] = part.source["head_z", number][:, positions, head]
-        written = found[number].out.forward(given.flatten(-2))
+        written = found[number].write(given)
         written = torch.cat([written[:1].expand(n_before, -1, -1, -1), written[1:]])
         resid = torch.cat([state, resid.expand(len(heads), *resid.shape)])
         places = torch.arange(part.length, device=z.device)[positions].repeat(resid.shape[1])

@@ -206,18 +206,3 @@ def count_heads(loaded: LoadedModel, site: SiteName) -> int:
         return loaded.layout.count_heads(site)
     with_heads = ", ".join(name for name, axes in SITES.items() if axes[-1] != "d_model")
     raise InputError(f"{site} has no heads: legal are {with_heads}")
-
-
-def check_pairs(base: Sequence[Sequence[int]], source: Sequence[Sequence[int]]) -> None:
-    """That prompts come in pairs of one token length.
-
-    Raises:
-        InputError: they do not.
-    """
-    if len(base) != len(source):
-        raise InputError(f"{len(base)} base and {len(source)} source prompts: legal is one source for each base")
-    for i, (one, other) in enumerate(zip(base, source, strict=True)):
-        if len(one) != len(other):
-            raise InputError(
-                f"prompt {i} has {len(one)} tokens as base and {len(other)} as source: legal are equally long pairs"
-            )
