@@ -109,6 +109,8 @@ def test_more_questions_are_asked_where_given_chains_are_followed(small, embedde
     loaded = dataset.load_transcripts(embedded, "causal_given", tasks=["parity"], n=N, seed=0)
     assert set(loaded["reasoning"]) == {"as it was"} and loaded["question"].nunique() == N + 2
     assert loaded["number"].max() == N + 1
+    further = dataset.load_transcripts(embedded, "causal_given", tasks=["parity"], n=N + 1, seed=0)
+    assert further["question"].nunique() == N + 1 and len(further) == 2 * (N + 1), "none twice"
 
 
 @pytest.mark.parametrize(("share", "followed"), [(1.0, ["a"]), (0.5, [])])

@@ -84,9 +84,11 @@ def make_dataset(
         InputError: no question of a kind.
     """
     numbers = {"n_constructed": n_constructed, "n_hinted": n_hinted, "n_causal": n_causal, "n_samples": n_samples}
-    for name, number in (numbers | {"n_more": n_more + 1}).items():
+    for name, number in numbers.items():
         if number < 1:
-            raise InputError(f"{name} = {number - (name == 'n_more')}: legal is at least {int(name != 'n_more')}")
+            raise InputError(f"{name} = {number}: legal is at least 1")
+    if n_more < 0:
+        raise InputError(f"n_more = {n_more}: legal is at least 0")
     asked = _ask(loaded, tasks, n_constructed, seed)
     parts = [construct(loaded, asked, variant=variant) for variant in VARIANTS]
     shots = questions.draw_shots(loaded, tasks=tasks, n=N_SHOTS, seed=seed)
@@ -100,9 +102,9 @@ def make_dataset(
     else:
         parts.append(_make_hints(loaded, n=n_hinted, n_samples=n_samples, able=able, **options))
         able = find_able_tasks(parts[-1]) if able is None else able
-    of_chains = {"n": n_causal, "known": known}
-    parts.append(_make_causes(loaded, own=False, n_more=n_more, **of_chains, **options))
-    parts.append(_make_causes(loaded, own=True, **of_chains, **options))
+    of_chains = options | {"n": n_causal, "known": known}
+    parts.append(_make_causes(loaded, own=False, n_more=n_more, **of_chains))
+    parts.append(_make_causes(loaded, own=True, **of_chains))
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     table = _number(loaded, table, max(n_constructed, n_hinted, n_causal + n_more), seed)
     table.attrs = {"able": able}
@@ -158,20 +160,25 @@ def _make_causes(
         made = label_causes(loaded, asked, shots=shots, own=own, first=first, folder=folder)
         return pd.concat([part for part in (rows, made) if len(part)], ignore_index=True) if len(rows) else made
 
-    kept, first, more = pd.DataFrame(), 0, 0
+    kept, first, end = pd.DataFrame({"number": []}), 0, n
     if known is not None and _covers(known, tasks, seed):
-        made = known.attrs["parameters"]
-        first, more = made["n_causal"], made.get("n_more", 0) if made["n_causal"] == n else 0
-        of_label = known["label"] == ("causal_own" if own else "causal_given")
-        kept = known[of_label & known["task"].isin(tasks or questions.TASKS)].dropna(axis=1, how="all")
-    found = kept[kept["number"] < n] if len(kept) else kept
+        kept, made = _take_causes(known, tasks, own), known.attrs["parameters"]
+        first = min(n, made["n_causal"])
+        end += min(n_more, made.get("n_more", 0)) if made["n_causal"] == n else 0
+    found = kept[kept["number"] < first]
     if first < n:
         found = extend(found, tasks, first, n)
     followed = find_followed_tasks(found, seed=seed) if n_more and len(found) else []
-    if len(kept) and followed and more:
-        further = kept["task"].isin(followed) & (kept["number"] >= n) & (kept["number"] < n + n_more)
+    if followed and end > n:
+        further = kept["task"].isin(followed) & kept["number"].between(n, end - 1)
         found = pd.concat([found, kept[further]], ignore_index=True)
-    return extend(found, followed, n + more, n + n_more) if followed and more < n_more else found
+    return extend(found, followed, end, n + n_more) if followed and end < n + n_more else found
+
+
+def _take_causes(known: pd.DataFrame, tasks: Sequence[str], own: bool) -> pd.DataFrame:
+    """All changed chains of some tasks that a data set has."""
+    of_label = known["label"] == ("causal_own" if own else "causal_given")
+    return known[of_label & known["task"].isin(tasks or questions.TASKS)].dropna(axis=1, how="all")
 
 
 def _number(loaded: LoadedModel, table: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
@@ -267,13 +274,10 @@ def load_transcripts(
     known = read_kept(loaded)
     options = {"tasks": tasks, "n": n, "seed": seed, "folder": folder}
     if label != "hint":
-        more = 0
-        if known is not None and _covers(known, tasks, seed):
-            made = known.attrs["parameters"]
-            options["n"] = n = max(n, made["n_causal"])
-            more = made.get("n_more", 0) if (label, n) == ("causal_given", made["n_causal"]) else 0
-        made_now = _make_causes(loaded, own=label == "causal_own", known=known, n_more=more, **options)
-        n += more
+        own = label == "causal_own"
+        if known is not None and _covers(known, tasks, seed) and n <= known.attrs["parameters"]["n_causal"]:
+            return _take_causes(known, tasks, own)
+        made_now = _make_causes(loaded, own=own, known=known, **options)
     elif known is not None and _has_hints(known, tasks, n, n_samples, seed):
         hints = known[(known["label"] == label) & known["task"].isin(tasks) & (known["number"] < n)]
         return hints[hints["sample"] < n_samples].dropna(axis=1, how="all")
