@@ -245,6 +245,6 @@ def _edges(
         n_pairs=1,
         scale=len(edges) / len(chosen),
         floor=lambda: floor.layer_tokens(width * sum(after)),
-        note=f"peer timed on {len(chosen)} random edges, what arrives at the receiver given to it; that both agree is in "
-        "tests/test_edges.py; the two unpatched runs are not in the floor",
+        note=f"peer timed on {len(chosen)} random edges, what arrives at the receiver given to it; that "
+        "both agree is in tests/test_edges.py; the two unpatched runs are not in the floor",
     )
